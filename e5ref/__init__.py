@@ -1,0 +1,24 @@
+"""E5 text embeddings that people can read, trust and run without a framework."""
+
+from e5ref import numpy_model
+from e5ref.checkpoint import Checkpoint, EmbeddingSettings, known_checkpoints, read_checkpoint
+from e5ref.config import BertConfig, CheckpointError
+from e5ref.encoder import E5, Tokens, load
+from e5ref.params import BertParams, build_params
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "E5",
+    "BertConfig",
+    "BertParams",
+    "Checkpoint",
+    "CheckpointError",
+    "EmbeddingSettings",
+    "Tokens",
+    "build_params",
+    "known_checkpoints",
+    "load",
+    "numpy_model",
+    "read_checkpoint",
+]

@@ -1,0 +1,106 @@
+"""Texts of different lengths → batches; padded batches ↔ rows of real tokens."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e5ref.config import BertConfig
+
+Ids = NDArray[np.integer]
+Floats = NDArray[np.floating]
+
+# Real tokens of one batch. Products of a few thousand rows run at BLAS's full rate; more only costs memory.
+MAX_TOKENS = 2048
+
+
+def token_batches(lengths: Sequence[int], *, max_texts: int | None = None) -> Iterator[list[int]]:
+    """Split texts into batches of about equal work, the longest texts first.
+
+    Args:
+        lengths: tokens of each text.
+        max_texts: the most texts of one batch; None for no bound.
+
+    Yields:
+        Indices into `lengths`, each once: at most `MAX_TOKENS` tokens together (one text may have more).
+    """
+    batch: list[int] = []
+    tokens = 0
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batch and (tokens + lengths[index] > MAX_TOKENS or len(batch) == max_texts):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(index)
+        tokens += lengths[index]
+    if batch:
+        yield batch
+
+
+def pad_ids(ids: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Lay token ids of different lengths into one array, padded on the right.
+
+    Args:
+        ids: the token ids of each text.
+        pad_id: the id that fills short rows.
+
+    Returns:
+        input_ids [B, T] and attention_mask [B, T] (1 for a real token), where T is the longest length.
+    """
+    lengths = np.array([len(text) for text in ids], dtype=np.int64)  # [B]
+    attention_mask = (np.arange(max(lengths, default=0)) < lengths[:, None]).astype(np.int64)  # [B, T]
+    input_ids = np.full(attention_mask.shape, pad_id, np.int64)
+    input_ids[attention_mask == 1] = [token for text in ids for token in text]
+    return input_ids, attention_mask
+
+
+def rows_of_each_text(attention_mask: Ids) -> Iterator[slice]:
+    """Yield where each text's rows lie among the R rows of a batch. [B, T] -> B slices."""
+    stop = 0
+    for length in attention_mask.sum(axis=1).tolist():
+        start, stop = stop, stop + length
+        yield slice(start, stop)
+
+
+def pad_rows(rows: Floats, attention_mask: Ids) -> Floats:
+    """Put rows back into their places in the padded batch, zeros elsewhere. [R, n], [B, T] -> [B, T, n]."""
+    padded = np.zeros((*attention_mask.shape, rows.shape[-1]), rows.dtype)
+    padded[attention_mask == 1] = rows
+    return padded
+
+
+def pad_squares(squares: Sequence[Floats], attention_mask: Ids) -> Floats:
+    """Put each text's [N, t, t] into its place in the padded batch, zeros elsewhere. -> [B, N, T, T]."""
+    texts, length = attention_mask.shape
+    padded = np.zeros((texts, squares[0].shape[0], length, length), squares[0].dtype)
+    for out, square, mask in zip(padded, squares, attention_mask == 1, strict=True):
+        out[:, np.outer(mask, mask)] = square.reshape(len(square), -1)
+    return padded
+
+
+def check_batch(input_ids: Ids, attention_mask: Ids, config: BertConfig) -> None:
+    """Check what goes into the forward pass.
+
+    Raises:
+        ValueError: says which argument is wrong, and where.
+    """
+    if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape:
+        raise ValueError(
+            f"input_ids and attention_mask must both be [B, T], but have shapes {input_ids.shape} and "
+            f"{attention_mask.shape}"
+        )
+    if not np.isin(attention_mask, (0, 1)).all():
+        raise ValueError("attention_mask must hold 1 for a real token and 0 for padding, and nothing else")
+    empty = np.flatnonzero(attention_mask.sum(axis=1) == 0)
+    if len(empty):
+        raise ValueError(f"attention_mask leaves text {empty[0]} without a single real token")
+    if input_ids.shape[1] > config.max_tokens:
+        raise ValueError(
+            f"input_ids has {input_ids.shape[1]} tokens a text, but the model {config.max_tokens} positions"
+        )
+    outside = (input_ids < 0) | (input_ids >= config.vocab_size)
+    if outside.any():
+        text, token = np.argwhere(outside)[0]
+        raise ValueError(
+            f"input_ids[{text}, {token}] is {input_ids[text, token]}, outside the vocabulary of {config.vocab_size}; "
+            "were the ids made by another model's tokenizer?"
+        )

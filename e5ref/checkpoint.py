@@ -1,0 +1,430 @@
+"""A name or a folder → verified local files → the parameter tree."""
+
+import hashlib
+import json
+import tomllib
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from e5ref.config import BertConfig, CheckpointError, read_config, read_json
+from e5ref.params import NAME_PREFIXES, UNUSED_NAMES, BertParams, build_params
+from e5ref.prompts import E5_PROMPTS
+
+DEFAULT_CHECKPOINT = "intfloat/e5-small-v2"
+
+# All that e5ref reads of a checkpoint, and so all that it fetches from the hub.
+FILES = [
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+]
+
+# How safetensors names what a tensor is made of, and how NumPy reads it. NumPy has no bfloat16: its two bytes are
+# the upper half of a float32. Only the position ids, which nothing uses, are whole numbers.
+STORED_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8"}
+
+CHECK_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class EmbeddingSettings:
+    """How a checkpoint turns hidden states into a vector, as its sentence-transformers files say.
+
+    Attributes:
+        pooling: "mean" or "cls".
+        normalize: whether vectors are scaled to unit L2 norm.
+        max_length: the most tokens of a text, [CLS] and [SEP] counted.
+        prompts: what to put before a text, by name ("query", "passage", …).
+        default_prompt_name: the prompt that `encode` uses when none is asked for.
+    """
+
+    pooling: str
+    normalize: bool
+    max_length: int
+    prompts: Mapping[str, str]
+    default_prompt_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read from disk.
+
+    Attributes:
+        name: the hub name or folder that was asked for.
+        folder: where its files are.
+        revision: the hub's commit; None for a folder.
+        config: the encoder's sizes and constants.
+        settings: pooling, normalisation, prompts.
+        params: the weights, read-only; float32 weights stay on disk and are mapped into memory.
+        weight_files: the safetensors files.
+    """
+
+    name: str
+    folder: Path
+    revision: str | None
+    config: BertConfig
+    settings: EmbeddingSettings
+    params: BertParams
+    weight_files: tuple[Path, ...]
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights' file, in hexadecimal; of several files, that of their hashes one below another."""
+        digests = [file_sha256(path) for path in self.weight_files]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def known_checkpoints() -> dict[str, dict[str, Any]]:
+    """Return the table of known checkpoints: hub name → revision, sizes, prompts, licence."""
+    package = Path(__file__).parent
+    # Beside the package in a source tree, inside it once installed.
+    folders = (package / "weights", package.parent / "weights")
+    path = next(folder / "checkpoints.toml" for folder in folders if folder.is_dir())
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def read_checkpoint(
+    name_or_folder: str | Path = DEFAULT_CHECKPOINT, *, revision: str | None = None, dtype: str = "float32"
+) -> Checkpoint:
+    """Read a checkpoint: find its files, check them, and build the parameter tree.
+
+    Args:
+        name_or_folder: a hub name such as "intfloat/e5-small-v2", or a folder, for which no socket is opened.
+        revision: the hub's commit, tag or branch; None takes the one that e5ref pins for a known name, and else
+            `main`, with a warning that names the commit. Anything but a commit is resolved to one first.
+        dtype: "float32" or "float64", what the weights are computed in.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or not what a BERT-style encoder needs; or the hub cannot give it.
+        ValueError: an unknown dtype, or a revision for a folder.
+    """
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype is {dtype!r}, but must be 'float32' or 'float64'")
+    name = str(name_or_folder)
+    folder, revision = locate(name, revision)
+    config = read_config(folder / "config.json")
+    settings = read_settings(folder, config, known_checkpoints().get(name, {}).get("prompts"))
+    files, tensors = read_tensors(folder)
+    params = _params_from_tensors(tensors, config, folder, dtype)
+    return Checkpoint(name, folder, revision, config, settings, params, files)
+
+
+def locate(name: str, revision: str | None = None) -> tuple[Path, str | None]:
+    """Find the folder that holds a checkpoint's files, fetching them from the hub where they are not here yet.
+
+    Args:
+        name: a folder or a hub name.
+        revision: as in `read_checkpoint`.
+
+    Returns:
+        The folder, and the hub's commit (None for a folder).
+
+    Raises:
+        CheckpointError: there is no such folder, the hub cannot be reached or has no such thing, or a file in the
+            local cache is not what the hub gave.
+        ValueError: a revision for a folder.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"{name} is a folder, which has no revisions; leave revision out")
+        return folder, None
+    if folder.is_file():
+        raise CheckpointError(f"{name} is a file; give the folder that holds config.json and model.safetensors")
+    pinned = known_checkpoints().get(name, {}).get("revision")
+    folder = _fetch(name, revision or pinned or "main")
+    commit = folder.name  # the hub's cache names its folders so
+    if commit not in (revision, pinned):
+        warnings.warn(
+            f"{name} at {revision or 'main'} is commit {commit} now; pass revision={commit!r} to keep it", stacklevel=2
+        )
+    for path in folder.rglob("*"):
+        _verify_cached(path, name)
+    return folder, commit
+
+
+def is_cached(name: str, revision: str | None) -> bool:
+    """Tell whether the hub's cache on this machine holds the weights and the configuration of a known checkpoint."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def has(file: str) -> bool:
+        return isinstance(try_to_load_from_cache(name, file, revision=revision), str)
+
+    return has("config.json") and (has("model.safetensors") or has("model.safetensors.index.json"))
+
+
+def _fetch(name: str, revision: str) -> Path:
+    """Return the hub cache's folder of a checkpoint at a revision, downloading what is missing."""
+    # Imported here, because a folder need not wait a quarter of a second for it.
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is its re-export of httpx's
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    def cached() -> Path | None:
+        try:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=FILES, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return None
+        # Another program may have fetched a part of the files only.
+        return folder if (folder / "config.json").exists() and any(folder.glob("model*.safetensors")) else None
+
+    mend = "check the network, or bring the checkpoint's folder here and pass its path"
+    try:
+        # A commit never changes: what is here needs no look at the hub.
+        if len(revision) == 40 and (folder := cached()):
+            return folder
+        try:
+            commit = HfApi().model_info(name, revision=revision).sha
+        except HfHubHTTPError:
+            raise  # the hub's own answer, told below
+        except (HTTPError, OfflineModeIsEnabled):
+            if folder := cached():
+                return folder
+            raise CheckpointError(
+                f"{name} at {revision} is not on this machine, and the hub cannot be reached; {mend}"
+            ) from None
+        return Path(snapshot_download(name, revision=commit, allow_patterns=FILES))
+    except HFValidationError:
+        raise CheckpointError(f"{name}: no such folder, and not a hub name such as {DEFAULT_CHECKPOINT!r}") from None
+    except RevisionNotFoundError:
+        raise CheckpointError(
+            f"{name} has no revision {revision!r} on the hub; look it up on the model's page"
+        ) from None
+    except GatedRepoError:
+        raise CheckpointError(f"{name} asks for consent on the hub: give it there, then run `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(
+            f"{name}: no such folder, and the hub has no such checkpoint (or wants a login: run `hf auth login`)"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{name} at {revision} could not be fetched from the hub ({reason}); {mend}") from None
+
+
+def _verify_cached(path: Path, name: str) -> None:
+    """Compare a file of the hub's cache with the hash that it is stored under: SHA-256, or git's for small files."""
+    blob = path.resolve()
+    if path.is_dir() or blob == path:
+        return
+    if len(blob.name) == 64:
+        actual = file_sha256(blob)
+    elif len(blob.name) == 40:
+        content = blob.read_bytes()
+        actual = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    else:
+        return
+    if actual != blob.name:
+        raise CheckpointError(
+            f"{path.name} of {name} is cut short or altered: its hash is {actual[:12]}…, the hub's was "
+            f"{blob.name[:12]}…; delete {blob} and run again to fetch it anew"
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_settings(folder: Path, config: BertConfig, prompts: Mapping[str, str] | None = None) -> EmbeddingSettings:
+    """Read how a checkpoint folder pools, normalises and prompts.
+
+    Without sentence-transformers' files (`modules.json`, …) it is E5's way: mean, unit L2 norm. Prompts are, first
+    found first taken: `prompts`, those in `config_sentence_transformers.json`, E5's if there is no such file.
+
+    Args:
+        folder: the checkpoint.
+        config: its configuration, which bounds `max_length`.
+        prompts: those of the table of known checkpoints, if it is one of them.
+
+    Raises:
+        CheckpointError: a module or a way of pooling that e5ref does not have.
+    """
+    pooling, normalize = "mean", True
+    modules = folder / "modules.json"
+    if modules.exists():
+        normalize = False
+        for kind, path in _read_modules(modules):
+            if kind == "Pooling":
+                pooling = _read_pooling(folder / path / "config.json")
+            elif kind == "Normalize":
+                normalize = True
+            elif kind != "Transformer":
+                raise CheckpointError(
+                    f"{modules}: has a module {kind!r}; e5ref has Transformer, Pooling, Normalize only"
+                )
+
+    # sentence-transformers keeps the bound in the first of these files up to version 5, in the second from 6 on.
+    max_length = min(512, config.max_tokens)
+    for file, key in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):
+        value = read_json(folder / file).get(key) if (folder / file).exists() else None
+        if isinstance(value, int | float) and value > 0:
+            max_length = int(min(value, config.max_tokens))
+
+    default_prompt_name = None
+    prompt_file = folder / "config_sentence_transformers.json"
+    if prompt_file.exists():
+        written = read_json(prompt_file)
+        default_prompt_name = written.get("default_prompt_name")
+        prompts = prompts or written.get("prompts", {})
+    return EmbeddingSettings(
+        pooling, normalize, max_length, dict(E5_PROMPTS if prompts is None else prompts), default_prompt_name
+    )
+
+
+def _read_modules(path: Path) -> list[tuple[str, str]]:
+    """Read `modules.json`: the class name and the folder of each module."""
+    try:
+        return [(module["type"].rsplit(".", 1)[-1], module["path"]) for module in json.loads(path.read_text("utf-8"))]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{path}: is not a list of modules with 'type' and 'path'; fetch the file anew") from None
+
+
+def _read_pooling(path: Path) -> str:
+    """Read a Pooling module's `config.json`, in the form before or from sentence-transformers 6 on."""
+    raw = read_json(path)
+    modes = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    chosen = [modes.get(key, key) for key, value in raw.items() if key.startswith("pooling_mode_") and value is True]
+    chosen += [raw["pooling_mode"]] if "pooling_mode" in raw else []
+    if len(chosen) != 1 or chosen[0] not in modes.values() or not raw.get("include_prompt", True):
+        raise CheckpointError(f"{path}: pools by {chosen}, but e5ref pools by mean or cls alone, the prompt included")
+    return str(chosen[0])
+
+
+def read_tensors(folder: Path) -> tuple[tuple[Path, ...], dict[str, NDArray[Any]]]:
+    """Map a checkpoint's tensors into memory.
+
+    Args:
+        folder: holds `model.safetensors`, or several files and their `model.safetensors.index.json`.
+
+    Returns:
+        The files, and every tensor by its name in the checkpoint: views of the files, read-only, as stored
+        (bfloat16 as unsigned 16-bit integers).
+
+    Raises:
+        CheckpointError: no such file, a file that is cut short or damaged, a tensor that the index promises and
+            no file holds, or weights as a pickle only, which e5ref never opens.
+    """
+    index = folder / "model.safetensors.index.json"
+    files = [folder / "model.safetensors"]
+    promised: dict[str, str] = {}
+    if not files[0].exists() and index.exists():
+        promised = read_json(index).get("weight_map", {})
+        if not promised or any(Path(name).name != name for name in promised.values()):
+            raise CheckpointError(f"{index}: weight_map must name the file of each tensor; fetch the file anew")
+        files = [folder / name for name in sorted(set(promised.values()))]
+
+    tensors: dict[str, NDArray[Any]] = {}
+    for path in files:
+        if not path.exists():
+            pickles = sorted(
+                file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in folder.glob(pattern)
+            )
+            raise CheckpointError(
+                f"{folder}: holds {pickles[0]} but no {path.name}, and e5ref never opens pickles, which can run code; "
+                "take the checkpoint's safetensors file, or convert it with transformers: model.save_pretrained(folder)"
+                if pickles
+                else f"{folder}: holds no {path.name}; fetch it from the model's page"
+            )
+        for name, tensor in _map_file(path):
+            if promised and promised.get(name) != path.name:
+                raise CheckpointError(f"{path}: holds {name!r}, which the index places elsewhere; fetch both anew")
+            tensors[name] = tensor
+    missing = promised.keys() - tensors.keys()
+    if missing:
+        raise CheckpointError(f"{index}: promises {min(missing)!r}, which no file holds; fetch the files anew")
+    return tuple(files), tensors
+
+
+def _map_file(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the tensors of a safetensors file: 8 bytes of header length, the header in JSON, then the numbers."""
+    try:
+        with safe_open(path, framework="numpy"):
+            pass  # safetensors itself checks the header, and that it accounts for every byte of the file
+        content = np.asarray(np.memmap(path, np.uint8, mode="r"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cut short or damaged ({error}); fetch the file anew") from None
+    start = 8 + int(content[:8].view("<u8")[0])
+    header = json.loads(content[8:start].tobytes())
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in STORED_DTYPES:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is stored as {entry['dtype']}, but e5ref reads F32, F16 and BF16"
+            )
+        begin, end = entry["data_offsets"]
+        yield name, content[start + begin : start + end].view(STORED_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+
+
+def _params_from_tensors(
+    tensors: Mapping[str, NDArray[Any]], config: BertConfig, folder: Path, dtype: str
+) -> BertParams:
+    """Put a checkpoint's tensors into the tree, each checked."""
+    prefix = next((p for p in NAME_PREFIXES if f"{p}embeddings.word_embeddings.weight" in tensors), "")
+    used = set()
+
+    def tensor(name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        name = prefix + name
+        if name not in tensors:
+            raise CheckpointError(f"{folder}: the weights have no tensor {name!r}; are they those of config.json?")
+        stored = tensors[name]
+        if stored.shape != shape:
+            raise CheckpointError(
+                f"{folder}: tensor {name!r} is {list(stored.shape)}, but by config.json it must be {list(shape)}"
+            )
+        if stored.dtype == np.int64:
+            raise CheckpointError(f"{folder}: tensor {name!r} is stored as I64, but e5ref reads F32, F16 and BF16")
+        used.add(name)
+        array = _to_float(stored, dtype)
+        flat = array.reshape(-1)
+        for start in range(0, flat.size, CHECK_ELEMENTS):
+            if not np.isfinite(flat[start : start + CHECK_ELEMENTS]).all():
+                raise CheckpointError(f"{folder}: tensor {name!r} holds NaN or infinity; fetch the weights anew")
+        return array
+
+    params = build_params(tensor, config)
+    unknown = sorted(name for name in tensors.keys() - used if name.removeprefix(prefix) not in UNUSED_NAMES)
+    if unknown:
+        raise CheckpointError(
+            f"{folder}: the weights hold {unknown[0]!r}{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}, "
+            "which e5ref does not know; is this an encoder without a head, with as many layers as config.json says?"
+        )
+    return params
+
+
+def _to_float(stored: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Widen a stored tensor to `dtype`, exactly; a float32 tensor as float32 stays the view that it is."""
+    if stored.dtype == np.uint16:
+        stored = (stored.astype(np.uint32) << 16).view(np.float32)
+    # A file may place tensors at any byte; those that are not where their dtype wants them are copied.
+    array = np.require(stored.astype(dtype, copy=False), requirements="A")
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,335 @@
+"""E5: texts in, vectors out."""
+
+import importlib.metadata
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from e5ref import numpy_model
+from e5ref.batching import pad_ids, token_batches
+from e5ref.checkpoint import DEFAULT_CHECKPOINT, Checkpoint, file_sha256, read_checkpoint
+from e5ref.numpy_ops import rows_are_independent
+from e5ref.prompts import DOCUMENT_NAMES, find_prompt
+from e5ref.tokenizer import TokenizedText, Tokenizer
+
+Truncation = Literal["warn", "error", "allow"]
+
+# Texts that are tokenized and sorted by length together: enough to fill every batch well, few enough to hold.
+WINDOW_TEXTS = 4096
+
+
+class Tokens(TypedDict):
+    """What `E5.tokenize` returns; the first two entries are what the model card's code calls `batch_dict`."""
+
+    input_ids: NDArray[np.int64]  # [B, T]
+    attention_mask: NDArray[np.int64]  # [B, T], 1 for a real token
+    n_tokens: NDArray[np.int64]  # [B], tokens of each text uncut, [CLS] and [SEP] counted
+    truncated: NDArray[np.bool_]  # [B], whether the text was cut to max_length
+
+
+def load(
+    model_name_or_path: str | Path = DEFAULT_CHECKPOINT,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    max_length: int | None = None,
+    truncation: Truncation = "warn",
+) -> "E5":
+    """Load a checkpoint, ready to embed texts.
+
+    Args:
+        model_name_or_path: a hub name such as "intfloat/e5-small-v2", or a folder.
+        revision: the hub's commit, tag or branch; None takes the commit that e5ref pins for a known name.
+        dtype: "float32" or "float64", what everything is computed in.
+        max_length: the most tokens of a text, [CLS] and [SEP] counted; None for the checkpoint's own.
+        truncation: what to do about longer texts: "warn" and cut, "error", or "allow" (cut without a word).
+
+    Returns:
+        The model.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be found, is damaged, or is not one that e5ref runs.
+        ValueError: an argument that is out of its range.
+    """
+    return E5(
+        read_checkpoint(model_name_or_path, revision=revision, dtype=dtype),
+        max_length=max_length,
+        truncation=truncation,
+    )
+
+
+class E5:
+    """A checkpoint and its tokenizer: texts in, vectors out.
+
+    Attributes:
+        checkpoint: the weights, the configuration, and how to pool.
+        tokenizer: texts → ids.
+        truncation: what to do about texts longer than `tokenizer.max_length`.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, max_length: int | None = None, truncation: Truncation = "warn"
+    ) -> None:
+        """Join a checkpoint with its tokenizer; the arguments are those of `load`."""
+        self.checkpoint = checkpoint
+        self.truncation = _checked_truncation(truncation)
+        if max_length is None:
+            max_length = checkpoint.settings.max_length
+        self.tokenizer = Tokenizer(checkpoint.folder, checkpoint.config, max_length)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What the vectors are made of."""
+        dtype: np.dtype[Any] = self.checkpoint.params.embeddings.word.dtype
+        return dtype
+
+    def encode(
+        self,
+        texts: str | Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
+        truncation: Truncation | None = None,
+    ) -> NDArray[np.floating]:
+        """Turn texts into vectors.
+
+        The texts are taken as they are: an E5 text starts with "query: " or "passage: " (`encode_query` and
+        `encode_document` put that there). Keyword names are those of sentence-transformers.
+
+        Args:
+            texts: one text, or any iterable of them. The empty string is a text too.
+            prompt_name: which of the checkpoint's prompts to put before each text.
+            prompt: a prompt to put before each text, instead of a named one.
+            batch_size: the most texts in one batch; None for as many as make a batch of full size. Vectors do not
+                depend on it.
+            show_progress_bar: None shows one in a terminal once the work has taken 2 seconds.
+            normalize_embeddings: whether to scale vectors to unit L2 norm; None does as the checkpoint says (E5: yes).
+            truncate_dim: keep the first so many dimensions only. Warns, because E5 is not trained for that.
+            truncation: "warn", "error" or "allow"; None for the model's own setting.
+
+        Returns:
+            One row per text in the order given, [n, D] ([0, D] for no texts); for one str its vector, [D]. float32
+            or float64, as loaded.
+
+        Raises:
+            TypeError: `texts`, or one of them (named by its index), is not a str.
+            ValueError: a text that is not valid Unicode, a text too long under truncation="error", or an argument
+                that is out of its range.
+        """
+        settings = self.checkpoint.settings
+        width = self.checkpoint.config.hidden_size
+        if prompt is None and prompt_name is None:
+            prompt_name = settings.default_prompt_name
+        prefix = find_prompt(settings.prompts, prompt_name, prompt)
+        normalize = settings.normalize if normalize_embeddings is None else normalize_embeddings
+        truncation = _checked_truncation(truncation or self.truncation)
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+        if truncate_dim is not None:
+            if not 1 <= truncate_dim <= width:
+                raise ValueError(f"truncate_dim is {truncate_dim}, but must lie between 1 and {width}")
+            warnings.warn(
+                f"truncate_dim={truncate_dim} keeps {truncate_dim} of {width} dimensions; E5 is not trained for that",
+                stacklevel=2,
+            )
+
+        one = isinstance(texts, str)
+        windows: list[NDArray[np.floating]] = []
+        longest = _Longest()
+        progress = tqdm(
+            total=len(texts) if isinstance(texts, Sequence) and not one else None,
+            desc="embedding",
+            unit="text",
+            delay=2,
+            disable=None if show_progress_bar is None else not show_progress_bar,
+        )
+        with progress:
+            for first, window in _windows([texts] if isinstance(texts, str) else texts):
+                tokenized = self.tokenizer([prefix + text for text in window])
+                longest.add(first, tokenized)
+                if truncation == "error":
+                    longest.refuse(self.tokenizer.max_length)
+                vectors = np.empty((len(window), width), self.dtype)
+                for batch in token_batches(
+                    [len(text.ids) for text in tokenized], max_texts=self._max_texts(batch_size)
+                ):
+                    input_ids, attention_mask = pad_ids(
+                        [tokenized[index].ids for index in batch], self.tokenizer.pad_id
+                    )
+                    vectors[batch] = numpy_model.embed(
+                        self.checkpoint.params,
+                        input_ids,
+                        attention_mask,
+                        config=self.checkpoint.config,
+                        pooling=settings.pooling,
+                        normalize=normalize,
+                    )
+                    progress.update(len(batch))
+                windows.append(vectors)
+        if truncation == "warn":
+            longest.warn(self.tokenizer.max_length)
+
+        result = np.concatenate(windows) if windows else np.empty((0, width), self.dtype)
+        if truncate_dim is not None:
+            result = result[:, :truncate_dim]
+            result = numpy_model.l2_normalize(result) if normalize else result
+        return result[0] if one else result
+
+    def encode_query(self, texts: str | Iterable[str], **options: Any) -> NDArray[np.floating]:
+        """Turn queries into vectors: `encode` with the checkpoint's query prompt (E5: "query: ") before each.
+
+        Args:
+            texts: as for `encode`, without the prompt.
+            options: the other arguments of `encode`.
+        """
+        return self.encode(texts, **{**self._prompt_option(("query",), options), **options})
+
+    def encode_document(self, texts: str | Iterable[str], **options: Any) -> NDArray[np.floating]:
+        """Turn documents into vectors: `encode` with the checkpoint's document prompt (E5: "passage: ") before each.
+
+        Args:
+            texts: as for `encode`, without the prompt.
+            options: the other arguments of `encode`.
+        """
+        return self.encode(texts, **{**self._prompt_option(DOCUMENT_NAMES, options), **options})
+
+    def similarity(self, a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Compute the cosine of each vector of `a` with each of `b`.
+
+        Args:
+            a: vectors, [n, D], or one, [D].
+            b: vectors, [m, D], or one, [D].
+
+        Returns:
+            [n, m], between -1 and 1.
+        """
+        first, second = (numpy_model.l2_normalize(np.atleast_2d(vectors)) for vectors in (a, b))
+        return first @ second.T
+
+    def tokenize(self, texts: str | Iterable[str]) -> Tokens:
+        """Turn texts, as they are, into token ids; padded, and cut to `tokenizer.max_length` where longer.
+
+        Args:
+            texts: one text, or any iterable of them.
+
+        Returns:
+            A dictionary: "input_ids" and "attention_mask" [B, T] int64; "n_tokens" [B] int64, how many tokens each
+            text has uncut; "truncated" [B] bool, whether it was cut. One str is a batch of one.
+
+        Raises:
+            TypeError, ValueError: as `encode`.
+        """
+        windows = _windows([texts] if isinstance(texts, str) else texts)
+        tokenized = [text for _, window in windows for text in self.tokenizer(window)]
+        input_ids, attention_mask = pad_ids([text.ids for text in tokenized], self.tokenizer.pad_id)
+        return Tokens(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            n_tokens=np.array([text.n_tokens for text in tokenized], np.int64),
+            truncated=np.array([text.truncated for text in tokenized], np.bool_),
+        )
+
+    def provenance(self, prompt: str) -> dict[str, str]:
+        """Say where vectors come from, for the files that hold them.
+
+        Args:
+            prompt: what was put before each text.
+
+        Returns:
+            Name → value: model, revision, hashes of weights and tokenizer, prompt, pooling, normalisation, …
+        """
+        settings = self.checkpoint.settings
+        return {
+            "model": self.checkpoint.name,
+            "revision": self.checkpoint.revision or "",
+            "weights_sha256": self.checkpoint.weights_sha256,
+            "tokenizer_sha256": file_sha256(self.tokenizer.path),
+            "prompt": prompt,
+            "max_length": str(self.tokenizer.max_length),
+            "pooling": settings.pooling,
+            "normalized": str(settings.normalize).lower(),
+            "dtype": str(self.dtype),
+            "backend": "numpy",
+            **{
+                f"{package}_version": importlib.metadata.version(package)
+                for package in ("e5ref", "numpy", "tokenizers")
+            },
+        }
+
+    def _max_texts(self, batch_size: int | None) -> int | None:
+        """Bound a batch to one text where the BLAS rounds a text's rows differently by what stands beside them."""
+        D, F = self.checkpoint.config.hidden_size, self.checkpoint.config.intermediate_size
+        shapes = ((D, D), (D, F), (F, D))
+        return batch_size if all(rows_are_independent(*shape, str(self.dtype)) for shape in shapes) else 1
+
+    def _prompt_option(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, str]:
+        """Name the first prompt of `names` that the checkpoint has, unless the caller chose one."""
+        if options.get("prompt") is not None or options.get("prompt_name") is not None:
+            return {}
+        found = [name for name in names if name in self.checkpoint.settings.prompts]
+        return {"prompt_name": found[0]} if found else {"prompt": ""}
+
+
+class _Longest:
+    """Keeps count of the texts that were cut, and remembers the longest of them."""
+
+    def __init__(self) -> None:
+        self.cut = self.total = self.n_tokens = 0
+        self.index: int | None = None
+
+    def add(self, first: int, tokenized: Sequence[TokenizedText]) -> None:
+        self.total += len(tokenized)
+        for index, text in enumerate(tokenized, first):
+            self.cut += text.truncated
+            if text.truncated and text.n_tokens > self.n_tokens:
+                self.index, self.n_tokens = index, text.n_tokens
+
+    def refuse(self, max_length: int) -> None:
+        if self.cut:
+            raise ValueError(
+                f"texts[{self.index}] has {self.n_tokens} tokens, more than max_length {max_length}; split it, or "
+                "allow truncation"
+            )
+
+    def warn(self, max_length: int) -> None:
+        if self.cut:
+            warnings.warn(
+                f"{self.cut} of {self.total} texts are longer than {max_length} tokens and were cut; the longest, "
+                f"texts[{self.index}], has {self.n_tokens} (truncation='allow' silences this, 'error' refuses)",
+                stacklevel=3,
+            )
+
+
+def _windows(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield (index of the first text, texts) a window at a time, each text checked."""
+    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
+        raise TypeError(f"texts must be a str or an iterable of str, not {type(texts).__name__}")
+    numbered = enumerate(texts)
+    while window := list(itertools.islice(numbered, WINDOW_TEXTS)):
+        for index, text in window:
+            if not isinstance(text, str):
+                raise TypeError(f"texts[{index}] is {type(text).__name__}, not str")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"texts[{index}] is not valid Unicode: a lone surrogate at position {error.start}; decode the text "
+                    "again, or replace it: text.encode(errors='replace').decode()"
+                ) from None
+        yield window[0][0], [text for _, text in window]
+
+
+def _checked_truncation(truncation: str) -> Truncation:
+    if truncation not in ("warn", "error", "allow"):
+        raise ValueError(f"truncation is {truncation!r}, but must be 'warn', 'error' or 'allow'")
+    return truncation  # type: ignore[return-value]

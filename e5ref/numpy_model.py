@@ -1,0 +1,237 @@
+"""E5's forward pass in NumPy: the reference, to be read from top to bottom.
+
+Wang et al., "Text Embeddings by Weakly-Supervised Contrastive Pre-training" (arXiv 2212.03533), put an average over
+the tokens on top of BERT (Devlin et al., arXiv 1810.04805), whose encoder is that of Vaswani et al., "Attention Is
+All You Need" (arXiv 1706.03762). The sections named below are those of Vaswani et al.
+
+Letters in shapes:
+    B texts in the batch      T tokens of the longest text      R rows: the real tokens of all texts, one below another
+    D hidden size             N attention heads                 H size of one head, D / N
+    F feed-forward size       V vocabulary
+
+Padding stops at the door. `embed_tokens` takes padded ids [B, T] and gives rows [R, D]; from there on nothing is
+computed for padding, and attention looks at one text at a time. `forward` gives padded states [B, T, D] back, with
+zeros where there is no token. Every function keeps the dtype of the weights, float32 or float64.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e5ref.batching import check_batch, pad_rows, pad_squares, rows_of_each_text
+from e5ref.config import BertConfig
+from e5ref.numpy_ops import Array, in_row_blocks, matmul_rows, normal_tail, softmax
+from e5ref.params import BertParams, Embeddings, Layer
+
+Ids = NDArray[np.integer]
+Tap = Callable[[str, Array], None]  # gets (name, array) at every named point
+
+
+def linear(x: Array, weight: Array, bias: Array) -> Array:
+    """A linear layer, x Wᵀ + b. [m, in], [out, in], [out] -> [m, out]."""
+    result = matmul_rows(x, weight)  # [m, in], [out, in] -> [m, out]
+    result += bias
+    return result
+
+
+@in_row_blocks
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    """Layer normalisation (Ba et al., arXiv 1607.06450) of each row. [m, D], [D], [D] -> [m, D]."""
+    centred = x - x.mean(axis=-1, keepdims=True)  # [m, D]
+    variance = np.mean(centred * centred, axis=-1, keepdims=True)  # [m, 1]
+    centred /= np.sqrt(variance + eps)
+    return centred * weight + bias
+
+
+@in_row_blocks
+def gelu(x: Array) -> Array:
+    """GELU in its erf form, x Φ(x) (Hendrycks and Gimpel, arXiv 1606.08415). [m, n] -> [m, n].
+
+    With Q = 1 - Φ it is max(x, 0) - |x| Q(|x|): no two nearly equal numbers are subtracted on either side of 0. From
+    40 on, Q is 0 in either dtype, and the bound keeps infinity · 0 away.
+    """
+    magnitude = np.minimum(np.abs(x), 40)
+    return np.maximum(x, 0) - magnitude * normal_tail(magnitude)
+
+
+def embed_tokens(params: Embeddings, input_ids: Ids, attention_mask: Ids, *, config: BertConfig) -> Array:
+    """Token, position and token-type embedding, summed and normalised (section 3.4; BERT, figure 2).
+
+    [B, T], [B, T] -> [R, D]. BERT numbers positions by column; XLM-RoBERTa counts the tokens that are not padding,
+    from the padding id + 1 on. All of an E5 text is of token type 0.
+    """
+    positions = np.broadcast_to(np.arange(input_ids.shape[1]), input_ids.shape)  # [B, T]
+    if config.position_offset:
+        is_token = input_ids != config.pad_token_id
+        positions = np.cumsum(is_token, axis=1) * is_token + config.pad_token_id  # [B, T]
+
+    real = attention_mask == 1  # [B, T], R of them true
+    embeddings = params.word[input_ids[real]] + params.token_type[0]  # [R, D] + [D] -> [R, D]
+    embeddings += params.position[positions[real]]
+    return layer_norm(embeddings, *params.layer_norm, config.layer_norm_eps)
+
+
+def self_attention(
+    params: Layer, hidden_states: Array, attention_mask: Ids, *, config: BertConfig, tap: Tap | None = None
+) -> Array:
+    """Multi-head self-attention (sections 3.2.1 and 3.2.2): softmax(Q Kᵀ / √H) V, heads side by side, times W_O.
+
+    [R, D] -> [R, D]. A text's tokens attend to all tokens of the same text, and to nothing else.
+    """
+    query = linear(hidden_states, *params.query)  # [R, D]
+    key = linear(hidden_states, *params.key)  # [R, D]
+    value = linear(hidden_states, *params.value)  # [R, D]
+
+    def heads(x: Array) -> Array:  # [T, D] -> [N, T, H]
+        return x.reshape(len(x), config.num_attention_heads, config.head_size).transpose(1, 0, 2)
+
+    context = np.empty_like(query)  # [R, D]
+    squares = []
+    for rows in rows_of_each_text(attention_mask):
+        scores = heads(query[rows]) @ heads(key[rows]).transpose(0, 2, 1)  # [N, T, H] @ [N, H, T] -> [N, T, T]
+        scores *= 1 / math.sqrt(config.head_size)
+        probabilities = softmax(scores)
+        # [N, T, T] @ [N, T, H] -> [N, T, H], written head by head into [T, D]
+        np.matmul(probabilities, heads(value[rows]), out=heads(context[rows]))
+        if tap is not None:
+            squares.append(probabilities)
+
+    record(tap, "query", query, attention_mask)
+    record(tap, "key", key, attention_mask)
+    record(tap, "value", value, attention_mask)
+    if tap is not None:
+        tap("attention_probabilities", pad_squares(squares, attention_mask))
+    record(tap, "context", context, attention_mask)
+    return linear(context, *params.attention_output)
+
+
+def feed_forward(params: Layer, hidden_states: Array, attention_mask: Ids, *, tap: Tap | None = None) -> Array:
+    """The position-wise feed-forward network, with GELU for ReLU (section 3.3). [R, D] -> [R, F] -> [R, D]."""
+    activation = gelu(linear(hidden_states, *params.feed_forward_up))  # [R, F]
+    record(tap, "feed_forward_activation", activation, attention_mask)
+    return linear(activation, *params.feed_forward_down)
+
+
+def encoder_layer(
+    params: Layer, hidden_states: Array, attention_mask: Ids, *, config: BertConfig, tap: Tap | None = None
+) -> Array:
+    """Self-attention, then feed-forward; LayerNorm(x + Sublayer(x)) after each (section 3.1). [R, D] -> [R, D]."""
+    attention = self_attention(params, hidden_states, attention_mask, config=config, tap=tap)
+    attention += hidden_states
+    attention = layer_norm(attention, *params.attention_layer_norm, config.layer_norm_eps)
+    record(tap, "attention_output", attention, attention_mask)
+
+    output = feed_forward(params, attention, attention_mask, tap=tap)
+    output += attention
+    output = layer_norm(output, *params.output_layer_norm, config.layer_norm_eps)
+    record(tap, "output", output, attention_mask)
+    return output
+
+
+def forward(
+    params: BertParams, input_ids: Ids, attention_mask: Ids, *, config: BertConfig, tap: Tap | None = None
+) -> Array:
+    """Run the encoder: what `transformers` calls `BertModel(...).last_hidden_state`.
+
+    Args:
+        params: the weights.
+        input_ids: token ids, [B, T], any integer dtype.
+        attention_mask: [B, T], 1 for a real token and 0 for padding, on either side.
+        config: the sizes and constants.
+        tap: called as `tap(name, array)` at every named point, with padded arrays: "embeddings" [B, T, D]; for each
+            layer "layers.0.query", "layers.0.key", "layers.0.value", "layers.0.context", "layers.0.attention_output",
+            "layers.0.output" [B, T, D], "layers.0.attention_probabilities" [B, N, T, T] and
+            "layers.0.feed_forward_activation" [B, T, F]; "last_hidden_state" [B, T, D]. Padding is 0.
+
+    Returns:
+        The last hidden states, [B, T, D], in the weights' dtype; 0 where there is padding.
+
+    Raises:
+        ValueError: shapes that differ, an id outside the vocabulary, a mask of anything but 0 and 1, a text without
+            a real token, or more tokens than the checkpoint has positions.
+    """
+    check_batch(input_ids, attention_mask, config)
+    hidden_states = embed_tokens(params.embeddings, input_ids, attention_mask, config=config)  # [R, D]
+    record(tap, "embeddings", hidden_states, attention_mask)
+    for index, layer in enumerate(params.layers):
+        layer_tap = tap and partial(prefixed, tap, f"layers.{index}.")
+        hidden_states = encoder_layer(layer, hidden_states, attention_mask, config=config, tap=layer_tap)
+    record(tap, "last_hidden_state", hidden_states, attention_mask)
+    return pad_rows(hidden_states, attention_mask)  # [R, D] -> [B, T, D]
+
+
+def average_pool(last_hidden_state: Array, attention_mask: Ids) -> Array:
+    """Average the hidden states of the real tokens (E5, section 3; the model card's function of this name).
+
+    [B, T, D], [B, T] -> [B, D]. A row of padding alone gives 0.
+    """
+    states = np.where(attention_mask[..., None] == 1, last_hidden_state, 0)  # [B, T, D]
+    counts = np.maximum(attention_mask.sum(axis=1, keepdims=True), 1)  # [B, 1]
+    return states.sum(axis=1) / counts.astype(states.dtype)
+
+
+def cls_pool(last_hidden_state: Array, attention_mask: Ids) -> Array:
+    """Take the hidden state of the first real token, [CLS]; not E5's way, but that of some of its kin.
+
+    [B, T, D], [B, T] -> [B, D].
+    """
+    return last_hidden_state[np.arange(len(attention_mask)), attention_mask.argmax(axis=1)]
+
+
+def l2_normalize(vectors: Array) -> Array:
+    """Scale each vector to unit L2 norm, as torch's `F.normalize` does: x / max(‖x‖, 1e-12). [B, D] -> [B, D]."""
+    norms = np.sqrt(np.sum(vectors * vectors, axis=-1, keepdims=True))  # [B, 1]
+    return vectors / np.maximum(norms, 1e-12)
+
+
+def embed(
+    params: BertParams,
+    input_ids: Ids,
+    attention_mask: Ids,
+    *,
+    config: BertConfig,
+    pooling: str = "mean",
+    normalize: bool = True,
+    tap: Tap | None = None,
+) -> Array:
+    """Token ids in, vectors out: `forward`, pooled and normalised.
+
+    Args:
+        params: the weights.
+        input_ids: token ids, [B, T].
+        attention_mask: [B, T], 1 for a real token and 0 for padding.
+        config: the sizes and constants.
+        pooling: "mean" (E5) or "cls".
+        normalize: whether to scale the vectors to unit L2 norm (E5 does).
+        tap: as in `forward`; also gets "pooled" [B, D] and, if it is computed, "normalized" [B, D].
+
+    Returns:
+        The vectors, [B, D], in the weights' dtype.
+
+    Raises:
+        ValueError: as `forward`.
+    """
+    last_hidden_state = forward(params, input_ids, attention_mask, config=config, tap=tap)  # [B, T, D]
+    pool = {"mean": average_pool, "cls": cls_pool}[pooling]
+    vectors = pool(last_hidden_state, attention_mask)  # [B, D]
+    if tap is not None:
+        tap("pooled", vectors)
+    if normalize:
+        vectors = l2_normalize(vectors)
+        if tap is not None:
+            tap("normalized", vectors)
+    return vectors
+
+
+def record(tap: Tap | None, name: str, rows: Array, attention_mask: Ids) -> None:
+    """Give `tap`, if there is one, a named array in the padded shape that both twins share. [R, n] -> [B, T, n]."""
+    if tap is not None:
+        tap(name, pad_rows(rows, attention_mask))
+
+
+def prefixed(tap: Tap, prefix: str, name: str, array: Array) -> None:
+    """Call `tap` with the layer's name before the point's."""
+    tap(prefix + name, array)

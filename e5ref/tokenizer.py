@@ -1,0 +1,91 @@
+"""Texts → token ids. How many tokens a text has, and whether it was cut, is reported and never hidden."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tokenizers import BertWordPieceTokenizer, Encoding
+from tokenizers import Tokenizer as FastTokenizer
+
+from e5ref.config import BertConfig, CheckpointError, read_json
+
+
+class TokenizedText(NamedTuple):
+    """One text as the encoder gets it."""
+
+    ids: list[int]  # with [CLS] and [SEP], cut to max_length
+    n_tokens: int  # how many the text has uncut
+    truncated: bool
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer, with padding and truncation settings of ours in place of those in its file.
+
+    Attributes:
+        path: the file that it was read from.
+        max_length: the most tokens of a text, [CLS] and [SEP] counted; the rest is cut off.
+        pad_id: the id that fills short rows of a batch.
+    """
+
+    def __init__(self, folder: Path, config: BertConfig, max_length: int) -> None:
+        """Read the tokenizer of a checkpoint folder.
+
+        Args:
+            folder: holds `tokenizer.json`, or `vocab.txt` and, if there is one, `tokenizer_config.json`.
+            config: the checkpoint's configuration.
+            max_length: the most tokens of a text, [CLS] and [SEP] counted.
+
+        Raises:
+            CheckpointError: no tokenizer, one that cannot be read, or one that does not fit the vocabulary.
+            ValueError: `max_length` leaves no room for a token of the text, or exceeds the positions.
+        """
+        self.path, self._tokenizer = _read_tokenizer(folder)
+        size = self._tokenizer.get_vocab_size()
+        if size > config.vocab_size:
+            raise CheckpointError(
+                f"{self.path}: has {size} tokens, but the word embedding only {config.vocab_size} rows (vocab_size in "
+                "config.json); tokenizer and weights are of different checkpoints"
+            )
+        self._specials = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        if not self._specials < max_length <= config.max_tokens:
+            raise ValueError(
+                f"max_length is {max_length}, but must lie between {self._specials + 1} ({self._specials} special "
+                f"tokens and one of the text) and {config.max_tokens} (the checkpoint's positions)"
+            )
+        self.max_length = max_length
+        pad_ids = (self._tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
+        self.pad_id = next((pad_id for pad_id in pad_ids if pad_id is not None), config.pad_token_id)
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_length)
+
+    def __call__(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """Tokenize texts. Anything but text that can be written as UTF-8 must have been refused before."""
+        return [self._tokenized(encoding) for encoding in self._tokenizer.encode_batch_fast(texts)]
+
+    def _tokenized(self, encoding: Encoding) -> TokenizedText:
+        ids = encoding.ids
+        # Only a text that fills its room can have been cut. What was cut off comes in pieces with their own specials.
+        pieces = encoding.overflowing if len(ids) == self.max_length else []
+        cut = sum(len(piece.ids) - self._specials for piece in pieces)
+        return TokenizedText(ids, len(ids) + cut, cut > 0)
+
+
+def _read_tokenizer(folder: Path) -> tuple[Path, FastTokenizer]:
+    path = folder / "tokenizer.json"
+    vocabulary = folder / "vocab.txt"
+    if path.exists():
+        try:
+            return path, FastTokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises Exception itself, with the place in the file
+            raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error}); fetch the file anew") from None
+    if not vocabulary.exists():
+        raise CheckpointError(f"{folder}: holds neither tokenizer.json nor vocab.txt; fetch one from the model's page")
+    settings = folder / "tokenizer_config.json"
+    options = read_json(settings) if settings.exists() else {}
+    wordpiece = BertWordPieceTokenizer(
+        str(vocabulary),
+        lowercase=options.get("do_lower_case", True),
+        strip_accents=options.get("strip_accents"),
+        handle_chinese_chars=options.get("tokenize_chinese_chars", True),
+    )
+    return vocabulary, wordpiece._tokenizer
