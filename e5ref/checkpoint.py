@@ -302,7 +302,10 @@ def read_settings(folder: Path, config: BertConfig, prompts: Mapping[str, str] |
 def _read_modules(path: Path) -> list[tuple[str, str]]:
     """Read `modules.json`: the class name and the folder of each module."""
     try:
-        return [(module["type"].rsplit(".", 1)[-1], module["path"]) for module in json.loads(path.read_text("utf-8"))]
+        modules = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(modules, list):
+            raise TypeError
+        return [(module["type"].rsplit(".", 1)[-1], module["path"]) for module in modules]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{path}: is not a list of modules with 'type' and 'path'; fetch the file anew") from None
 

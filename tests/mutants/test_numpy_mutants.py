@@ -1,0 +1,175 @@
+"""Plant one mistake at a time in a copy of the forward pass: the comparison must fail, and first at the point of it."""
+
+import inspect
+import types
+
+import numpy as np
+import pytest
+
+import e5ref
+from e5ref import batching, numpy_model, numpy_ops
+from tests.conftest import write_random_bert
+from tests.peers import first_departure, transformers_run
+from tests.test_numpy_model import ragged_batch
+
+# name: (source, mistake, the point that departs first)
+MUTANTS = {
+    "tanh GELU": (
+        "np.maximum(x, 0) - magnitude * normal_tail(magnitude)",
+        "0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))",
+        "layers.0.feed_forward_activation",
+    ),
+    "sigmoid GELU": (
+        "np.maximum(x, 0) - magnitude * normal_tail(magnitude)",
+        "x / (1 + np.exp(-1.702 * x))",
+        "layers.0.feed_forward_activation",
+    ),
+    "ReLU": (" - magnitude * normal_tail(magnitude)", "", "layers.0.feed_forward_activation"),
+    "epsilon of 1e-5": ("np.sqrt(variance + eps)", "np.sqrt(variance + 1e-5)", "embeddings"),
+    "epsilon outside the root": ("np.sqrt(variance + eps)", "(np.sqrt(variance) + eps)", "embeddings"),
+    "variance over n - 1": ("variance = np.mean(", "variance = x.shape[1] / (x.shape[1] - 1) * np.mean(", "embeddings"),
+    "mean not taken off": ("x - x.mean(axis=-1, keepdims=True)", "x.copy()", "embeddings"),
+    "no LayerNorm bias": ("centred * weight + bias", "centred * weight", "embeddings"),
+    "no LayerNorm weight": ("centred * weight + bias", "centred + bias", "embeddings"),
+    "no token type": (" + params.token_type[0]", "", "embeddings"),
+    "the other token type": ("params.token_type[0]", "params.token_type[1]", "embeddings"),
+    "no positions": ("embeddings += params.position[positions[real]]", "", "embeddings"),
+    "positions off by one": ("params.position[positions[real]]", "params.position[positions[real] + 1]", "embeddings"),
+    "no bias": ("result += bias", "", "layers.0.query"),
+    "transposed weight": (
+        "matmul_rows(x, weight)",
+        "matmul_rows(x, weight.T if len(weight) == x.shape[1] else weight)",
+        "layers.0.query",
+    ),
+    "query and key swapped": (
+        "linear(hidden_states, *params.query)",
+        "linear(hidden_states, *params.key)",
+        "layers.0.query",
+    ),
+    "no scale": ("scores *= 1 / math.sqrt(config.head_size)", "", "layers.0.attention_probabilities"),
+    "scale by the hidden size": (
+        "math.sqrt(config.head_size)",
+        "math.sqrt(config.hidden_size)",
+        "layers.0.attention_probabilities",
+    ),
+    "heads split the other way": (
+        "x.reshape(len(x), config.num_attention_heads, config.head_size).transpose(1, 0, 2)",
+        "x.reshape(len(x), config.head_size, config.num_attention_heads).transpose(2, 0, 1)",
+        "layers.0.attention_probabilities",
+    ),
+    "keys not turned": (
+        "heads(key[rows]).transpose(0, 2, 1)",
+        "heads(key[rows])[:, ::-1].transpose(0, 2, 1)",
+        "layers.0.attention_probabilities",
+    ),
+    "value for key": (
+        "np.matmul(probabilities, heads(value[rows])",
+        "np.matmul(probabilities, heads(key[rows])",
+        "layers.0.context",
+    ),
+    "no output projection": (
+        "return linear(context, *params.attention_output)",
+        "return context.copy()",
+        "layers.0.attention_output",
+    ),
+    "no residual around attention": ("attention += hidden_states", "", "layers.0.attention_output"),
+    "LayerNorm before the sum": (
+        "attention = layer_norm(attention, *params.attention_layer_norm, config.layer_norm_eps)",
+        "attention = layer_norm(attention - hidden_states, *params.attention_layer_norm, 1e-12) + hidden_states",
+        "layers.0.attention_output",
+    ),
+    "the two LayerNorms swapped": (
+        "*params.attention_layer_norm",
+        "*params.output_layer_norm",
+        "layers.0.attention_output",
+    ),
+    "no residual around feed-forward": ("output += attention", "", "layers.0.output"),
+    "last layer left out": ("enumerate(params.layers)", "enumerate(params.layers[:-1])", "names"),
+    "layers in reverse": ("enumerate(params.layers)", "enumerate(params.layers[::-1])", "layers.0.query"),
+    "padding averaged in": (
+        "attention_mask.sum(axis=1, keepdims=True)",
+        "attention_mask.sum(axis=1, keepdims=True) * 0 + attention_mask.shape[1]",
+        "pooled",
+    ),
+    "[CLS] for the average": ('{"mean": average_pool,', '{"mean": cls_pool,', "pooled"),
+    "not normalised": ("vectors = l2_normalize(vectors)", "vectors = vectors.copy()", "normalized"),
+    "L1 norm": ("np.sqrt(np.sum(vectors * vectors", "(np.sum(np.abs(vectors)", "normalized"),
+}
+
+
+def numpy_model_with(source: str, mistake: str) -> types.ModuleType:
+    """A copy of numpy_model in which the first `source` is replaced."""
+    original = inspect.getsource(numpy_model)
+    assert source in original, "the forward pass has changed: write this mutant anew"
+    module = types.ModuleType("mutant")
+    exec(compile(original.replace(source, mistake, 1), "mutant", "exec"), module.__dict__)
+    return module
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    folder = write_random_bert(tmp_path_factory.mktemp("mutants"), layer_norm_eps=1e-3)
+    batch = ragged_batch([9, 1, 30, 2], 40)
+    return e5ref.read_checkpoint(folder, dtype="float64"), batch, transformers_run(folder, *batch, "float64")
+
+
+def departure(module, reference) -> str | None:
+    checkpoint, (input_ids, attention_mask), expected = reference
+    run: dict[str, np.ndarray] = {}
+    module.embed(
+        checkpoint.params,
+        input_ids,
+        attention_mask,
+        config=checkpoint.config,
+        tap=lambda name, x: run.update({name: x}),
+    )
+    return first_departure(run, expected, attention_mask, "float64")
+
+
+def test_an_unchanged_copy_passes(reference):
+    assert departure(numpy_model_with("", ""), reference) is None
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_noticed_where_it_is(name, reference):
+    source, mistake, point = MUTANTS[name]
+    found = departure(numpy_model_with(source, mistake), reference)
+    assert found is not None
+    assert found.split(":")[0] == point
+
+
+def test_attention_across_texts_is_noticed(reference, monkeypatch):
+    """The mask, as it were: every token attends to every row of the batch."""
+    module = numpy_model_with("for rows in rows_of_each_text(attention_mask)", "for rows in [slice(None)]")
+    module.pad_squares = lambda squares, mask: batching.pad_squares(
+        [squares[0][:, rows, rows] for rows in batching.rows_of_each_text(mask)], mask
+    )
+    assert departure(module, reference).startswith("layers.0.attention_probabilities")
+
+
+def test_softmax_without_its_divisor_is_noticed(reference):
+    module = numpy_model_with("", "")
+    module.softmax = lambda scores: np.exp(scores - scores.max(axis=-1, keepdims=True))
+    assert departure(module, reference).startswith("layers.0.attention_probabilities")
+
+
+def test_a_float32_product_in_float64_is_noticed(reference):
+    module = numpy_model_with("", "")
+    module.matmul_rows = lambda x, weight: numpy_ops.matmul_rows(x.astype("f4"), weight.astype("f4")).astype("f8")
+    assert departure(module, reference).startswith("layers.0.query")
+
+
+@pytest.mark.parametrize("point", ["embeddings", "layers.1.context", "normalized"])
+@pytest.mark.parametrize("damage", ["NaN", "missing", "shape", "dtype"])
+def test_the_comparison_itself_fails_on(damage, point, reference):
+    _, (_, attention_mask), expected = reference
+    run = dict(expected)
+    if damage == "NaN":
+        run[point] = np.where(attention_mask.any(), np.nan, expected[point])
+    elif damage == "missing":
+        del run[point]
+    elif damage == "shape":
+        run[point] = expected[point][:, :1]
+    else:
+        run[point] = expected[point].astype(np.float32)
+    assert first_departure(run, expected, attention_mask, "float64") is not None

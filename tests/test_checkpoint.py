@@ -1,0 +1,341 @@
+"""Folders: what is read from them, and what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch_file
+
+import e5ref
+from e5ref.checkpoint import read_settings, read_tensors
+from e5ref.params import build_params, leaves
+from tests.conftest import edit_json, write_random_bert
+
+
+def all_equal(first, second) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(leaves(first), leaves(second), strict=True))
+
+
+def rewrite(folder, change) -> None:
+    """Save a checkpoint's tensors again after `change(tensors)`."""
+    tensors = {name: np.array(tensor) for name, tensor in load_file(folder / "model.safetensors").items()}
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_every_tensor_arrives_in_its_place(tiny_bert):
+    tensors = load_file(tiny_bert / "model.safetensors")
+    checkpoint = e5ref.read_checkpoint(tiny_bert)
+    names = build_params(lambda name, shape: name, checkpoint.config)
+    for name, array in zip(leaves(names), leaves(checkpoint.params), strict=True):
+        np.testing.assert_array_equal(array, tensors[name])
+    assert len(set(leaves(names))) == len(list(leaves(names)))
+
+
+@pytest.mark.parametrize("prefix", ["bert.", "roberta."])
+def test_names_with_a_prefix(tiny_bert, tiny_copy, prefix):
+    def add_prefix(tensors):
+        for name in list(tensors):
+            tensors[prefix + name] = tensors.pop(name)
+
+    rewrite(tiny_copy, add_prefix)
+    assert all_equal(e5ref.read_checkpoint(tiny_copy).params, e5ref.read_checkpoint(tiny_bert).params)
+
+
+def test_unused_tensors_are_known_by_name(tiny_bert, tiny_copy):
+    def add_unused(tensors):
+        tensors["pooler.dense.weight"] = np.zeros((32, 32), np.float32)
+        tensors["pooler.dense.bias"] = np.zeros(32, np.float32)
+        tensors["embeddings.position_ids"] = np.arange(64)[None]
+
+    rewrite(tiny_copy, add_unused)
+    assert all_equal(e5ref.read_checkpoint(tiny_copy).params, e5ref.read_checkpoint(tiny_bert).params)
+
+
+def test_shards(tmp_path):
+    whole = e5ref.read_checkpoint(write_random_bert(tmp_path / "whole"))
+    sharded = e5ref.read_checkpoint(write_random_bert(tmp_path / "sharded", shard_size="10KB"))
+    assert len(sharded.weight_files) > 2
+    assert all_equal(whole.params, sharded.params)
+    assert sharded.weights_sha256 != whole.weights_sha256
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+def test_half_precision_is_widened_exactly(tiny_copy, stored, dtype):
+    tensors = {
+        name: torch.from_numpy(tensor.copy()).to(getattr(torch, stored))
+        for name, tensor in load_file(tiny_copy / "model.safetensors").items()
+    }
+    save_torch_file(tensors, tiny_copy / "model.safetensors")
+    checkpoint = e5ref.read_checkpoint(tiny_copy, dtype=dtype)
+    names = build_params(lambda name, shape: name, checkpoint.config)
+    for name, array in zip(leaves(names), leaves(checkpoint.params), strict=True):
+        assert array.dtype == dtype
+        np.testing.assert_array_equal(array, tensors[name].to(torch.float64).numpy().astype(dtype))
+
+
+def test_tensors_at_odd_addresses(tiny_bert, tiny_copy):
+    """A file may place a tensor at any byte: here behind a header of a length that is not a multiple of 4."""
+    path = tiny_copy / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].rstrip() + b" " * (1 + length - len(content[8 : 8 + length].rstrip()))
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    params = e5ref.read_checkpoint(tiny_copy).params
+    assert all(array.flags.aligned for array in leaves(params))
+    assert all_equal(params, e5ref.read_checkpoint(tiny_bert).params)
+
+
+def test_weights_are_read_only(tiny_bert):
+    with pytest.raises(ValueError, match="read-only"):
+        e5ref.read_checkpoint(tiny_bert).params.embeddings.word[0, 0] = 1.0
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from Linux's /proc")
+def test_weights_are_mapped_not_copied(minilm):
+    """Loading 90 MB of weights takes next to no memory that is the process's own."""
+    code = f"""
+import e5ref
+own = lambda: next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+before = own()
+checkpoint = e5ref.read_checkpoint({str(minilm)!r})
+print((own() - before) / 1024)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 9
+
+
+def damaged(content: bytes, kind: str) -> bytes:
+    return {
+        "cut in the numbers": content[:-100],
+        "cut in the header": content[:50],
+        "empty": b"",
+        "too long": content + b"\0",
+        "another format": b"PK\x03\x04" + content,
+        "header of a huge length": b"\xff" * 8 + content[8:],
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["cut in the numbers", "cut in the header", "empty", "too long", "another format", "header of a huge length"],
+)
+def test_damaged_weights(tiny_copy, kind):
+    path = tiny_copy / "model.safetensors"
+    path.write_bytes(damaged(path.read_bytes(), kind))
+    with pytest.raises(e5ref.CheckpointError, match=r"model.safetensors: cut short or damaged .* fetch the file anew"):
+        e5ref.read_checkpoint(tiny_copy)
+
+
+QUERY = "encoder.layer.1.attention.self.query.weight"
+
+
+def set_value(value):
+    def change(tensors):
+        tensors[QUERY][3, 5] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop(QUERY), f"have no tensor '{QUERY}'"),
+        (lambda tensors: tensors.update({QUERY: np.zeros((32, 31), np.float32)}), r"is \[32, 31\], but .* \[32, 32\]"),
+        (lambda tensors: tensors.update({QUERY: tensors[QUERY].astype("f8")}), "stored as F64"),
+        (lambda tensors: tensors.update({QUERY: tensors[QUERY].astype("i8")}), "stored as I64"),
+        (
+            lambda tensors: tensors.update({"classifier.weight": np.zeros(2, np.float32)}),
+            "hold 'classifier.weight', which",
+        ),
+        (lambda tensors: tensors.update({"x": np.zeros(2, "f4"), "y": np.zeros(2, "f4")}), "hold 'x' and 1 more"),
+        (set_value(np.nan), f"'{QUERY}' holds NaN or infinity"),
+        (set_value(-np.inf), f"'{QUERY}' holds NaN or infinity"),
+    ],
+)
+def test_weights_that_do_not_fit(tiny_copy, change, message):
+    rewrite(tiny_copy, change)
+    with pytest.raises(e5ref.CheckpointError, match=message):
+        e5ref.read_checkpoint(tiny_copy)
+
+
+def test_more_layers_in_the_weights_than_in_the_config(tiny_copy):
+    edit_json(tiny_copy / "config.json", num_hidden_layers=1)
+    with pytest.raises(e5ref.CheckpointError, match=r"hold 'encoder.layer.1.* as many layers as config.json says"):
+        e5ref.read_checkpoint(tiny_copy)
+
+
+def test_a_pickle_is_never_opened(tiny_copy):
+    (tiny_copy / "model.safetensors").rename(tiny_copy / "pytorch_model.bin")
+    with pytest.raises(e5ref.CheckpointError, match=r"holds pytorch_model.bin but no model.safetensors.*never opens"):
+        e5ref.read_checkpoint(tiny_copy)
+
+
+def test_no_weights_at_all(tiny_copy):
+    (tiny_copy / "model.safetensors").unlink()
+    with pytest.raises(e5ref.CheckpointError, match=r"holds no model\.safetensors"):
+        e5ref.read_checkpoint(tiny_copy)
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    return write_random_bert(tmp_path / "sharded", shard_size="10KB")
+
+
+def test_a_missing_shard(sharded):
+    shard = sorted(sharded.glob("model-*"))[1]
+    shard.unlink()
+    with pytest.raises(e5ref.CheckpointError, match=f"holds no {shard.name}"):
+        read_tensors(sharded)
+
+
+@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/model.safetensors"])
+def test_an_index_cannot_leave_its_folder(sharded, file):
+    edit_json(sharded / "model.safetensors.index.json", weight_map={"a": file})
+    with pytest.raises(e5ref.CheckpointError, match="weight_map must name"):
+        read_tensors(sharded)
+
+
+def test_an_index_that_promises_too_much(sharded):
+    path = sharded / "model.safetensors.index.json"
+    weight_map = json.loads(path.read_text())["weight_map"]
+    edit_json(path, weight_map=weight_map | {"ghost": next(iter(weight_map.values()))})
+    with pytest.raises(e5ref.CheckpointError, match="promises 'ghost', which no file holds"):
+        read_tensors(sharded)
+
+
+def test_an_index_that_contradicts_its_files(sharded):
+    path = sharded / "model.safetensors.index.json"
+    weight_map = json.loads(path.read_text())["weight_map"]
+    files = list(weight_map.values())
+    crowded = next(name for name, file in weight_map.items() if files.count(file) > 1)
+    edit_json(path, weight_map=weight_map | {crowded: next(file for file in files if file != weight_map[crowded])})
+    with pytest.raises(e5ref.CheckpointError, match="which the index places elsewhere"):
+        read_tensors(sharded)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": "float16"}, "dtype is 'float16', but must be"),
+        ({"revision": "main"}, "is a folder, which has no revisions"),
+    ],
+)
+def test_bad_arguments(tiny_bert, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        e5ref.read_checkpoint(tiny_bert, **arguments)
+
+
+def test_a_file_for_a_folder(tiny_bert):
+    with pytest.raises(e5ref.CheckpointError, match=r"is a file; give the folder"):
+        e5ref.read_checkpoint(tiny_bert / "config.json")
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(e5ref.CheckpointError, match=r"a checkpoint folder needs config\.json"):
+        e5ref.read_checkpoint(tmp_path)
+
+
+def write_sentence_transformer(folder, *, pooling=None, modules=("Transformer", "Pooling", "Normalize"), **prompts):
+    types = [{"type": f"sentence_transformers.models.{name}", "path": f"{i}_{name}"} for i, name in enumerate(modules)]
+    (folder / "modules.json").write_text(json.dumps(types))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling or {"pooling_mode_mean_tokens": True}))
+    if prompts:
+        (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+
+
+def settings_of(folder) -> e5ref.EmbeddingSettings:
+    return read_settings(folder, e5ref.read_checkpoint(folder).config)
+
+
+def test_settings_of_a_plain_folder_are_those_of_e5(tiny_bert):
+    expected = e5ref.EmbeddingSettings("mean", True, 64, {"query": "query: ", "passage": "passage: "})
+    assert settings_of(tiny_bert) == expected
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "cls"),
+        ({"pooling_mode": "mean", "include_prompt": True}, "mean"),
+        ({"pooling_mode": "cls"}, "cls"),
+    ],
+)
+def test_pooling(tiny_copy, pooling, expected):
+    write_sentence_transformer(tiny_copy, pooling=pooling)
+    assert settings_of(tiny_copy).pooling == expected
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        {"pooling_mode_max_tokens": True},
+        {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
+        {"pooling_mode": "lasttoken"},
+        {"pooling_mode_mean_tokens": True, "include_prompt": False},
+        {"word_embedding_dimension": 32},
+    ],
+)
+def test_other_ways_of_pooling_are_refused(tiny_copy, pooling):
+    write_sentence_transformer(tiny_copy, pooling=pooling)
+    with pytest.raises(e5ref.CheckpointError, match="but e5ref pools by mean or cls alone"):
+        settings_of(tiny_copy)
+
+
+def test_a_folder_without_a_normalize_module_is_not_normalised(tiny_copy):
+    write_sentence_transformer(tiny_copy, modules=("Transformer", "Pooling"))
+    assert not settings_of(tiny_copy).normalize
+
+
+def test_other_modules_are_refused(tiny_copy):
+    write_sentence_transformer(tiny_copy, modules=("Transformer", "Pooling", "Dense"))
+    with pytest.raises(e5ref.CheckpointError, match="has a module 'Dense'"):
+        settings_of(tiny_copy)
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '[{"type": "x"}]', "[", '[{"type": 1, "path": ""}]', "7"])
+def test_a_broken_list_of_modules(tiny_copy, content):
+    (tiny_copy / "modules.json").write_text(content)
+    with pytest.raises(e5ref.CheckpointError, match="is not a list of modules"):
+        settings_of(tiny_copy)
+
+
+def test_prompts_are_the_checkpoints_own(tiny_copy):
+    write_sentence_transformer(tiny_copy, prompts={"query": "ask: ", "document": ""}, default_prompt_name="query")
+    settings = settings_of(tiny_copy)
+    assert settings.prompts == {"query": "ask: ", "document": ""}
+    assert settings.default_prompt_name == "query"
+
+
+def test_a_sentence_transformer_without_prompts_has_none(minilm):
+    assert settings_of(minilm) == e5ref.EmbeddingSettings("mean", True, 256, {})
+
+
+@pytest.mark.parametrize(("max_seq_length", "expected"), [(20, 20), (5000, 64), (None, 64)])
+def test_max_length(tiny_copy, max_seq_length, expected):
+    (tiny_copy / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_seq_length}))
+    assert settings_of(tiny_copy).max_length == expected
+
+
+def test_max_length_where_newer_sentence_transformers_keep_it(tiny_copy):
+    (tiny_copy / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 30}))
+    assert settings_of(tiny_copy).max_length == 30
+
+
+def test_known_checkpoints():
+    known = e5ref.known_checkpoints()
+    assert known["intfloat/e5-small-v2"]["revision"] == "dca8b1a9dae0d4575df2bf423a5edb485a431236"
+    assert len(known) == 12
+    for row in known.values():
+        assert row["prompts"] == {"query": "query: ", "passage": "passage: "}
+        assert row["licence"] == "MIT"
+        assert row["hidden_size"] % row["num_attention_heads"] == 0
+        assert len(row.get("revision", 40 * "0")) == 40

@@ -1,0 +1,206 @@
+"""The forward pass against transformers, point by point, and against numbers worked out by hand."""
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import e5ref
+from e5ref import numpy_model
+from e5ref.params import Affine
+from tests.conftest import write_random_bert
+from tests.peers import first_departure, transformers_run
+from tests.tolerances import VECTORS
+
+E5_SMALL = {
+    "vocab_size": 30522,
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.02,
+}
+
+# Shapes that hide nothing by being round: one layer, one head, head size 8, a vocabulary of 50.
+ODD_SHAPES = {
+    "two layers": {},
+    "one layer": {"num_hidden_layers": 1},
+    "one head": {"num_attention_heads": 1},
+    "head size 8": {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40},
+    "vocabulary of 50": {"vocab_size": 50, "max_position_embeddings": 40},
+    "xlm-roberta": {"model_type": "xlm-roberta"},
+    "xlm-roberta, one head": {"model_type": "xlm-roberta", "num_attention_heads": 1, "num_hidden_layers": 3},
+    "epsilon of 1e-3": {"layer_norm_eps": 1e-3},
+}
+
+
+def ragged_batch(lengths: list[int], vocab_size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Random ids of the given lengths, padded with 1: XLM-RoBERTa's padding id, and an ordinary id to BERT."""
+    random = np.random.default_rng(seed)
+    attention_mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    input_ids = np.where(attention_mask == 1, random.integers(2, vocab_size, attention_mask.shape), 1)
+    return input_ids, attention_mask
+
+
+def our_run(checkpoint: e5ref.Checkpoint, input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
+    run: dict[str, np.ndarray] = {}
+    numpy_model.embed(
+        checkpoint.params,
+        input_ids,
+        attention_mask,
+        config=checkpoint.config,
+        tap=lambda name, x: run.update({name: x}),
+    )
+    return run
+
+
+def assert_parity(folder: Path, input_ids: np.ndarray, attention_mask: np.ndarray, dtype: str) -> None:
+    ours = our_run(e5ref.read_checkpoint(folder, dtype=dtype), input_ids, attention_mask)
+    theirs = transformers_run(folder, input_ids, attention_mask, dtype)
+    assert first_departure(ours, theirs, attention_mask, dtype) is None
+    assert np.abs(ours["normalized"] - theirs["normalized"]).max() <= VECTORS[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", ODD_SHAPES.values(), ids=ODD_SHAPES)
+def test_odd_shapes(shape, dtype, tmp_path):
+    folder = write_random_bert(tmp_path, **shape)
+    config = e5ref.read_checkpoint(folder).config
+    assert_parity(folder, *ragged_batch([9, 1, config.max_tokens, 2, 17], config.vocab_size), dtype)
+
+
+@pytest.fixture(scope="module")
+def e5_small_shape(tmp_path_factory) -> Path:
+    return write_random_bert(tmp_path_factory.mktemp("e5-small-shape"), **E5_SMALL)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_e5_small_shape(e5_small_shape, dtype):
+    assert_parity(e5_small_shape, *ragged_batch([40, 512, 1, 7], 30522), dtype)
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_other_sizes_of_e5(size, tmp_path):
+    """The widths of base and large, with two of their layers."""
+    width, heads = {"base": (768, 12), "large": (1024, 16)}[size]
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": heads}
+    folder = write_random_bert(tmp_path, **E5_SMALL | sizes | {"num_hidden_layers": 2, "vocab_size": 1000})
+    assert_parity(folder, *ragged_batch([30, 512, 1, 7], 1000), "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_trained_weights(minilm, dtype):
+    tokens = e5ref.load(minilm, max_length=512).tokenize(
+        ["How much protein should a female eat?", "", "naïve café, 日本語 and 🙂", "word " * 510, "a"]
+    )
+    assert_parity(minilm, tokens["input_ids"], tokens["attention_mask"], dtype)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "xlm-roberta"])
+def test_padding_on_the_left_and_in_the_middle(model_type, tmp_path):
+    """Positions follow transformers there too: by column in BERT, by tokens that are not padding in XLM-RoBERTa."""
+    folder = write_random_bert(tmp_path, model_type=model_type)
+    attention_mask = np.array([[0, 0, 1, 1, 1], [1, 0, 1, 1, 0], [1, 1, 1, 1, 1]])
+    input_ids = np.where(attention_mask == 1, [[9, 9, 5, 6, 7], [5, 9, 6, 1, 9], [5, 1, 1, 8, 9]], 1)
+    assert_parity(folder, input_ids, attention_mask, "float64")
+
+
+def test_padding_and_neighbours_change_nothing(tiny_bert):
+    checkpoint = e5ref.read_checkpoint(tiny_bert)
+    input_ids, attention_mask = ragged_batch([5, 12, 3], 40)
+    together = our_run(checkpoint, input_ids, attention_mask)["last_hidden_state"]
+    assert not together[attention_mask == 0].any()
+    alone = our_run(checkpoint, input_ids[:1, :5], attention_mask[:1, :5])["last_hidden_state"]
+    np.testing.assert_array_equal(together[0, :5], alone[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_point_keeps_the_dtype(tiny_bert, dtype):
+    run = our_run(e5ref.read_checkpoint(tiny_bert, dtype=dtype), *ragged_batch([5, 3], 40))
+    assert {name: str(array.dtype) for name, array in run.items()} == dict.fromkeys(run, dtype)
+
+
+def test_tap_does_not_change_the_result(tiny_bert):
+    checkpoint = e5ref.read_checkpoint(tiny_bert)
+    batch = ragged_batch([5, 3], 40)
+    untapped = numpy_model.embed(checkpoint.params, *batch, config=checkpoint.config)
+    np.testing.assert_array_equal(untapped, our_run(checkpoint, *batch)["normalized"])
+
+
+def test_linear_by_hand():
+    x = np.array([[1.0, 2.0]])
+    weight = np.array([[1.0, 0.0], [0.0, 10.0], [3.0, 4.0]])  # [out 3, in 2]
+    np.testing.assert_array_equal(numpy_model.linear(x, weight, np.array([0.5, 0.0, -1.0])), [[1.5, 20.0, 10.0]])
+
+
+def test_layer_norm_by_hand():
+    """1 and 3 have mean 2 and variance 1; with an epsilon of 3 the divisor is 2."""
+    x = np.array([[1.0, 3.0], [5.0, 5.0]])
+    result = numpy_model.layer_norm(x, np.array([2.0, 4.0]), np.array([10.0, 20.0]), 3.0)
+    np.testing.assert_array_equal(result, [[9.0, 22.0], [10.0, 20.0]])
+
+
+def test_average_pool_by_hand():
+    states = np.array([[[1.0, 2.0], [3.0, 6.0], [99.0, 99.0]], [[5.0, 7.0], [99.0, 99.0], [99.0, 99.0]]])
+    attention_mask = np.array([[1, 1, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(numpy_model.average_pool(states, attention_mask), [[2.0, 4.0], [5.0, 7.0]])
+
+
+def test_cls_pool_takes_the_first_real_token():
+    states = np.arange(12.0).reshape(2, 3, 2)
+    attention_mask = np.array([[1, 1, 0], [0, 1, 1]])
+    np.testing.assert_array_equal(numpy_model.cls_pool(states, attention_mask), [[0.0, 1.0], [8.0, 9.0]])
+
+
+def test_l2_normalize_by_hand():
+    np.testing.assert_array_equal(
+        numpy_model.l2_normalize(np.array([[3.0, 4.0], [0.0, 0.0]])), [[0.6, 0.8], [0.0, 0.0]]
+    )
+
+
+def test_attention_by_hand():
+    """Scores of 0 attend to all tokens alike, so the context is the average of the values, the output its double."""
+    zero, one = np.zeros((2, 2)), np.eye(2)
+    layer = e5ref.build_params(lambda _name, shape: np.zeros(shape), config := tiny_config()).layers[0]
+    layer = layer._replace(
+        query=Affine(zero, np.zeros(2)), value=Affine(one, np.zeros(2)), attention_output=Affine(2 * one, np.zeros(2))
+    )
+    states = np.array([[1.0, 10.0], [3.0, 30.0], [7.0, 70.0]])  # two texts, of two tokens and of one
+    result = numpy_model.self_attention(layer, states, np.array([[1, 1], [1, 0]]), config=config)
+    np.testing.assert_array_equal(result, [[4.0, 40.0], [4.0, 40.0], [14.0, 140.0]])
+
+
+def tiny_config() -> e5ref.BertConfig:
+    return e5ref.BertConfig("bert", 5, 2, 1, 1, 2, 4, 1, 1e-12, 0)
+
+
+@pytest.mark.parametrize(
+    ("input_ids", "attention_mask", "message"),
+    [
+        ([[1, 2]], [[1, 1, 1]], r"shapes \(1, 2\) and \(1, 3\)"),
+        ([1, 2], [1, 1], "must both be"),
+        ([[1, 2]], [[1, 2]], "and nothing else"),
+        ([[1, 2], [1, 2]], [[1, 1], [0, 0]], "text 1 without"),
+        ([[1, 5]], [[1, 1]], r"input_ids\[0, 1\] is 5, outside"),
+        ([[1, -1]], [[1, 1]], r"input_ids\[0, 1\] is -1, outside"),
+        ([[1] * 5], [[1] * 5], "5 tokens a text, but the model 4 positions"),
+    ],
+)
+def test_bad_batches_are_refused(input_ids, attention_mask, message):
+    params = e5ref.build_params(lambda _name, shape: np.ones(shape), config := tiny_config())
+    with pytest.raises(ValueError, match=message):
+        numpy_model.forward(params, np.array(input_ids), np.array(attention_mask), config=config)
+
+
+def test_reads_on_one_sitting():
+    """The reference stays under 250 lines, and holds the functions of the design in the order of the forward pass."""
+    source = inspect.getsource(numpy_model)
+    assert source.count("\n") < 250
+    names = [
+        *("linear", "layer_norm", "gelu", "embed_tokens", "self_attention", "feed_forward", "encoder_layer"),
+        *("forward", "average_pool", "cls_pool", "l2_normalize", "embed"),
+    ]
+    places = [source.index(f"\ndef {name}(") for name in names]
+    assert places == sorted(places)

@@ -1,0 +1,96 @@
+"""The kernels against their definitions in float64, and what the BLAS is trusted with."""
+
+import math
+import os
+import platform
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from e5ref import numpy_model, numpy_ops
+from tests.tolerances import GELU_FLOAT64, GELU_ULP, SUM_TO_ONE
+
+
+def exact_gelu(x: np.ndarray) -> np.ndarray:
+    return np.array([value * 0.5 * math.erfc(-value * math.sqrt(0.5)) for value in x.astype(np.float64).tolist()])
+
+
+@pytest.mark.parametrize("bounds", GELU_ULP)
+def test_gelu_float32(bounds):
+    """Every 997th float32 between the bounds, down to the smallest."""
+    low, high = (np.float32(abs(bound)).view(np.int32) for bound in sorted(bounds, key=abs))
+    x = np.arange(low, high, 997, dtype=np.int32).view(np.float32) * np.float32(np.sign(sum(bounds)))
+    expected = exact_gelu(x)
+    ulp = np.maximum(np.spacing(np.abs(expected).astype(np.float32)), np.finfo(np.float32).smallest_normal)
+    assert (np.abs(numpy_model.gelu(x[:, None])[:, 0] - expected) / ulp).max() <= GELU_ULP[bounds]
+
+
+def test_gelu_float64():
+    x = np.linspace(-30, 30, 20_001)
+    difference = np.abs(numpy_model.gelu(x[:, None])[:, 0] - exact_gelu(x))
+    assert (difference / np.maximum(np.abs(x), 1)).max() <= GELU_FLOAT64
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gelu_of_special_values(dtype):
+    x = np.array([[0.0, -0.0, np.inf, -np.inf, np.nan, 1e38, -1e38, 40.0, -40.0]], dtype)
+    np.testing.assert_array_equal(numpy_model.gelu(x), np.array([[0, 0, np.inf, 0, np.nan, 1e38, 0, 40, 0]], dtype))
+
+
+def test_gelu_is_not_the_tanh_form():
+    x = np.linspace(-4, 4, 1001, dtype=np.float32)[:, None]
+    tanh_form = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    assert 4e-4 < np.abs(numpy_model.gelu(x) - tanh_form).max() < 5e-4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_softmax(dtype):
+    scores = np.random.default_rng(0).standard_normal((3, 5, 512)).astype(dtype) * 50
+    expected = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
+    expected /= expected.sum(axis=-1, keepdims=True)
+    result = numpy_ops.softmax(scores)
+    assert result is scores
+    assert np.abs(result - expected).max() <= SUM_TO_ONE[dtype]
+    assert np.abs(result.sum(axis=-1) - 1).max() <= SUM_TO_ONE[dtype]
+
+
+def test_softmax_of_huge_scores_by_hand():
+    scores = np.array([[1e30, 1e30, -1e30]], np.float32)
+    np.testing.assert_array_equal(numpy_ops.softmax(scores), [[0.5, 0.5, 0.0]])
+
+
+def test_row_blocks_are_the_same_as_the_whole(monkeypatch):
+    x = np.random.default_rng(0).standard_normal((50, 12)).astype(np.float32)
+    arguments = (np.ones(12, np.float32), np.zeros(12, np.float32), 1e-12)
+    whole = numpy_model.layer_norm(x, *arguments)
+    monkeypatch.setattr(numpy_ops, "BLOCK_ELEMENTS", 40)  # blocks of three rows
+    np.testing.assert_array_equal(numpy_model.layer_norm(x, *arguments), whole)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17])
+def test_matmul_rows(rows):
+    random = np.random.default_rng(0)
+    x, weight = random.integers(-9, 9, (rows, 7)).astype(float), random.integers(-9, 9, (5, 7)).astype(float)
+    np.testing.assert_array_equal(numpy_ops.matmul_rows(x, weight), np.einsum("mi,oi->mo", x, weight))
+
+
+def in_another_blas(core: str, code: str) -> str:
+    """Run code with OpenBLAS made to use the kernels of another processor."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("the kernels named here are those of x86-64")
+    show = "import numpy; print(numpy.show_config('dicts')['Build Dependencies']['blas']['name'])"
+    blas = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True).stdout
+    if "openblas" not in blas:
+        pytest.skip(f"NumPy is built with {blas.strip()}, and OPENBLAS_CORETYPE chooses kernels of OpenBLAS only")
+    environment = os.environ | {"OPENBLAS_CORETYPE": core}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_dependence_of_rows_is_noticed():
+    """OpenBLAS's AVX2 kernels round a row by its place in the matrix."""
+    code = "from e5ref.numpy_ops import rows_are_independent as r; print(r(384, 384, 'float32'))"
+    assert in_another_blas("Haswell", code) == "False"

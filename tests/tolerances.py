@@ -1,0 +1,26 @@
+"""Every tolerance of the tests, with its reason. Nothing else in the tests compares numbers with a bound of its own."""
+
+# The largest absolute difference between two vectors of unit length, each computed in float32 from the same weights.
+# Rounding alone gives 1e-7 to 2e-7 after 6 to 12 layers; tanh GELU gives 1e-4.
+VECTORS = {"float32": 5e-7, "float64": 1e-12}
+
+# The same at each named point inside the model, relative to the largest value at that point. float32 keeps 6e-8 of a
+# number, a product of 1,536 terms some 1e-6, and twelve layers add up a few of those.
+POINTS = {"float32": 1e-5, "float64": 1e-12}
+
+# How far ours in float32 may be from ours in float64: the share of VECTORS that is our own rounding.
+VECTORS_OWN_ROUNDING = 3e-7
+
+# The model card's score matrix, cosine x 100, against transformers: 1e-4 of a point is 1e-6 of a cosine, what is left
+# of VECTORS after summing 384 products.
+SCORES = 1e-4
+
+# GELU in float32 against float64, in units in the last place of the true value (measured over every float32 between
+# the bounds): 5.5 for x > 0, 8.3 down to -3; further down exp(-x²/2) multiplies the rounding of x² by x²/2.
+GELU_ULP = {(0.0, 40.0): 6.0, (-3.0, 0.0): 9.0, (-6.0, -3.0): 40.0, (-13.0, -6.0): 140.0}
+
+# erfc as the C library gives it, then three products: a few units of float64.
+GELU_FLOAT64 = 5e-16
+
+# softmax rows sum to 1, unit vectors have norm 1: n roundings of half a unit each, n up to 512.
+SUM_TO_ONE = {"float32": 2e-6, "float64": 1e-14}
