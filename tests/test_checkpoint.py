@@ -243,8 +243,12 @@ def test_an_empty_folder(tmp_path):
 
 
 def write_sentence_transformer(folder, *, pooling=None, modules=("Transformer", "Pooling", "Normalize"), **prompts):
-    types = [{"type": f"sentence_transformers.models.{name}", "path": f"{i}_{name}"} for i, name in enumerate(modules)]
-    (folder / "modules.json").write_text(json.dumps(types))
+    """Write sentence-transformers' files, in the layout of its versions before 6, beside a plain checkpoint's."""
+    layout = [
+        {"idx": i, "name": str(i), "path": f"{i}_{name}" if i else "", "type": f"sentence_transformers.models.{name}"}
+        for i, name in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(layout))
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling or {"pooling_mode_mean_tokens": True}))
     if prompts:

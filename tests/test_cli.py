@@ -1,0 +1,218 @@
+"""The command line, run as people run it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import e5ref
+
+COMMAND = [sys.executable, "-c", "from e5ref.cli import main; main()"]
+
+
+def run(*arguments: object, stdin: bytes = b"", code: int = 0) -> subprocess.CompletedProcess:
+    result = subprocess.run([*COMMAND, *map(str, arguments)], input=stdin, capture_output=True, check=False)
+    assert result.returncode == code, result.stderr.decode()
+    return result
+
+
+def fails(*arguments: object, stdin: bytes = b"") -> str:
+    """Run what must fail: exit code 2, a sentence on standard error nothing on standard output. Return the former."""
+    result = run(*arguments, stdin=stdin, code=2)
+    message = result.stderr.decode()
+    assert result.stdout == b""
+    assert "Traceback" not in message
+    assert message.splitlines()[-1].startswith("Error: ")
+    return message
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bert):
+    return e5ref.load(tiny_bert)
+
+
+def test_embed_prints_json_lines(tiny_bert, model):
+    result = run("embed", "query: cat", "passage: the dog", "--model", tiny_bert)
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["text"] for row in rows] == ["query: cat", "passage: the dog"]
+    vectors = np.array([row["embedding"] for row in rows], np.float32)
+    np.testing.assert_array_equal(vectors, model.encode(["query: cat", "passage: the dog"]))
+    assert result.stderr == b""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_printed_numbers_read_back_exactly(tiny_bert, dtype):
+    result = run("embed", "cat", "--prompt", "query", "--model", tiny_bert, "--dtype", dtype)
+    vector = np.array(json.loads(result.stdout)["embedding"], dtype)
+    np.testing.assert_array_equal(vector, e5ref.load(tiny_bert, dtype=dtype).encode_query("cat"))
+
+
+@pytest.mark.parametrize(("prompt", "start"), [("query", "query: "), ("passage", "passage: "), ("none", "")])
+def test_prompt(tiny_bert, model, prompt, start):
+    result = run("embed", "cat", "--prompt", prompt, "--model", tiny_bert)
+    vector = np.array(json.loads(result.stdout)["embedding"], np.float32)
+    np.testing.assert_array_equal(vector, model.encode(start + "cat"))
+
+
+def test_a_forgotten_prompt_is_pointed_out(tiny_bert):
+    result = run("embed", "cat", "query: dog", "--model", tiny_bert)
+    assert result.stderr.decode().startswith("Warning: 1 of 2 texts start with none of the prompts")
+    assert len(result.stdout.splitlines()) == 2
+
+
+def test_standard_input(tiny_bert):
+    lines = "query: cat\nquery: the\u2028dog\r\n\nquery: eat".encode()
+    result = run("embed", "-i", "-", "--model", tiny_bert, stdin=lines)
+    assert [json.loads(row)["text"] for row in result.stdout.splitlines()] == [
+        *("query: cat", "query: the\u2028dog", "", "query: eat")
+    ]
+
+
+def test_no_input_at_all_is_no_vectors(tiny_bert, tmp_path):
+    assert run("embed", "-i", "-", "--model", tiny_bert).stdout == b""
+    run("embed", "-i", "-", "-o", tmp_path / "none.npy", "--model", tiny_bert)
+    assert np.load(tmp_path / "none.npy").shape == (0, 32)
+
+
+def test_json_lines_in_and_out(tiny_bert, tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"text": "query: cat", "id": 7}\n{"text": "query: two\\nlines"}\n')
+    run("embed", "-i", source, "-o", output, "--model", tiny_bert)
+    again = tmp_path / "again.jsonl"
+    run("embed", "-i", output, "-o", again, "--model", tiny_bert)
+    assert output.read_bytes() == again.read_bytes()
+    assert [json.loads(line)["text"] for line in output.read_text().splitlines()] == ["query: cat", "query: two\nlines"]
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
+def test_files(tiny_bert, model, tmp_path, suffix):
+    output = tmp_path / f"out.{suffix}"
+    run("embed", "cat", "dog", "--prompt", "passage", "-o", output, "--model", tiny_bert)
+    if suffix == "npy":
+        vectors = np.load(output)
+        provenance = json.loads((tmp_path / "out.npy.provenance.json").read_text())
+    else:
+        with safe_open(output, framework="numpy") as file:
+            vectors, provenance = file.get_tensor("embeddings"), file.metadata()
+    np.testing.assert_array_equal(vectors, model.encode_document(["cat", "dog"]))
+    assert provenance == model.provenance("passage: ")
+
+
+def test_a_failure_leaves_the_old_file_as_it_was(tiny_bert, tmp_path):
+    output = tmp_path / "out.npy"
+    output.write_bytes(b"old")
+    (tmp_path / "bad.txt").write_bytes(b"query: cat\nquery: \xff\n")
+    message = fails("embed", "-i", tmp_path / "bad.txt", "-o", output, "--model", tiny_bert)
+    assert "bad.txt, line 2: is not UTF-8" in message
+    assert output.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.txt", "out.npy"]
+
+
+def test_a_full_disk_leaves_nothing_half_written(tiny_bert, tmp_path):
+    """The file size limit stands for the disk: writing fails after 100 bytes."""
+    output = tmp_path / "out.npy"
+    limited = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); from e5ref.cli import main; main()"
+    arguments = ["embed", "cat", "--prompt", "query", "-o", str(output), "--model", str(tiny_bert)]
+    result = subprocess.run([sys.executable, "-c", limited, *arguments], capture_output=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith(b"Error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rank(tiny_bert, model):
+    passages = ["the dog", "a cat", "green plants"]
+    result = run("rank", "cat", *passages, "--model", tiny_bert)
+    scores = 100 * model.similarity(model.encode_query("cat"), model.encode_document(passages))[0]
+    expected = [f"{scores[index]:6.2f}  {passages[index]}" for index in np.argsort(-scores)]
+    assert result.stdout.decode().splitlines() == expected
+
+    rows = [
+        json.loads(line) for line in run("rank", "cat", *passages, "--json", "--model", tiny_bert).stdout.splitlines()
+    ]
+    assert [row["index"] for row in rows] == np.argsort(-scores).tolist()
+    assert [row["score"] for row in rows] == sorted((float(score) for score in scores), reverse=True)
+
+
+def test_rank_a_file_and_keep_equal_passages_in_order(tiny_bert):
+    result = run("rank", "cat", "-i", "-", "--json", "--model", tiny_bert, stdin=b"dog\ncat\ndog\n")
+    order = [json.loads(line)["index"] for line in result.stdout.splitlines()]
+    assert order.index(0) < order.index(2)
+
+
+def test_models():
+    lines = run("models").stdout.decode().splitlines()
+    assert len(lines) == 14
+    rows = json.loads(run("models", "--json").stdout)
+    assert rows[0]["name"] == "intfloat/e5-small-v2"
+    assert all(isinstance(row["on_this_machine"], bool) for row in rows)
+
+
+def test_inspect(tiny_bert):
+    shown = run("inspect", tiny_bert).stdout.decode()
+    facts = json.loads(run("inspect", tiny_bert, "--json").stdout)
+    D, F, V, P = 32, 48, 50, 64
+    layer = 4 * (D * D + D) + (F * D + F) + (D * F + D) + 4 * D
+    assert facts["parameters"] == (V + P + 2) * D + 2 * D + 2 * layer
+    assert facts["prompts"] == {"query": "query: ", "passage": "passage: "}
+    assert facts["hidden_size"] == 32
+    assert facts["weights_sha256"] in shown
+    assert all(key in shown for key in facts)
+
+
+def test_help_and_version():
+    assert b"embed" in run("--help").stdout
+    assert e5ref.__version__.encode() in run("--version").stdout
+    for command in ("embed", "rank", "models", "inspect"):
+        assert b"Usage" in run(command, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embed"], "give TEXT arguments or -i FILE"),
+        (["embed", "a", "-i", "-"], "one of the two"),
+        (["embed", "a", "-o", "out.txt"], "must end in .npy, .safetensors, .jsonl"),
+        (["embed", "a", "-o", "no/such/folder/out.npy"], "there is no folder"),
+        (["embed", "-i", "no-such-file.txt"], "No such file"),
+        (["embed", "a", "--dtype", "float16"], "'float16' is not one of"),
+        (["embed", "a", "--model", "no/such/folder"], "no such folder, and not a hub name"),
+        (["embed", "a", "--model", "intfloat/e5-large"], "the hub cannot be reached"),
+        (["rank", "a"], "give PASSAGE arguments or -i FILE"),
+        (["inspect", "."], "a checkpoint folder needs config.json"),
+        (["embd"], "No such command"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert message in fails(*arguments)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"not json", "line 2: is not a JSON object"),
+        (b"[1]", "line 2: is not a JSON object"),
+        (b'{"body": "a"}', "line 2: is not a JSON object"),
+        (b'{"text": 7}', "line 2: is not a JSON object"),
+        (b'{"text": "\xff"}', "line 2: is not UTF-8"),
+        (b'{"text": "\\ud800"}', "lone surrogate"),
+    ],
+)
+def test_bad_json_lines_are_named(tiny_bert, tmp_path, line, message):
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b'{"text": "query: a"}\n' + line + b"\n")
+    assert message in fails("embed", "-i", source, "--model", tiny_bert)
+
+
+def test_a_reader_that_has_had_enough(tiny_bert):
+    """`e5ref embed … | head -1` ends without a word."""
+    command = f"{sys.executable} -c 'from e5ref.cli import main; main()' embed -i - --model {tiny_bert} | head -1"
+    result = subprocess.run(command, shell=True, input=b"query: cat\n" * 2000, capture_output=True, check=False)
+    assert len(result.stdout.splitlines()) == 1
+    assert result.stderr == b""

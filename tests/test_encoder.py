@@ -1,0 +1,323 @@
+"""From text to vector: against sentence-transformers, neighbours, options, bad input."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+import e5ref
+from e5ref import encoder, numpy_model
+from tests.awkward import TEXTS
+from tests.conftest import write_random_bert
+from tests.test_checkpoint import write_sentence_transformer
+from tests.test_numpy_model import E5_SMALL
+from tests.test_numpy_ops import in_another_blas
+from tests.tolerances import SCORES, SUM_TO_ONE, VECTORS, VECTORS_OWN_ROUNDING
+
+# The four texts of the model card's example (huggingface.co/intfloat/e5-small-v2).
+CARD_QUERIES = ["how much protein should a female eat", "summit define"]
+CARD_PASSAGES = [
+    "As a general guideline, the CDC's average requirement of protein for women ages 19 to 70 is 46 grams per day. "
+    "But, as you can see from this chart, you'll need to increase that if you're expecting or training for a "
+    "marathon. Check out the chart below to see how much protein you should be eating each day.",
+    "Definition of summit for English Language Learners. : 1  the highest point of a mountain : the top of a mountain. "
+    ": 2  the highest level. : 3  a meeting or series of meetings between the leaders of two or more governments.",
+]
+
+
+@pytest.fixture(scope="module")
+def model(minilm):
+    return e5ref.load(minilm)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_bert):
+    return e5ref.load(tiny_bert)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_whole_path_against_sentence_transformers(minilm, dtype):
+    texts = [*TEXTS.values(), *CARD_QUERIES, *CARD_PASSAGES]
+    peer = SentenceTransformer(str(minilm), device="cpu").to(getattr(torch, dtype))
+    expected = peer.encode(texts, convert_to_tensor=True).numpy()
+    ours = e5ref.load(minilm, dtype=dtype, truncation="allow").encode(texts)
+    assert ours.dtype == dtype
+    assert np.abs(ours - expected).max() <= VECTORS[dtype]
+
+
+def test_float32_against_our_float64(minilm):
+    texts = list(TEXTS.values())
+    single, double = (e5ref.load(minilm, dtype=dtype, truncation="allow") for dtype in ("float32", "float64"))
+    assert np.abs(single.encode(texts) - double.encode(texts)).max() <= VECTORS_OWN_ROUNDING
+
+
+@pytest.mark.parametrize("modules", [("Transformer", "Pooling"), ("Transformer", "Pooling", "Normalize")])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_other_sentence_transformers(tiny_copy, pooling, modules):
+    """Mean or CLS pooling, with or without normalisation, prompts of their own."""
+    write_sentence_transformer(
+        tiny_copy,
+        pooling={"word_embedding_dimension": 32, f"pooling_mode_{pooling}_token{'s' * (pooling == 'mean')}": True},
+        modules=modules,
+        prompts={"query": "what: ", "document": ""},
+        default_prompt_name="query",
+        __version__={"sentence_transformers": "3.0.0"},
+    )
+    texts = ["how much protein", "cat", ""]
+    peer, ours = SentenceTransformer(str(tiny_copy), device="cpu"), e5ref.load(tiny_copy)
+    for method in ("encode", "encode_query", "encode_document"):
+        expected = getattr(peer, method)(texts)
+        actual = getattr(ours, method)(texts)
+        scale = 1 if "Normalize" in modules else np.abs(expected).max()
+        assert np.abs(actual - expected).max() / scale <= VECTORS["float32"], method
+
+
+def test_the_model_cards_example(shared, tmp_path):
+    """The card's own code, line by line, on random weights of e5-small's shape and the real tokenizer."""
+    folder = write_random_bert(tmp_path, **E5_SMALL)
+    (folder / "tokenizer.json").write_bytes((shared / "e5-small-v2" / "tokenizer.json").read_bytes())
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true}')
+    texts = [f"query: {text}" for text in CARD_QUERIES] + [f"passage: {text}" for text in CARD_PASSAGES]
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    peer = AutoModel.from_pretrained(folder)
+    batch = tokenizer(texts, max_length=512, padding=True, truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        states = peer(**batch).last_hidden_state
+    states = states.masked_fill(~batch["attention_mask"][..., None].bool(), 0.0)
+    vectors = torch.nn.functional.normalize(states.sum(dim=1) / batch["attention_mask"].sum(dim=1)[..., None])
+    expected = (vectors[:2] @ vectors[2:].T * 100).numpy()
+
+    model = e5ref.load(folder)
+    scores = 100 * model.similarity(model.encode_query(CARD_QUERIES), model.encode_document(CARD_PASSAGES))
+    assert np.abs(scores - expected).max() <= SCORES
+
+    # The same in the functional layer, named as on the card.
+    batch_dict = model.tokenize(texts)
+    input_ids, attention_mask = batch_dict["input_ids"], batch_dict["attention_mask"]
+    np.testing.assert_array_equal(input_ids, batch["input_ids"].numpy())
+    checkpoint = model.checkpoint
+    outputs = numpy_model.forward(checkpoint.params, input_ids, attention_mask, config=checkpoint.config)
+    embeddings = numpy_model.l2_normalize(numpy_model.average_pool(outputs, attention_mask))
+    assert np.abs((embeddings[:2] @ embeddings[2:].T) * 100 - expected).max() <= SCORES
+
+
+def test_real_sentences_through_trained_weights(model):
+    """The main job: each query finds its own passage."""
+    scores = model.similarity(model.encode_query(CARD_QUERIES), model.encode_document(CARD_PASSAGES))
+    assert scores.shape == (2, 2)
+    assert scores.argmax(axis=1).tolist() == [0, 1]
+    assert scores.diagonal().min() > 0.6 > 0.2 > (scores - np.diag(scores.diagonal())).max()
+
+
+WORD_LISTS = st.lists(st.sampled_from("a b c d cat dog how much protein plants ! zzz".split()), max_size=40)
+TEXT_LISTS = st.lists(WORD_LISTS.map(" ".join), min_size=1, max_size=12)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=TEXT_LISTS, batch_size=st.one_of(st.none(), st.integers(1, 4)), data=st.data())
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_neighbours_do_not_matter(tiny_bert, dtype, texts, batch_size, data):
+    """The same bits alone, in any batch, in any order."""
+    model = e5ref.load(tiny_bert, dtype=dtype, truncation="allow")
+    together = model.encode(texts, batch_size=batch_size)
+    order = data.draw(st.permutations(range(len(texts))))
+    np.testing.assert_array_equal(model.encode([texts[index] for index in order]), together[order])
+    for text, vector in zip(texts, together, strict=True):
+        np.testing.assert_array_equal(model.encode(text), vector)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.sampled_from([*TEXTS.values(), *CARD_QUERIES, *CARD_PASSAGES]), min_size=2, max_size=40))
+def test_neighbours_do_not_matter_with_trained_weights(model, texts):
+    together = model.encode(texts, truncation="allow")
+    for text, vector in zip(texts[:3], together, strict=False):
+        np.testing.assert_array_equal(model.encode(text, truncation="allow"), vector)
+
+
+@settings(max_examples=30, deadline=None)
+@given(extra=st.integers(0, 9), others=st.lists(st.integers(1, 9), max_size=5))
+def test_padding_does_not_matter(model, extra, others):
+    """More padding, and texts beside, leave a text's bits alone."""
+    if model._max_texts(None) == 1:
+        pytest.skip("this machine's BLAS rounds a row by its place: e5ref gives it one text at a time")
+    text = model.tokenizer(["how much protein"])[0].ids
+    input_ids, attention_mask = encoder.pad_ids([text, *([5] * length for length in others)], model.tokenizer.pad_id)
+    wider = [np.pad(array, ((0, 0), (0, extra))) for array in (input_ids, attention_mask)]
+    checkpoint = model.checkpoint
+    alone = [np.array([text]), np.ones((1, len(text)), np.int64)]
+    np.testing.assert_array_equal(
+        numpy_model.embed(checkpoint.params, *wider, config=checkpoint.config)[:1],
+        numpy_model.embed(checkpoint.params, *alone, config=checkpoint.config),
+    )
+
+
+def test_neighbours_do_not_matter_on_another_processor(tiny_bert):
+    """On a BLAS whose rows depend on their place, each text gets a batch of its own."""
+    code = f"""
+import numpy as np, e5ref
+model = e5ref.load({str(tiny_bert)!r})
+texts = ["a b c " * (n % 9 + 1) for n in range(40)]
+together = model.encode(texts)
+print(model._max_texts(None), all(np.array_equal(model.encode(text), v) for text, v in zip(texts, together)))
+"""
+    assert in_another_blas("Haswell", code) == "1 True"
+
+
+def test_batches_of_more_than_one_window(tiny, monkeypatch):
+    texts = [f"cat {'a ' * (n % 7)}" for n in range(50)]
+    expected = tiny.encode(texts)
+    monkeypatch.setattr(encoder, "WINDOW_TEXTS", 7)
+    np.testing.assert_array_equal(tiny.encode(text for text in texts), expected)
+
+
+def test_shapes_and_dtypes(tiny):
+    assert tiny.encode("cat").shape == (32,)
+    assert tiny.encode(["cat"]).shape == (1, 32)
+    assert tiny.encode(("cat", "dog")).shape == (2, 32)
+    assert tiny.encode(iter(["cat", "dog", ""])).shape == (3, 32)
+    assert tiny.encode([]).shape == (0, 32)
+    assert tiny.encode([]).dtype == tiny.encode("cat").dtype == np.float32
+
+
+def test_prompts(tiny):
+    np.testing.assert_array_equal(tiny.encode_query(["cat"]), tiny.encode(["query: cat"]))
+    np.testing.assert_array_equal(tiny.encode_document(["cat"]), tiny.encode(["passage: cat"]))
+    np.testing.assert_array_equal(tiny.encode(["cat"], prompt_name="passage"), tiny.encode(["passage: cat"]))
+    np.testing.assert_array_equal(tiny.encode_query("cat", prompt="what "), tiny.encode("what cat"))
+    np.testing.assert_array_equal(tiny.encode_document("cat", prompt_name="query"), tiny.encode("query: cat"))
+    assert not np.array_equal(tiny.encode_query("cat"), tiny.encode("cat"))
+
+
+def test_vectors_have_norm_one(tiny):
+    norms = np.linalg.norm(tiny.encode(["cat", "dog", ""]), axis=1)
+    assert np.abs(norms - 1).max() <= SUM_TO_ONE["float32"]
+    assert (np.linalg.norm(tiny.encode(["cat", "dog"], normalize_embeddings=False), axis=1) > 2).all()
+
+
+def test_truncate_dim_warns_and_renormalises(tiny):
+    with pytest.warns(UserWarning, match="keeps 8 of 32 dimensions; E5 is not trained for that"):
+        cut = tiny.encode(["cat", "dog"], truncate_dim=8)
+    expected = numpy_model.l2_normalize(tiny.encode(["cat", "dog"])[:, :8])
+    np.testing.assert_array_equal(cut, expected)
+
+
+def test_similarity_by_hand(tiny):
+    a, b = np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 2.0], [-6.0, -8.0]])
+    np.testing.assert_allclose(tiny.similarity(a, b), [[0.6, 0.8, -1], [1, 0, -0.6]], atol=SUM_TO_ONE["float64"])
+    assert tiny.similarity(a[0], b).shape == (1, 3)
+    assert tiny.similarity(a[0], b[0]).shape == (1, 1)
+
+
+def test_truncation(tiny_bert):
+    texts = ["cat", "a " * 9, "b " * 20]
+    model = e5ref.load(tiny_bert, max_length=8)
+    with pytest.warns(UserWarning, match=r"2 of 3 texts are longer than 8 tokens .* longest, texts\[2\], has 22"):
+        vectors = model.encode(texts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(model.encode(texts, truncation="allow"), vectors)
+        np.testing.assert_array_equal(model.encode("a " * 6), vectors[1])
+    with pytest.raises(ValueError, match=r"texts\[2\] has 22 tokens, more than max_length 8"):
+        model.encode(texts, truncation="error")
+    with pytest.raises(ValueError, match="more than max_length"):
+        e5ref.load(tiny_bert, max_length=8, truncation="error").encode(texts)
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "message"),
+    [
+        (None, TypeError, "texts must be a str or an iterable of str, not NoneType"),
+        (b"bytes", TypeError, "not bytes"),
+        (7, TypeError, "not int"),
+        ([None], TypeError, r"texts\[0\] is NoneType, not str"),
+        (["a", b"bytes"], TypeError, r"texts\[1\] is bytes, not str"),
+        (["a", "b", 3.5], TypeError, r"texts\[2\] is float, not str"),
+        (["a", ["b"]], TypeError, r"texts\[1\] is list, not str"),
+        (["a", "b\ud800c"], ValueError, r"texts\[1\] is not valid Unicode: a lone surrogate at position 1"),
+        ("\udfff", ValueError, r"texts\[0\] is not valid Unicode"),
+    ],
+)
+@pytest.mark.parametrize("method", ["encode", "encode_query", "tokenize"])
+def test_bad_texts_are_named(tiny, method, texts, error, message):
+    with pytest.raises(error, match=message) as caught:
+        getattr(tiny, method)(texts)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"truncate_dim": 0}, "truncate_dim is 0, but must lie between 1 and 32"),
+        ({"truncate_dim": 33}, "truncate_dim is 33"),
+        ({"truncation": "cut"}, "truncation is 'cut'"),
+        ({"prompt_name": "question"}, "unknown prompt_name 'question'"),
+        ({"prompt_name": "query", "prompt": "query: "}, "not both"),
+    ],
+)
+def test_bad_options(tiny, options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.encode(["cat"], **options)
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document"])
+def test_unknown_options_are_refused(tiny, method):
+    with pytest.raises(TypeError, match="convert_to_tensor"):
+        getattr(tiny, method)(["cat"], convert_to_tensor=True)
+
+
+def test_ten_megabytes_without_a_space(model):
+    """WordPiece makes one [UNK] of it, as of any word of more than 100 letters."""
+    vectors = model.encode(["a" * 10_000_000, "[UNK]"])
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+
+
+def test_ten_megabytes_of_ideographs(model):
+    with pytest.warns(UserWarning, match=r"texts\[0\], has 3333335"):
+        assert model.encode("日" * 3_333_333).shape == (384,)
+
+
+def test_provenance(tiny, tiny_bert):
+    provenance = tiny.provenance("query: ")
+    assert provenance["model"] == str(tiny_bert)
+    assert provenance["prompt"] == "query: "
+    assert len(provenance["weights_sha256"]) == len(provenance["tokenizer_sha256"]) == 64
+    assert all(isinstance(value, str) for value in provenance.values())
+
+
+def test_progress_bar(tiny, capsys):
+    tiny.encode(["cat"])
+    assert capsys.readouterr().err == ""
+    tiny.encode(["cat"] * 3, show_progress_bar=True)
+    assert "embedding" not in capsys.readouterr().err  # a fraction of a second: over before a bar is due
+
+
+def test_known_answer_of_e5_small_v2():
+    """Four numbers that transformers gives for the real weights, where they are on this machine."""
+    try:
+        model = e5ref.load("intfloat/e5-small-v2")
+    except e5ref.CheckpointError as reason:
+        pytest.skip(str(reason))
+    vector = model.encode("query: I love transformers.")
+    expected = [-0.0663562790, 0.0153982891, -0.0412562378, -0.0130311009]
+    assert np.abs(vector[[0, 1, 382, 383]] - expected).max() <= VECTORS["float32"]
+
+
+def test_a_generator_is_not_read_ahead(tiny, monkeypatch):
+    monkeypatch.setattr(encoder, "WINDOW_TEXTS", 2)
+    seen = []
+
+    def texts():
+        for number in range(5):
+            seen.append(number)
+            yield "cat" if number < 4 else None
+
+    with pytest.raises(TypeError, match=r"texts\[4\] is NoneType"):
+        tiny.encode(texts())
+    assert seen == [0, 1, 2, 3, 4]
