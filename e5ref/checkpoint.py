@@ -157,8 +157,9 @@ def locate(name: str, revision: str | None = None) -> tuple[Path, str | None]:
         warnings.warn(
             f"{name} at {revision or 'main'} is commit {commit} now; pass revision={commit!r} to keep it", stacklevel=2
         )
-    for path in folder.rglob("*"):
-        _verify_cached(path, name)
+    for pattern in FILES:
+        for path in folder.glob(pattern):
+            _verify_cached(path, name)
     return folder, commit
 
 
@@ -175,8 +176,9 @@ def is_cached(name: str, revision: str | None) -> bool:
 def _fetch(name: str, revision: str) -> Path:
     """Return the hub cache's folder of a checkpoint at a revision, downloading what is missing."""
     # Imported here, because a folder need not wait a quarter of a second for it.
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is its re-export of httpx's
+        CachedRepoTreeNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
@@ -186,6 +188,14 @@ def _fetch(name: str, revision: str) -> Path:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+
+    def listed() -> bool:
+        """Tell whether the cache knows what files there are; after another program it may hold a part without that."""
+        try:
+            get_cached_repo_tree(name, revision=revision)
+        except CachedRepoTreeNotFoundError:
+            return False
+        return True
 
     def cached() -> Path | None:
         try:
@@ -198,19 +208,26 @@ def _fetch(name: str, revision: str) -> Path:
     mend = "check the network, or bring the checkpoint's folder here and pass its path"
     try:
         # A commit never changes: what is here needs no look at the hub.
-        if len(revision) == 40 and (folder := cached()):
+        if len(revision) == 40 and listed() and (folder := cached()):
             return folder
         try:
-            commit = HfApi().model_info(name, revision=revision).sha
-        except HfHubHTTPError:
-            raise  # the hub's own answer, told below
-        except (HTTPError, OfflineModeIsEnabled):
+            HfApi().model_info(name, revision=revision, timeout=10)
+        except (HTTPError, OfflineModeIsEnabled) as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+                raise  # the hub's own answer, told below
             if folder := cached():
+                if name not in known_checkpoints() and not listed():
+                    warnings.warn(
+                        f"another program fetched {name}, perhaps not all of it (how to pool, say); load it once with "
+                        "the hub in reach",
+                        stacklevel=2,
+                    )
                 return folder
             raise CheckpointError(
                 f"{name} at {revision} is not on this machine, and the hub cannot be reached; {mend}"
             ) from None
-        return Path(snapshot_download(name, revision=commit, allow_patterns=FILES))
+        # By the revision's own name, so that the cache notes which commit it is, for when the hub is away.
+        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
     except HFValidationError:
         raise CheckpointError(f"{name}: no such folder, and not a hub name such as {DEFAULT_CHECKPOINT!r}") from None
     except RevisionNotFoundError:
@@ -223,27 +240,29 @@ def _fetch(name: str, revision: str) -> Path:
         raise CheckpointError(
             f"{name}: no such folder, and the hub has no such checkpoint (or wants a login: run `hf auth login`)"
         ) from None
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{name} at {revision} could not be fetched from the hub ({reason}); {mend}") from None
 
 
 def _verify_cached(path: Path, name: str) -> None:
     """Compare a file of the hub's cache with the hash that it is stored under: SHA-256, or git's for small files."""
-    blob = path.resolve()
-    if path.is_dir() or blob == path:
+    if not path.is_symlink():
         return
-    if len(blob.name) == 64:
+    # One link further only: newer versions of huggingface_hub link the blob on to a store with names of its own.
+    expected = path.readlink().name
+    blob = path.resolve()
+    if len(expected) == 64:
         actual = file_sha256(blob)
-    elif len(blob.name) == 40:
+    elif len(expected) == 40:
         content = blob.read_bytes()
         actual = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     else:
         return
-    if actual != blob.name:
+    if actual != expected:
         raise CheckpointError(
             f"{path.name} of {name} is cut short or altered: its hash is {actual[:12]}…, the hub's was "
-            f"{blob.name[:12]}…; delete {blob} and run again to fetch it anew"
+            f"{expected[:12]}…; delete {blob} and run again to fetch it anew"
         )
 
 

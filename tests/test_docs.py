@@ -1,0 +1,84 @@
+"""Every command and every piece of Python that README and docs show is run, against a hub on this machine."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_random_bert
+from tests.hub import Hub, Repo
+from tests.test_hub import KNOWN, PINNED, files_of
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    pytest.param(language, block, id=f"{page.name}:{text[: match.start()].count(chr(10)) + 2}")
+    for page in PAGES
+    for text in [page.read_text(encoding="utf-8")]
+    for match in re.finditer(r"^```(bash|python)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    for language, block in [match.groups()]
+]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """What a reader's shell has: e5ref installed, and a hub that gives a small checkpoint for the known name."""
+    folder = write_random_bert(tmp_path_factory.mktemp("docs") / "model")
+    with Hub({KNOWN: Repo({PINNED: files_of(folder)}, {"main": PINNED})}) as hub:
+        yield os.environ | {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path_factory.mktemp("home")),
+            "HF_HUB_OFFLINE": "0",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+
+
+@pytest.mark.parametrize(("language", "block"), BLOCKS)
+def test_block(language, block, environment, tmp_path):
+    folder = tmp_path
+    if "pip install -e" in block:
+        pytest.skip("this is the command that runs these tests")
+    if "pip install ." in block:  # installed as shown, beside what runs the tests, without what it needs from afar
+        install = "pip install --quiet --no-deps --no-build-isolation --target installed"
+        block = block.replace("pip install .", f"{install} {ROOT}").replace("&& ", "&& PYTHONPATH=installed ")
+    if "-m tests" in block:
+        folder = ROOT
+    command = ["bash", "-euo", "pipefail", "-c", block] if language == "bash" else [sys.executable, "-c", block]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout or "-o " in block or language == "python"
+
+
+def test_there_is_something_to_run():
+    assert len(BLOCKS) > 8
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        headings = [re.sub(r"[^\w -]", "", line.lstrip("# ")).lower() for line in linked.read_text().splitlines()]
+        assert not anchor or anchor.replace("-", " ") in headings, target
+
+
+def test_the_installed_package_brings_its_table(tmp_path):
+    """A wheel carries weights/checkpoints.toml, and nothing that is not the package's."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
+    subprocess.run([*command, str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    code = "import e5ref; print(e5ref.__file__, len(e5ref.known_checkpoints()))"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == [str(tmp_path / "e5ref" / "__init__.py"), "12"]
+    assert (tmp_path / "e5ref" / "py.typed").exists()
+    top_level = {path.name for path in tmp_path.iterdir() if not path.name.endswith(".dist-info")}
+    assert top_level <= {"e5ref", "bin", "__pycache__"}
