@@ -3,7 +3,7 @@
 from e5ref import numpy_model
 from e5ref.checkpoint import Checkpoint, EmbeddingSettings, known_checkpoints, read_checkpoint
 from e5ref.config import BertConfig, CheckpointError
-from e5ref.encoder import E5, Tokens, load
+from e5ref.encoder import E5, E5Warning, Tokens, load
 from e5ref.params import BertParams, build_params
 
 __version__ = "0.1.0"
@@ -14,6 +14,7 @@ __all__ = [
     "BertParams",
     "Checkpoint",
     "CheckpointError",
+    "E5Warning",
     "EmbeddingSettings",
     "Tokens",
     "build_params",

@@ -68,12 +68,12 @@ def pad_rows(rows: Floats, attention_mask: Ids) -> Floats:
     return padded
 
 
-def pad_squares(squares: Sequence[Floats], attention_mask: Ids) -> Floats:
+def pad_squares(squares: Sequence[Floats], attention_mask: Ids, heads: int) -> Floats:
     """Put each text's [N, t, t] into its place in the padded batch, zeros elsewhere. -> [B, N, T, T]."""
     texts, length = attention_mask.shape
-    padded = np.zeros((texts, squares[0].shape[0], length, length), squares[0].dtype)
+    padded = np.zeros((texts, heads, length, length), np.result_type(*squares) if squares else np.float32)
     for out, square, mask in zip(padded, squares, attention_mask == 1, strict=True):
-        out[:, np.outer(mask, mask)] = square.reshape(len(square), -1)
+        out[:, np.outer(mask, mask)] = square.reshape(heads, -1)
     return padded
 
 
@@ -81,8 +81,12 @@ def check_batch(input_ids: Ids, attention_mask: Ids, config: BertConfig) -> None
     """Check what goes into the forward pass.
 
     Raises:
-        ValueError: says which argument is wrong, and where.
+        ValueError: says which argument is wrong, and where. Both must be NumPy arrays.
     """
+    if input_ids.dtype.kind not in "iu" or attention_mask.dtype.kind not in "biu":
+        raise ValueError(
+            f"input_ids and attention_mask must be whole numbers, but are {input_ids.dtype} and {attention_mask.dtype}"
+        )
     if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape:
         raise ValueError(
             f"input_ids and attention_mask must both be [B, T], but have shapes {input_ids.shape} and "

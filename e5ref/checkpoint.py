@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
+import re
 import tomllib
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from e5ref.config import BertConfig, CheckpointError, read_config, read_json
 from e5ref.params import NAME_PREFIXES, UNUSED_NAMES, BertParams, build_params
-from e5ref.prompts import E5_PROMPTS
+from e5ref.prompts import DOCUMENT_NAMES, E5_PROMPTS
 
 DEFAULT_CHECKPOINT = "intfloat/e5-small-v2"
 
@@ -30,10 +32,28 @@ FILES = [
     "tokenizer_config.json",
     "vocab.txt",
     "modules.json",
-    "sentence_bert_config.json",
+    "sentence_*_config.json",
     "config_sentence_transformers.json",
     "1_Pooling/config.json",
 ]
+
+# The files that say how a text is prepared: what the bound on its tokens is called in each, and the settings that must
+# be as ours, if they are there. sentence-transformers has the bound in its own file, under several older names too,
+# and from version 6 on in the tokenizer's.
+TEXT_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tokenizer_config.json": ("model_max_length", {"truncation_side": "right", "padding_side": "right"})
+} | {
+    f"sentence_{name}_config.json": (
+        "max_seq_length",
+        {
+            "do_lower_case": False,
+            "transformer_task": "feature-extraction",
+            "tokenizer_args": {},
+            "processor_kwargs": {},
+        },
+    )
+    for name in ("xlnet", "xlm-roberta", "albert", "camembert", "distilbert", "roberta", "bert")
+}
 
 # How safetensors names what a tensor is made of, and how NumPy reads it. NumPy has no bfloat16: its two bytes are
 # the upper half of a float32. Only the position ids, which nothing uses, are whole numbers.
@@ -61,7 +81,7 @@ class EmbeddingSettings:
     default_prompt_name: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A checkpoint as read from disk.
 
@@ -80,7 +100,7 @@ class Checkpoint:
     revision: str | None
     config: BertConfig
     settings: EmbeddingSettings
-    params: BertParams
+    params: BertParams = field(repr=False)
     weight_files: tuple[Path, ...]
 
     @cached_property
@@ -116,9 +136,14 @@ def read_checkpoint(
     Raises:
         CheckpointError: a file is missing, damaged, or not what a BERT-style encoder needs; or the hub cannot give it.
         ValueError: an unknown dtype, or a revision for a folder.
+        TypeError: neither a name nor a folder.
     """
+    if not isinstance(name_or_folder, str | Path):
+        raise TypeError(f"give the name or the folder of a checkpoint, not {type(name_or_folder).__name__}")
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype is {dtype!r}, but must be 'float32' or 'float64'")
+    if isinstance(name_or_folder, Path) and not name_or_folder.expanduser().exists():
+        raise CheckpointError(f"{name_or_folder}: no such folder")
     name = str(name_or_folder)
     folder, revision = locate(name, revision)
     config = read_config(folder / "config.json")
@@ -143,8 +168,8 @@ def locate(name: str, revision: str | None = None) -> tuple[Path, str | None]:
             local cache is not what the hub gave.
         ValueError: a revision for a folder.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(name))
+    if name and folder.is_dir():
         if revision is not None:
             raise ValueError(f"{name} is a folder, which has no revisions; leave revision out")
         return folder, None
@@ -224,7 +249,8 @@ def _fetch(name: str, revision: str) -> Path:
                     )
                 return folder
             raise CheckpointError(
-                f"{name} at {revision} is not on this machine, and the hub cannot be reached; {mend}"
+                f"{name}: no such folder, nor is that checkpoint (at {revision}) in the hub's cache here, and the hub "
+                f"cannot be reached; {mend}"
             ) from None
         # By the revision's own name, so that the cache notes which commit it is, for when the hub is away.
         return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
@@ -287,46 +313,67 @@ def read_settings(folder: Path, config: BertConfig, prompts: Mapping[str, str] |
         CheckpointError: a module or a way of pooling that e5ref does not have.
     """
     pooling, normalize = "mean", True
-    modules = folder / "modules.json"
-    if modules.exists():
-        normalize = False
-        for kind, path in _read_modules(modules):
-            if kind == "Pooling":
-                pooling = _read_pooling(folder / path / "config.json")
-            elif kind == "Normalize":
-                normalize = True
-            elif kind != "Transformer":
-                raise CheckpointError(
-                    f"{modules}: has a module {kind!r}; e5ref has Transformer, Pooling, Normalize only"
-                )
-
-    # sentence-transformers keeps the bound in the first of these files up to version 5, in the second from 6 on.
-    max_length = min(512, config.max_tokens)
-    for file, key in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):
-        value = read_json(folder / file).get(key) if (folder / file).exists() else None
-        if isinstance(value, int | float) and value > 0:
-            max_length = int(min(value, config.max_tokens))
-
-    default_prompt_name = None
-    prompt_file = folder / "config_sentence_transformers.json"
-    if prompt_file.exists():
-        written = read_json(prompt_file)
-        default_prompt_name = written.get("default_prompt_name")
-        prompts = prompts or written.get("prompts", {})
+    if (folder / "modules.json").exists():
+        pooling_folder, normalize = _read_modules(folder / "modules.json")
+        pooling = _read_pooling(folder / pooling_folder / "config.json")
+    written, default_prompt_name = _read_prompts(folder / "config_sentence_transformers.json")
     return EmbeddingSettings(
-        pooling, normalize, max_length, dict(E5_PROMPTS if prompts is None else prompts), default_prompt_name
+        pooling, normalize, _read_max_length(folder, config), dict(prompts or written), default_prompt_name
     )
 
 
-def _read_modules(path: Path) -> list[tuple[str, str]]:
-    """Read `modules.json`: the class name and the folder of each module."""
+def _read_max_length(folder: Path, config: BertConfig) -> int:
+    """Read the most tokens of a text, and refuse what would have a text prepared in another way than ours."""
+    limit = min(512, config.max_tokens)
+    for file, (key, ways) in TEXT_SETTINGS.items():
+        path = folder / file
+        if not path.exists():
+            continue
+        raw = read_json(path)
+        for name, ours in ways.items():
+            if raw.get(name, ours) != ours:
+                raise CheckpointError(f"{path}: sets {name} to {raw[name]!r}, but e5ref has {ours!r} only")
+        value = raw.get(key)
+        if value is not None and (type(value) not in (int, float) or value < 1):
+            raise CheckpointError(f"{path}: {key} is {value!r}, but must be a number of tokens")
+        # transformers writes a huge number where a tokenizer has no bound.
+        if value is not None and (key == "max_seq_length" or value <= config.max_tokens):
+            limit = int(min(value, config.max_tokens))
+    return limit
+
+
+def _read_prompts(path: Path) -> tuple[dict[str, str], str | None]:
+    """Read the prompts and the name of the one that `encode` uses; E5's and none if there is no such file."""
+    if not path.exists():
+        return E5_PROMPTS, None
+    raw = read_json(path)
+    if raw.get("truncate_dim") is not None:
+        raise CheckpointError(f"{path}: sets truncate_dim; remove it, and pass truncate_dim to encode")
+    prompts, default = raw.get("prompts") or {}, raw.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+        raise CheckpointError(f"{path}: prompts must be text by name; fetch the file anew")
+    prompts = {"query": ""} | prompts
+    if not any(name in prompts for name in DOCUMENT_NAMES):
+        prompts["document"] = ""
+    if default is not None and default not in prompts:
+        raise CheckpointError(f"{path}: default_prompt_name is {default!r}, but the prompts are {sorted(prompts)}")
+    return prompts, default
+
+
+def _read_modules(path: Path) -> tuple[str, bool]:
+    """Read `modules.json`: the folder of the Pooling module, and whether a Normalize module follows."""
     try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(modules, list):
-            raise TypeError
-        return [(module["type"].rsplit(".", 1)[-1], module["path"]) for module in modules]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        modules = [(module["type"], module["path"]) for module in json.loads(path.read_text(encoding="utf-8"))]
+        kinds = [re.sub(r"^sentence_transformers\..*\.", "", kind) for kind, _ in modules]
+        places = [Path(place) for _, place in modules]
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{path}: is not a list of modules with 'type' and 'path'; fetch the file anew") from None
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or places[0] != Path():
+        raise CheckpointError(
+            f"{path}: has the modules {', '.join(kinds) or 'none'}; e5ref runs sentence-transformers' own Transformer, "
+            "at the top of the folder, then Pooling, and perhaps Normalize"
+        )
+    return modules[1][1], len(kinds) == 3
 
 
 def _read_pooling(path: Path) -> str:
@@ -334,7 +381,8 @@ def _read_pooling(path: Path) -> str:
     raw = read_json(path)
     modes = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
     chosen = [modes.get(key, key) for key, value in raw.items() if key.startswith("pooling_mode_") and value is True]
-    chosen += [raw["pooling_mode"]] if "pooling_mode" in raw else []
+    if "pooling_mode" in raw:
+        chosen = raw["pooling_mode"] if isinstance(raw["pooling_mode"], list) else [raw["pooling_mode"]]
     if len(chosen) != 1 or chosen[0] not in modes.values() or not raw.get("include_prompt", True):
         raise CheckpointError(f"{path}: pools by {chosen}, but e5ref pools by mean or cls alone, the prompt included")
     return str(chosen[0])
@@ -359,9 +407,10 @@ def read_tensors(folder: Path) -> tuple[tuple[Path, ...], dict[str, NDArray[Any]
     promised: dict[str, str] = {}
     if not files[0].exists() and index.exists():
         promised = read_json(index).get("weight_map", {})
-        if not promised or any(Path(name).name != name for name in promised.values()):
+        names = list(promised.values()) if isinstance(promised, dict) else []
+        if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
             raise CheckpointError(f"{index}: weight_map must name the file of each tensor; fetch the file anew")
-        files = [folder / name for name in sorted(set(promised.values()))]
+        files = [folder / name for name in sorted(set(names))]
 
     tensors: dict[str, NDArray[Any]] = {}
     for path in files:

@@ -1,13 +1,15 @@
 """`e5ref …`: thin; every command is a few lines over the library."""
 
+import codecs
+import io
 import json
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, TextIO
 
 import click
 import numpy as np
@@ -16,6 +18,7 @@ from safetensors.numpy import save
 
 import e5ref
 from e5ref.checkpoint import DEFAULT_CHECKPOINT, is_cached
+from e5ref.encoder import Truncation
 from e5ref.params import leaves
 from e5ref.prompts import find_prompt
 
@@ -26,8 +29,11 @@ SUFFIXES = (".npy", ".safetensors", ".jsonl")
 def main() -> None:
     """Run the command line. What goes wrong is said in one sentence on standard error, with exit code 2."""
     warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", UserWarning)
     try:
         commands(standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.UsageError as error:
@@ -37,12 +43,18 @@ def main() -> None:
         click.echo("Stopped.", err=True)
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output has had enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
     except (ValueError, OSError, MemoryError, click.ClickException) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"Error: {message or type(error).__name__}", err=True)
+        _drop_output()
         sys.exit(2)
+
+
+def _drop_output() -> None:
+    """Send what is left in the buffer of standard output nowhere; Python would try again at exit, and fail aloud."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,6 +68,13 @@ model_option = click.option(
 )
 revision_option = click.option("--revision", help="The hub's commit, tag or branch.  [default: the pinned one]")
 dtype_option = click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+truncation_option = click.option(
+    "--truncation",
+    type=click.Choice(["warn", "error", "allow"]),
+    default="warn",
+    show_default=True,
+    help="What to do about texts longer than the model takes.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
 
@@ -84,6 +103,7 @@ def input_option(what: str) -> Callable[[Callable[..., None]], Callable[..., Non
     help="What to put before each text; none takes texts that start with it already.",
 )
 @dtype_option
+@truncation_option
 def embed(
     texts: tuple[str, ...],
     source: str | None,
@@ -92,16 +112,21 @@ def embed(
     revision: str | None,
     prompt: str,
     dtype: str,
+    truncation: Truncation,
 ) -> None:
     """Turn texts into vectors.
 
     Prints JSON lines with "text" and "embedding". A file gets the vectors alone (.npy), or with where they come from
-    (.safetensors); for .npy and .jsonl that goes into a second file, OUT.provenance.json.
+    (.safetensors); for OUT.npy and OUT.jsonl that goes into a second file, OUT.npy.provenance.json.
     """
-    if output is not None and output.suffix not in SUFFIXES:
-        raise click.UsageError(f"{output}: the name must end in {', '.join(SUFFIXES)}")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise click.UsageError(f"{output}: there is no folder {output.absolute().parent}")
+    if output is not None:
+        if output.suffix not in SUFFIXES:
+            raise click.UsageError(f"{output}: the name must end in {', '.join(SUFFIXES)}")
+        output = output.resolve()
+        if output.is_dir() or not os.access(output.parent, os.W_OK):
+            raise click.UsageError(f"{output}: is a folder, or {output.parent} is none that can be written to")
+        if source not in (None, "-") and output.exists() and output.samefile(source):
+            raise click.UsageError(f"{output} is the input too, and would be lost")
     lines = _texts(texts, source, "TEXT")
     encoder = e5ref.load(model, revision=revision, dtype=dtype)
     prompts = encoder.checkpoint.settings.prompts
@@ -114,21 +139,27 @@ def embed(
             f"({', '.join(map(repr, starts))}); --prompt query or --prompt passage puts one there",
             stacklevel=1,
         )
-    vectors = encoder.encode(lines, prompt=prefix)
+    _warn_of_doubled(prefix, lines)
+    if prompt != "none" and not prefix:
+        warnings.warn(f"{model} has no {prompt} prompt: the texts are embedded as they are", stacklevel=1)
+    vectors = encoder.encode(lines, prompt=prefix, truncation=truncation)
     if output is None:
         _write_json_lines(lines, vectors, sys.stdout)
         return
     provenance = encoder.provenance(prefix)
-    with _written_whole(output) as file:
+    with ExitStack() as files:
+        # What comes from where is in place before what it is about.
+        file = files.enter_context(_written_whole(output))
+        if output.suffix != ".safetensors":
+            beside = files.enter_context(_written_whole(output.with_name(output.name + ".provenance.json")))
+            beside.write((json.dumps(provenance, indent=2) + "\n").encode())
         if output.suffix == ".safetensors":
             file.write(save({"embeddings": np.ascontiguousarray(vectors)}, provenance))
         elif output.suffix == ".npy":
             np.save(file, vectors)
         else:
-            _write_json_lines(lines, vectors, _Utf8(file))
-    if output.suffix != ".safetensors":
-        with _written_whole(output.with_name(output.name + ".provenance.json")) as file:
-            file.write((json.dumps(provenance, indent=2) + "\n").encode())
+            with io.TextIOWrapper(file, encoding="utf-8", newline="\n") as text_file:
+                _write_json_lines(lines, vectors, text_file)
 
 
 @commands.command()
@@ -138,6 +169,7 @@ def embed(
 @model_option
 @revision_option
 @dtype_option
+@truncation_option
 @json_option
 def rank(
     query: str,
@@ -146,20 +178,23 @@ def rank(
     model: str,
     revision: str | None,
     dtype: str,
+    truncation: Truncation,
     as_json: bool,
 ) -> None:
     """Rank passages by how well they answer QUERY: cosine x 100, the best first.
 
-    Write query and passages without "query: " and "passage: "; these are put there.
+    Write query and passages without prompts: the checkpoint's own are put there (E5: "query: " and "passage: ").
     """
     lines = _texts(passages, source, "PASSAGE")
-    encoder = e5ref.load(model, revision=revision, dtype=dtype)
+    encoder = e5ref.load(model, revision=revision, dtype=dtype, truncation=truncation)
+    for name, written in (("query", [query]), ("document", lines)):
+        _warn_of_doubled(find_prompt(encoder.checkpoint.settings.prompts, name, None), written)
     scores = 100 * encoder.similarity(encoder.encode_query(query), encoder.encode_document(lines))[0]
     for index in np.argsort(-scores, kind="stable"):  # of equal scores, the earlier passage first
         if as_json:
             click.echo(json.dumps({"index": int(index), "score": float(scores[index]), "text": lines[index]}))
         else:
-            click.echo(f"{scores[index]:6.2f}  {lines[index]}")
+            click.echo(f"{scores[index]:6.2f}  {' '.join(lines[index].split())}")  # a line each, whatever is in it
 
 
 @commands.command()
@@ -204,7 +239,14 @@ def inspect(model: str, revision: str | None, as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2))
         return
     for name, value in facts.items():
-        click.echo(f"{name:24}{json.dumps(value) if isinstance(value, dict) else value or 'none'}")
+        click.echo(f"{name:24}{json.dumps(value) if isinstance(value, dict) else 'none' if value == '' else value}")
+
+
+def _warn_of_doubled(prefix: str, texts: list[str]) -> None:
+    """Warn where a text starts with the prompt that is about to be put before it."""
+    doubled = sum(text.startswith(prefix) for text in texts) if prefix else 0
+    if doubled:
+        warnings.warn(f"{doubled} of {len(texts)} texts start with {prefix!r} already, and get it twice", stacklevel=1)
 
 
 def _texts(arguments: tuple[str, ...], source: str | None, metavar: str) -> list[str]:
@@ -214,15 +256,23 @@ def _texts(arguments: tuple[str, ...], source: str | None, metavar: str) -> list
     if source is None:
         return list(arguments)
     content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    # Not splitlines(), which also splits at characters that stand inside a text, such as U+2028.
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    if not lines[-1]:  # what follows the last line's end is no line
+        lines.pop()
+    if lines and lines[0].startswith(b'{"') and not source.endswith(".jsonl"):
+        warnings.warn(f"{source} looks like JSON lines, but is taken as texts; end its name in .jsonl", stacklevel=1)
     texts = []
-    # splitlines() of str would also split at characters that stand inside a text, such as U+2028.
-    for number, line in enumerate(content.split(b"\n")[: None if content[-1:] != b"\n" else -1] if content else (), 1):
+    for number, line in enumerate(lines, 1):
         try:
             text = line.removesuffix(b"\r").decode()
-            texts.append(_text_of_json(text) if source.endswith(".jsonl") else text)
+            if not source.endswith(".jsonl"):
+                texts.append(text)
+            elif text.strip():
+                texts.append(_text_of_json(text))
         except UnicodeDecodeError as error:
             raise ValueError(f"{source}, line {number}: is not UTF-8 (byte {error.start}); convert the file") from None
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError(f'{source}, line {number}: is not a JSON object with a "text" that is a string') from None
     return texts
 
@@ -234,24 +284,14 @@ def _text_of_json(line: str) -> str:
     return text
 
 
-def _write_json_lines(texts: list[str], vectors: NDArray[np.floating], file: Any) -> None:
+def _write_json_lines(texts: list[str], vectors: NDArray[np.floating], file: TextIO) -> None:
     """Write a line per text. Numbers are the shortest that read back as the same float32 or float64."""
     for text, vector in zip(texts, vectors, strict=True):
         file.write(f'{{"text": {json.dumps(text)}, "embedding": [{", ".join(map(str, vector))}]}}\n')
 
 
-class _Utf8:
-    """Writes str to a binary file."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    def write(self, text: str) -> None:
-        self._file.write(text.encode())
-
-
 @contextmanager
-def _written_whole(path: Path) -> Iterator[IO[bytes]]:
+def _written_whole(path: Path) -> Iterator[BinaryIO]:
     """Open a file beside `path`, and give it that name once all is written; a failure leaves `path` as it was."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

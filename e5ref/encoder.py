@@ -2,8 +2,9 @@
 
 import importlib.metadata
 import itertools
+import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -22,6 +23,18 @@ Truncation = Literal["warn", "error", "allow"]
 
 # Texts that are tokenized and sorted by length together: enough to fill every batch well, few enough to hold.
 WINDOW_TEXTS = 4096
+
+
+class E5Warning(UserWarning):
+    """Something that the vectors cannot show: a text was cut, dimensions were left out. Said each time, not once."""
+
+
+# Behind the caller's own filters, so that those decide first.
+warnings.simplefilter("always", E5Warning, append=True)
+
+
+# Seconds of work after which a progress bar appears.
+PROGRESS_DELAY = 2
 
 
 class Tokens(TypedDict):
@@ -130,35 +143,32 @@ class E5:
         width = self.checkpoint.config.hidden_size
         if prompt is None and prompt_name is None:
             prompt_name = settings.default_prompt_name
-        prefix = find_prompt(settings.prompts, prompt_name, prompt)
+        prefix = _checked_text("prompt", find_prompt(settings.prompts, prompt_name, prompt))
         normalize = settings.normalize if normalize_embeddings is None else normalize_embeddings
-        truncation = _checked_truncation(truncation or self.truncation)
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+        truncation = self.truncation if truncation is None else _checked_truncation(truncation)
+        if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
+            raise ValueError(f"batch_size is {batch_size!r}, but must be a whole number of at least 1")
         if truncate_dim is not None:
-            if not 1 <= truncate_dim <= width:
-                raise ValueError(f"truncate_dim is {truncate_dim}, but must lie between 1 and {width}")
-            warnings.warn(
-                f"truncate_dim={truncate_dim} keeps {truncate_dim} of {width} dimensions; E5 is not trained for that",
-                stacklevel=2,
-            )
+            if not isinstance(truncate_dim, int | np.integer) or not 1 <= truncate_dim <= width:
+                raise ValueError(f"truncate_dim is {truncate_dim!r}, but must be a whole number from 1 to {width}")
+            _warn(f"truncate_dim={truncate_dim} keeps {truncate_dim} of {width} dimensions; E5 is not trained for that")
 
         one = isinstance(texts, str)
         windows: list[NDArray[np.floating]] = []
-        longest = _Longest()
+        cut_texts = _CutTexts()
         progress = tqdm(
-            total=len(texts) if isinstance(texts, Sequence) and not one else None,
+            total=len(texts) if isinstance(texts, Sized) and not one else None,
             desc="embedding",
             unit="text",
-            delay=2,
+            delay=PROGRESS_DELAY,
             disable=None if show_progress_bar is None else not show_progress_bar,
         )
         with progress:
-            for first, window in _windows([texts] if isinstance(texts, str) else texts):
+            for first, window in _windows(texts):
                 tokenized = self.tokenizer([prefix + text for text in window])
-                longest.add(first, tokenized)
+                cut_texts.add(first, tokenized)
                 if truncation == "error":
-                    longest.refuse(self.tokenizer.max_length)
+                    cut_texts.refuse(self.tokenizer.max_length)
                 vectors = np.empty((len(window), width), self.dtype)
                 for batch in token_batches(
                     [len(text.ids) for text in tokenized], max_texts=self._max_texts(batch_size)
@@ -177,7 +187,7 @@ class E5:
                     progress.update(len(batch))
                 windows.append(vectors)
         if truncation == "warn":
-            longest.warn(self.tokenizer.max_length)
+            cut_texts.warn(self.tokenizer.max_length)
 
         result = np.concatenate(windows) if windows else np.empty((0, width), self.dtype)
         if truncate_dim is not None:
@@ -211,9 +221,14 @@ class E5:
             b: vectors, [m, D], or one, [D].
 
         Returns:
-            [n, m], between -1 and 1.
+            [n, m], between -1 and 1 but for rounding.
+
+        Raises:
+            ValueError: vectors of different widths.
         """
         first, second = (numpy_model.l2_normalize(np.atleast_2d(vectors)) for vectors in (a, b))
+        if first.shape[1:] != second.shape[1:] or first.ndim != 2:
+            raise ValueError(f"vectors must be [n, D] and [m, D], but are {np.shape(a)} and {np.shape(b)}")
         return first @ second.T
 
     def tokenize(self, texts: str | Iterable[str]) -> Tokens:
@@ -229,8 +244,7 @@ class E5:
         Raises:
             TypeError, ValueError: as `encode`.
         """
-        windows = _windows([texts] if isinstance(texts, str) else texts)
-        tokenized = [text for _, window in windows for text in self.tokenizer(window)]
+        tokenized = [text for _, window in _windows(texts) for text in self.tokenizer(window)]
         input_ids, attention_mask = pad_ids([text.ids for text in tokenized], self.tokenizer.pad_id)
         return Tokens(
             input_ids=input_ids,
@@ -240,10 +254,10 @@ class E5:
         )
 
     def provenance(self, prompt: str) -> dict[str, str]:
-        """Say where vectors come from, for the files that hold them.
+        """Say where the vectors of `encode` come from, for the files that hold them.
 
         Args:
-            prompt: what was put before each text.
+            prompt: what was put before each text; the other options of `encode` are taken to be at their defaults.
 
         Returns:
             Name → value: model, revision, hashes of weights and tokenizer, prompt, pooling, normalisation, …
@@ -253,6 +267,7 @@ class E5:
             "model": self.checkpoint.name,
             "revision": self.checkpoint.revision or "",
             "weights_sha256": self.checkpoint.weights_sha256,
+            "config_sha256": file_sha256(self.checkpoint.folder / "config.json"),
             "tokenizer_sha256": file_sha256(self.tokenizer.path),
             "prompt": prompt,
             "max_length": str(self.tokenizer.max_length),
@@ -280,8 +295,8 @@ class E5:
         return {"prompt_name": found[0]} if found else {"prompt": ""}
 
 
-class _Longest:
-    """Keeps count of the texts that were cut, and remembers the longest of them."""
+class _CutTexts:
+    """Counts the texts that were cut, and remembers the longest of them."""
 
     def __init__(self) -> None:
         self.cut = self.total = self.n_tokens = 0
@@ -303,30 +318,42 @@ class _Longest:
 
     def warn(self, max_length: int) -> None:
         if self.cut:
-            warnings.warn(
+            _warn(
                 f"{self.cut} of {self.total} texts are longer than {max_length} tokens and were cut; the longest, "
-                f"texts[{self.index}], has {self.n_tokens} (truncation='allow' silences this, 'error' refuses)",
-                stacklevel=3,
+                f"texts[{self.index}], has {self.n_tokens} (truncation 'allow' silences this, 'error' refuses)"
             )
 
 
-def _windows(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield (index of the first text, texts) a window at a time, each text checked."""
-    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
-        raise TypeError(f"texts must be a str or an iterable of str, not {type(texts).__name__}")
+def _windows(texts: str | Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield (index of the first text, texts) a window at a time, each text checked; one str is a list of one."""
+    if isinstance(texts, str):
+        texts = [texts]
+    if isinstance(texts, bytes | bytearray | Mapping | Set) or not isinstance(texts, Iterable):
+        raise TypeError(f"texts must be a str or an iterable of str in order, not {type(texts).__name__}")
     numbered = enumerate(texts)
     while window := list(itertools.islice(numbered, WINDOW_TEXTS)):
-        for index, text in window:
-            if not isinstance(text, str):
-                raise TypeError(f"texts[{index}] is {type(text).__name__}, not str")
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"texts[{index}] is not valid Unicode: a lone surrogate at position {error.start}; decode the text "
-                    "again, or replace it: text.encode(errors='replace').decode()"
-                ) from None
-        yield window[0][0], [text for _, text in window]
+        yield window[0][0], [_checked_text(f"texts[{index}]", text) for index, text in window]
+
+
+def _checked_text(name: str, text: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is {type(text).__name__}, not str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} is not valid Unicode: a lone surrogate at position {error.start}; decode the text again, or "
+            "replace it: text.encode(errors='replace').decode()"
+        ) from None
+    return text
+
+
+def _warn(message: str) -> None:
+    """Warn at the line outside this file that called."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_code.co_filename == __file__:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, E5Warning, stacklevel=level)
 
 
 def _checked_truncation(truncation: str) -> Truncation:

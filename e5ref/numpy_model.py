@@ -103,7 +103,7 @@ def self_attention(
     record(tap, "key", key, attention_mask)
     record(tap, "value", value, attention_mask)
     if tap is not None:
-        tap("attention_probabilities", pad_squares(squares, attention_mask))
+        tap("attention_probabilities", pad_squares(squares, attention_mask, config.num_attention_heads))
     record(tap, "context", context, attention_mask)
     return linear(context, *params.attention_output)
 
@@ -139,7 +139,8 @@ def forward(
     Args:
         params: the weights.
         input_ids: token ids, [B, T], any integer dtype.
-        attention_mask: [B, T], 1 for a real token and 0 for padding, on either side.
+        attention_mask: [B, T], 1 for a real token and 0 for padding; where that stands on the left, BERT's positions
+            shift, as they do in transformers.
         config: the sizes and constants.
         tap: called as `tap(name, array)` at every named point, with padded arrays: "embeddings" [B, T, D]; for each
             layer "layers.0.query", "layers.0.key", "layers.0.value", "layers.0.context", "layers.0.attention_output",
@@ -157,7 +158,7 @@ def forward(
     hidden_states = embed_tokens(params.embeddings, input_ids, attention_mask, config=config)  # [R, D]
     record(tap, "embeddings", hidden_states, attention_mask)
     for index, layer in enumerate(params.layers):
-        layer_tap = tap and partial(prefixed, tap, f"layers.{index}.")
+        layer_tap = None if tap is None else partial(prefixed, tap, f"layers.{index}.")
         hidden_states = encoder_layer(layer, hidden_states, attention_mask, config=config, tap=layer_tap)
     record(tap, "last_hidden_state", hidden_states, attention_mask)
     return pad_rows(hidden_states, attention_mask)  # [R, D] -> [B, T, D]
@@ -213,10 +214,12 @@ def embed(
         The vectors, [B, D], in the weights' dtype.
 
     Raises:
-        ValueError: as `forward`.
+        ValueError: an unknown pooling, and as `forward`.
     """
+    if pooling not in ("mean", "cls"):
+        raise ValueError(f"pooling is {pooling!r}, but must be 'mean' or 'cls'")
     last_hidden_state = forward(params, input_ids, attention_mask, config=config, tap=tap)  # [B, T, D]
-    pool = {"mean": average_pool, "cls": cls_pool}[pooling]
+    pool = average_pool if pooling == "mean" else cls_pool
     vectors = pool(last_hidden_state, attention_mask)  # [B, D]
     if tap is not None:
         tap("pooled", vectors)
@@ -228,7 +231,7 @@ def embed(
 
 
 def record(tap: Tap | None, name: str, rows: Array, attention_mask: Ids) -> None:
-    """Give `tap`, if there is one, a named array in the padded shape that both twins share. [R, n] -> [B, T, n]."""
+    """Give `tap`, if there is one, a named array in the padded shape. [R, n] -> [B, T, n]."""
     if tap is not None:
         tap(name, pad_rows(rows, attention_mask))
 

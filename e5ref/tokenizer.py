@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tokenizers import BertWordPieceTokenizer, Encoding
 from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.normalizers import BertNormalizer
 
 from e5ref.config import BertConfig, CheckpointError, read_json
 
@@ -47,9 +48,9 @@ class Tokenizer:
                 "config.json); tokenizer and weights are of different checkpoints"
             )
         self._specials = self._tokenizer.num_special_tokens_to_add(is_pair=False)
-        if not self._specials < max_length <= config.max_tokens:
+        if not isinstance(max_length, int) or not self._specials < max_length <= config.max_tokens:
             raise ValueError(
-                f"max_length is {max_length}, but must lie between {self._specials + 1} ({self._specials} special "
+                f"max_length is {max_length!r}, but must lie between {self._specials + 1} ({self._specials} special "
                 f"tokens and one of the text) and {config.max_tokens} (the checkpoint's positions)"
             )
         self.max_length = max_length
@@ -72,20 +73,47 @@ class Tokenizer:
 
 def _read_tokenizer(folder: Path) -> tuple[Path, FastTokenizer]:
     path = folder / "tokenizer.json"
-    vocabulary = folder / "vocab.txt"
-    if path.exists():
-        try:
-            return path, FastTokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises Exception itself, with the place in the file
-            raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error}); fetch the file anew") from None
-    if not vocabulary.exists():
-        raise CheckpointError(f"{folder}: holds neither tokenizer.json nor vocab.txt; fetch one from the model's page")
     settings = folder / "tokenizer_config.json"
     options = read_json(settings) if settings.exists() else {}
-    wordpiece = BertWordPieceTokenizer(
-        str(vocabulary),
-        lowercase=options.get("do_lower_case", True),
-        strip_accents=options.get("strip_accents"),
-        handle_chinese_chars=options.get("tokenize_chinese_chars", True),
+    if not path.exists():
+        path = folder / "vocab.txt"
+        if not path.exists():
+            raise CheckpointError(
+                f"{folder}: holds neither tokenizer.json nor vocab.txt; fetch one from the model's page"
+            )
+        try:
+            return path, _wordpiece(path, options)
+        except Exception as error:  # tokenizers raises Exception itself
+            raise CheckpointError(f"{path}: is not BERT's vocabulary ({error}); fetch the file anew") from None
+    try:
+        tokenizer = FastTokenizer.from_file(str(path))
+    except Exception as error:  # here too, with the place in the file
+        raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error}); fetch the file anew") from None
+    for name, attribute in NORMALIZER_OPTIONS.items() if isinstance(tokenizer.normalizer, BertNormalizer) else ():
+        value = getattr(tokenizer.normalizer, attribute)
+        # transformers goes by tokenizer_config.json, other libraries by tokenizer.json.
+        if options.get(name, value) != value:
+            raise CheckpointError(
+                f"{settings}: {name} is {options[name]!r}, but {attribute} of tokenizer.json {value!r}; fetch both anew"
+            )
+    return path, tokenizer
+
+
+# What tokenizer_config.json calls the options of BERT's normaliser, and what tokenizer.json does.
+NORMALIZER_OPTIONS = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+
+
+def _wordpiece(path: Path, options: dict[str, Any]) -> FastTokenizer:
+    """Build BERT's tokenizer from its vocabulary, a token a line."""
+    tokenizer = BertWordPieceTokenizer(
+        str(path),
+        **{attribute: options[name] for name, attribute in NORMALIZER_OPTIONS.items() if name in options},
     )
-    return vocabulary, wordpiece._tokenizer
+    missing = [token for token in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if tokenizer.token_to_id(token) is None]
+    if missing:
+        raise ValueError(f"it has no {missing[0]}")
+    return tokenizer._tokenizer

@@ -38,5 +38,5 @@ def test_rows_by_hand():
 
 def test_squares_by_hand():
     attention_mask = np.array([[1, 0, 1], [0, 1, 0]])
-    padded = batching.pad_squares([np.array([[[1.0, 2.0], [3.0, 4.0]]]), np.array([[[5.0]]])], attention_mask)
+    padded = batching.pad_squares([np.array([[[1.0, 2.0], [3.0, 4.0]]]), np.array([[[5.0]]])], attention_mask, 1)
     assert padded[:, 0].tolist() == [[[1, 0, 2], [0, 0, 0], [3, 0, 4]], [[0, 0, 0], [0, 5, 0], [0, 0, 0]]]

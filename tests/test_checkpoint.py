@@ -195,6 +195,13 @@ def test_a_missing_shard(sharded):
         read_tensors(sharded)
 
 
+@pytest.mark.parametrize("weight_map", [None, [], ["a"], {}, {"a": 1}])
+def test_a_broken_index(sharded, weight_map):
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(e5ref.CheckpointError, match="weight_map must name"):
+        read_tensors(sharded)
+
+
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/model.safetensors"])
 def test_an_index_cannot_leave_its_folder(sharded, file):
     edit_json(sharded / "model.safetensors.index.json", weight_map={"a": file})
@@ -237,6 +244,19 @@ def test_a_file_for_a_folder(tiny_bert):
         e5ref.read_checkpoint(tiny_bert / "config.json")
 
 
+def test_what_is_no_name_and_no_folder(tmp_path):
+    with pytest.raises(TypeError, match="not NoneType"):
+        e5ref.read_checkpoint(None)
+    with pytest.raises(e5ref.CheckpointError, match="no such folder"):
+        e5ref.read_checkpoint(tmp_path / "e5")  # a path is never a hub name
+    with pytest.raises(e5ref.CheckpointError, match="no such folder"):
+        e5ref.read_checkpoint("")
+
+
+def test_a_checkpoint_shows_itself_in_a_few_lines(tiny_bert):
+    assert len(repr(e5ref.read_checkpoint(tiny_bert))) < 1500
+
+
 def test_an_empty_folder(tmp_path):
     with pytest.raises(e5ref.CheckpointError, match=r"a checkpoint folder needs config\.json"):
         e5ref.read_checkpoint(tmp_path)
@@ -271,6 +291,8 @@ def test_settings_of_a_plain_folder_are_those_of_e5(tiny_bert):
         ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "cls"),
         ({"pooling_mode": "mean", "include_prompt": True}, "mean"),
         ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": ["mean"]}, "mean"),
+        ({"pooling_mode": "cls", "pooling_mode_mean_tokens": True}, "cls"),
     ],
 )
 def test_pooling(tiny_copy, pooling, expected):
@@ -299,16 +321,40 @@ def test_a_folder_without_a_normalize_module_is_not_normalised(tiny_copy):
     assert not settings_of(tiny_copy).normalize
 
 
-def test_other_modules_are_refused(tiny_copy):
-    write_sentence_transformer(tiny_copy, modules=("Transformer", "Pooling", "Dense"))
-    with pytest.raises(e5ref.CheckpointError, match="has a module 'Dense'"):
+@pytest.mark.parametrize(
+    "modules",
+    [
+        (),
+        ("Transformer",),
+        ("Transformer", "Normalize"),
+        ("Transformer", "Normalize", "Pooling"),
+        ("Transformer", "Pooling", "Dense"),
+        ("Transformer", "Pooling", "Dense", "Normalize"),
+    ],
+)
+def test_other_modules_are_refused(tiny_copy, modules):
+    write_sentence_transformer(tiny_copy, modules=modules)
+    with pytest.raises(e5ref.CheckpointError, match=f"has the modules {', '.join(modules) or 'none'}; e5ref runs"):
         settings_of(tiny_copy)
 
 
-@pytest.mark.parametrize("content", ["{}", "[1]", '[{"type": "x"}]', "[", '[{"type": 1, "path": ""}]', "7"])
+@pytest.mark.parametrize(("key", "value"), [("type", "my_code.custom.Transformer"), ("path", "0_Transformer")])
+def test_another_transformer_is_refused(tiny_copy, key, value):
+    write_sentence_transformer(tiny_copy)
+    layout = json.loads((tiny_copy / "modules.json").read_text())
+    layout[0][key] = value
+    (tiny_copy / "modules.json").write_text(json.dumps(layout))
+    with pytest.raises(e5ref.CheckpointError, match="e5ref runs sentence-transformers' own Transformer, at the top"):
+        settings_of(tiny_copy)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[1]", '[{"type": "x"}]', "[", '[{"type": 1, "path": ""}]', "7", '[{"type": "x", "path": null}]', 999999 * "["],
+)
 def test_a_broken_list_of_modules(tiny_copy, content):
     (tiny_copy / "modules.json").write_text(content)
-    with pytest.raises(e5ref.CheckpointError, match="is not a list of modules"):
+    with pytest.raises(e5ref.CheckpointError, match=r"modules\.json: is not a list of modules"):
         settings_of(tiny_copy)
 
 
@@ -320,7 +366,7 @@ def test_prompts_are_the_checkpoints_own(tiny_copy):
 
 
 def test_a_sentence_transformer_without_prompts_has_none(minilm):
-    assert settings_of(minilm) == e5ref.EmbeddingSettings("mean", True, 256, {})
+    assert settings_of(minilm) == e5ref.EmbeddingSettings("mean", True, 256, {"query": "", "document": ""})
 
 
 @pytest.mark.parametrize(("max_seq_length", "expected"), [(20, 20), (5000, 64), (None, 64)])
@@ -332,6 +378,60 @@ def test_max_length(tiny_copy, max_seq_length, expected):
 def test_max_length_where_newer_sentence_transformers_keep_it(tiny_copy):
     (tiny_copy / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 30}))
     assert settings_of(tiny_copy).max_length == 30
+
+
+def test_max_length_is_512_where_nothing_says_more(tmp_path):
+    folder = write_random_bert(tmp_path, max_position_embeddings=1024)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 10**30}))
+    assert settings_of(folder).max_length == 512
+    (folder / "sentence_xlm-roberta_config.json").write_text(json.dumps({"max_seq_length": 900}))
+    assert settings_of(folder).max_length == 900
+
+
+@pytest.mark.parametrize(
+    ("file", "setting", "message"),
+    [
+        ("tokenizer_config.json", {"truncation_side": "left"}, "sets truncation_side to 'left', but e5ref has 'right'"),
+        ("tokenizer_config.json", {"model_max_length": "20"}, "model_max_length is '20', but must be a number"),
+        ("sentence_bert_config.json", {"max_seq_length": 0}, "max_seq_length is 0, but must be a number of tokens"),
+        ("sentence_bert_config.json", {"do_lower_case": True}, "sets do_lower_case to True"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "sets transformer_task to 'fill-mask'"),
+        ("sentence_roberta_config.json", {"tokenizer_args": {"model_max_length": 8}}, "sets tokenizer_args"),
+    ],
+)
+def test_other_ways_of_preparing_a_text_are_refused(tiny_copy, file, setting, message):
+    (tiny_copy / file).write_text(json.dumps(setting))
+    with pytest.raises(e5ref.CheckpointError, match=message):
+        settings_of(tiny_copy)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ({"prompts": None}, {"query": "", "document": ""}),
+        ({"prompts": {"query": "q: "}}, {"query": "q: ", "document": ""}),
+        ({"prompts": {"query": "q: ", "passage": "p: "}}, {"query": "q: ", "passage": "p: "}),
+        ({"prompts": {}, "default_prompt_name": "query"}, {"query": "", "document": ""}),
+    ],
+)
+def test_prompts_that_are_not_written_are_empty(tiny_copy, written, expected):
+    (tiny_copy / "config_sentence_transformers.json").write_text(json.dumps(written))
+    assert settings_of(tiny_copy).prompts == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"prompts": ["a"]}, "prompts must be text by name"),
+        ({"prompts": {"query": None}}, "prompts must be text by name"),
+        ({"truncate_dim": 16}, "sets truncate_dim"),
+        ({"prompts": {}, "default_prompt_name": "sts"}, "default_prompt_name is 'sts', but the prompts are"),
+    ],
+)
+def test_broken_prompts(tiny_copy, written, message):
+    (tiny_copy / "config_sentence_transformers.json").write_text(json.dumps(written))
+    with pytest.raises(e5ref.CheckpointError, match=message):
+        settings_of(tiny_copy)
 
 
 def test_known_checkpoints():

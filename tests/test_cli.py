@@ -1,6 +1,7 @@
 """The command line, run as people run it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -123,6 +124,61 @@ def test_a_full_disk_leaves_nothing_half_written(tiny_bert, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_output_and_provenance_come_together(tiny_bert, tmp_path):
+    """Where the one cannot be written, the other is not either."""
+    (tmp_path / "out.npy.provenance.json").mkdir()
+    fails("embed", "query: cat", "-o", tmp_path / "out.npy", "--model", tiny_bert)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.npy.provenance.json"]
+
+
+def test_a_link_is_followed(tiny_bert, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "out.npy").symlink_to(tmp_path / "there" / "real.npy")
+    run("embed", "query: cat", "-o", tmp_path / "out.npy", "--model", tiny_bert)
+    assert (tmp_path / "out.npy").is_symlink()
+    assert np.load(tmp_path / "there" / "real.npy").shape == (1, 32)
+
+
+def test_a_byte_order_mark_is_no_text(tiny_bert, tmp_path):
+    for name, line in (("in.txt", "query: cat"), ("in.jsonl", '{"text": "query: cat"}\n')):
+        (tmp_path / name).write_text(line + "\n", encoding="utf-8-sig")
+        result = run("embed", "-i", tmp_path / name, "--model", tiny_bert)
+        assert [json.loads(row)["text"] for row in result.stdout.splitlines()] == ["query: cat"]
+
+
+def test_the_input_is_not_overwritten(tiny_bert, tmp_path):
+    source = tmp_path / "texts.jsonl"
+    source.write_text('{"text": "query: cat", "id": 7}\n')
+    (tmp_path / "link.jsonl").symlink_to(source)
+    for output in ("texts.jsonl", "link.jsonl"):
+        assert "is the input too" in fails("embed", "-i", source, "-o", tmp_path / output, "--model", tiny_bert)
+    assert source.read_text() == '{"text": "query: cat", "id": 7}\n'
+
+
+def test_a_doubled_prompt_is_pointed_out(tiny_bert):
+    result = run("embed", "query: cat", "dog", "--prompt", "query", "--model", tiny_bert)
+    assert result.stderr.decode() == "Warning: 1 of 2 texts start with 'query: ' already, and get it twice\n"
+    result = run("rank", "query: cat", "passage: dog", "--model", tiny_bert)
+    assert result.stderr.decode().count("get it twice") == 2
+
+
+def test_json_where_texts_are_expected_is_pointed_out(tiny_bert):
+    result = run("rank", "cat", "-i", "-", "--model", tiny_bert, stdin=b'{"text": "dog"}\n')
+    assert b"Warning: - looks like JSON lines" in result.stderr
+
+
+def test_a_prompt_that_the_checkpoint_does_not_have(minilm):
+    result = run("embed", "cat", "--prompt", "passage", "--model", minilm)
+    assert result.stderr.decode() == f"Warning: {minilm} has no passage prompt: the texts are embedded as they are\n"
+
+
+def test_truncation(tiny_bert):
+    long = "query: " + "a " * 99
+    assert "1 of 1 texts are longer than 64 tokens" in run("embed", long, "--model", tiny_bert).stderr.decode()
+    assert run("embed", long, "--truncation", "allow", "--model", tiny_bert).stderr == b""
+    assert "more than max_length 64" in fails("embed", long, "--truncation", "error", "--model", tiny_bert)
+
+
 def test_rank(tiny_bert, model):
     passages = ["the dog", "a cat", "green plants"]
     result = run("rank", "cat", *passages, "--model", tiny_bert)
@@ -159,8 +215,10 @@ def test_inspect(tiny_bert):
     assert facts["parameters"] == (V + P + 2) * D + 2 * D + 2 * layer
     assert facts["prompts"] == {"query": "query: ", "passage": "passage: "}
     assert facts["hidden_size"] == 32
-    assert facts["weights_sha256"] in shown
-    assert all(key in shown for key in facts)
+    lines = dict(line.split(None, 1) for line in shown.splitlines())
+    assert {
+        key: json.dumps(value) if isinstance(value, dict) else str(value) or "none" for key, value in facts.items()
+    } == lines
 
 
 def test_help_and_version():
@@ -176,7 +234,7 @@ def test_help_and_version():
         (["embed"], "give TEXT arguments or -i FILE"),
         (["embed", "a", "-i", "-"], "one of the two"),
         (["embed", "a", "-o", "out.txt"], "must end in .npy, .safetensors, .jsonl"),
-        (["embed", "a", "-o", "no/such/folder/out.npy"], "there is no folder"),
+        (["embed", "a", "-o", "no/such/folder/out.npy"], "is none that can be written to"),
         (["embed", "-i", "no-such-file.txt"], "No such file"),
         (["embed", "a", "--dtype", "float16"], "'float16' is not one of"),
         (["embed", "a", "--model", "no/such/folder"], "no such folder, and not a hub name"),
@@ -210,9 +268,23 @@ def test_bad_json_lines_are_named(tiny_bert, tmp_path, line, message):
     assert message in fails("embed", "-i", source, "--model", tiny_bert)
 
 
-def test_a_reader_that_has_had_enough(tiny_bert):
+def shell(command: str, stdin: bytes) -> subprocess.CompletedProcess:
+    """Run `e5ref embed` in a shell line, with Python's ordinary buffers."""
+    line = command.replace("e5ref", f"{sys.executable} -c 'from e5ref.cli import main; main()'")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(line, shell=True, input=stdin, env=environment, capture_output=True, check=False)
+
+
+@pytest.mark.parametrize(("reader", "lines", "read"), [("head -1", 2000, 1), ("true", 1, 0)])
+def test_a_reader_that_has_had_enough(tiny_bert, reader, lines, read):
     """`e5ref embed … | head -1` ends without a word."""
-    command = f"{sys.executable} -c 'from e5ref.cli import main; main()' embed -i - --model {tiny_bert} | head -1"
-    result = subprocess.run(command, shell=True, input=b"query: cat\n" * 2000, capture_output=True, check=False)
-    assert len(result.stdout.splitlines()) == 1
+    result = shell(f"e5ref embed -i - --model {tiny_bert} | {reader}", b"query: cat\n" * lines)
+    assert len(result.stdout.splitlines()) == read
     assert result.stderr == b""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_output_that_has_no_room(tiny_bert):
+    result = shell(f"e5ref embed -i - --model {tiny_bert} >/dev/full", b"query: cat\n")
+    assert result.returncode == 2
+    assert result.stderr == b"Error: [Errno 28] No space left on device\n"

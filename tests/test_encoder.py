@@ -1,11 +1,14 @@
 """From text to vector: against sentence-transformers, neighbours, options, bad input."""
 
+import json
+import subprocess
+import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
@@ -17,6 +20,7 @@ from tests.conftest import write_random_bert
 from tests.test_checkpoint import write_sentence_transformer
 from tests.test_numpy_model import E5_SMALL
 from tests.test_numpy_ops import in_another_blas
+from tests.test_tokenizer import write_unigram
 from tests.tolerances import SCORES, SUM_TO_ONE, VECTORS, VECTORS_OWN_ROUNDING
 
 # The four texts of the model card's example (huggingface.co/intfloat/e5-small-v2).
@@ -119,12 +123,21 @@ WORD_LISTS = st.lists(st.sampled_from("a b c d cat dog how much protein plants !
 TEXT_LISTS = st.lists(WORD_LISTS.map(" ".join), min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.fixture(scope="module", params=["float32", "float64"])
+def wide(request, tmp_path_factory):
+    """A model of e5-small's widths, whose texts go through matrix products together (those of the tiny one cannot)."""
+    sizes = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536, "num_hidden_layers": 1}
+    model = e5ref.load(write_random_bert(tmp_path_factory.mktemp("wide"), **sizes), dtype=request.param)
+    if model._max_texts(None) == 1:
+        pytest.skip("this machine's BLAS rounds a row by its place: e5ref gives it one text at a time")
+    return model
+
+
+@settings(max_examples=40, deadline=None)
 @given(texts=TEXT_LISTS, batch_size=st.one_of(st.none(), st.integers(1, 4)), data=st.data())
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_neighbours_do_not_matter(tiny_bert, dtype, texts, batch_size, data):
+def test_neighbours_do_not_matter(wide, texts, batch_size, data):
     """The same bits alone, in any batch, in any order."""
-    model = e5ref.load(tiny_bert, dtype=dtype, truncation="allow")
+    model = wide
     together = model.encode(texts, batch_size=batch_size)
     order = data.draw(st.permutations(range(len(texts))))
     np.testing.assert_array_equal(model.encode([texts[index] for index in order]), together[order])
@@ -142,10 +155,9 @@ def test_neighbours_do_not_matter_with_trained_weights(model, texts):
 
 @settings(max_examples=30, deadline=None)
 @given(extra=st.integers(0, 9), others=st.lists(st.integers(1, 9), max_size=5))
-def test_padding_does_not_matter(model, extra, others):
+def test_padding_does_not_matter(wide, extra, others):
     """More padding, and texts beside, leave a text's bits alone."""
-    if model._max_texts(None) == 1:
-        pytest.skip("this machine's BLAS rounds a row by its place: e5ref gives it one text at a time")
+    model = wide
     text = model.tokenizer(["how much protein"])[0].ids
     input_ids, attention_mask = encoder.pad_ids([text, *([5] * length for length in others)], model.tokenizer.pad_id)
     wider = [np.pad(array, ((0, 0), (0, extra))) for array in (input_ids, attention_mask)]
@@ -200,6 +212,29 @@ def test_vectors_have_norm_one(tiny):
     assert (np.linalg.norm(tiny.encode(["cat", "dog"], normalize_embeddings=False), axis=1) > 2).all()
 
 
+def test_every_cut_is_told(tiny_bert):
+    """Also the second one from the same line, and at the line of the caller."""
+    code = f"""
+import e5ref
+model = e5ref.load({str(tiny_bert)!r}, max_length=5)
+for text in ("a " * 9, "b " * 9):
+    model.encode_query(text)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr.count("<string>:5: E5Warning: 1 of 1 texts are longer than 5 tokens") == 2
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(None, [5]), (2, [2, 2, 1])])
+def test_batch_size_is_a_bound(wide, monkeypatch, batch_size, sizes):
+    seen = []
+    embed = numpy_model.embed
+    monkeypatch.setattr(
+        numpy_model, "embed", lambda p, ids, mask, **kw: seen.append(len(ids)) or embed(p, ids, mask, **kw)
+    )
+    wide.encode(["a"] * 5, batch_size=batch_size)
+    assert seen == sizes
+
+
 def test_truncate_dim_warns_and_renormalises(tiny):
     with pytest.warns(UserWarning, match="keeps 8 of 32 dimensions; E5 is not trained for that"):
         cut = tiny.encode(["cat", "dog"], truncate_dim=8)
@@ -207,11 +242,27 @@ def test_truncate_dim_warns_and_renormalises(tiny):
     np.testing.assert_array_equal(cut, expected)
 
 
+def test_xlm_roberta_from_text(tmp_path):
+    """The whole path with XLM-RoBERTa's kind of tokenizer, against sentence-transformers."""
+    folder = write_random_bert(tmp_path, model_type="xlm-roberta")
+    write_unigram(folder)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "model_max_length": 62}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    write_sentence_transformer(folder, pooling={"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True})
+    texts = ["query: eat", "", "abc def <pad> ghi", "query: abcdefghi eat", "日本 🙂"]
+    peer, ours = SentenceTransformer(str(folder), device="cpu"), e5ref.load(folder)
+    ids = AutoTokenizer.from_pretrained(folder)(texts)["input_ids"]
+    assert [text.ids for text in ours.tokenizer(texts)] == ids
+    assert np.abs(ours.encode(texts) - peer.encode(texts)).max() <= VECTORS["float32"]
+
+
 def test_similarity_by_hand(tiny):
     a, b = np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 2.0], [-6.0, -8.0]])
     np.testing.assert_allclose(tiny.similarity(a, b), [[0.6, 0.8, -1], [1, 0, -0.6]], atol=SUM_TO_ONE["float64"])
     assert tiny.similarity(a[0], b).shape == (1, 3)
     assert tiny.similarity(a[0], b[0]).shape == (1, 1)
+    with pytest.raises(ValueError, match=r"but are \(2, 2\) and \(2, 3\)"):
+        tiny.similarity(a, np.ones((2, 3)))
 
 
 def test_truncation(tiny_bert):
@@ -232,9 +283,11 @@ def test_truncation(tiny_bert):
 @pytest.mark.parametrize(
     ("texts", "error", "message"),
     [
-        (None, TypeError, "texts must be a str or an iterable of str, not NoneType"),
+        (None, TypeError, "texts must be a str or an iterable of str in order, not NoneType"),
         (b"bytes", TypeError, "not bytes"),
         (7, TypeError, "not int"),
+        ({"a": "b"}, TypeError, "not dict"),
+        ({"a", "b"}, TypeError, "not set"),
         ([None], TypeError, r"texts\[0\] is NoneType, not str"),
         (["a", b"bytes"], TypeError, r"texts\[1\] is bytes, not str"),
         (["a", "b", 3.5], TypeError, r"texts\[2\] is float, not str"),
@@ -254,7 +307,11 @@ def test_bad_texts_are_named(tiny, method, texts, error, message):
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"truncate_dim": 0}, "truncate_dim is 0, but must lie between 1 and 32"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"truncate_dim": "8"}, "truncate_dim is '8'"),
+        ({"truncation": ""}, "truncation is ''"),
+        ({"prompt": "\ud800"}, "prompt is not valid Unicode"),
+        ({"truncate_dim": 0}, "truncate_dim is 0, but must be a whole number from 1 to 32"),
         ({"truncate_dim": 33}, "truncate_dim is 33"),
         ({"truncation": "cut"}, "truncation is 'cut'"),
         ({"prompt_name": "question"}, "unknown prompt_name 'question'"),
@@ -291,11 +348,15 @@ def test_provenance(tiny, tiny_bert):
     assert all(isinstance(value, str) for value in provenance.values())
 
 
-def test_progress_bar(tiny, capsys):
+def test_progress_bar(tiny, capsys, monkeypatch):
     tiny.encode(["cat"])
     assert capsys.readouterr().err == ""
+    monkeypatch.setattr(encoder, "PROGRESS_DELAY", 0)
+    tiny.encode(["cat"] * 3, show_progress_bar=False)
+    tiny.encode(["cat"] * 3)  # standard error is no terminal here
+    assert capsys.readouterr().err == ""
     tiny.encode(["cat"] * 3, show_progress_bar=True)
-    assert "embedding" not in capsys.readouterr().err  # a fraction of a second: over before a bar is due
+    assert "3/3" in capsys.readouterr().err
 
 
 def test_known_answer_of_e5_small_v2():

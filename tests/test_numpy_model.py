@@ -182,6 +182,8 @@ def tiny_config() -> e5ref.BertConfig:
         ([[1, 2]], [[1, 1, 1]], r"shapes \(1, 2\) and \(1, 3\)"),
         ([1, 2], [1, 1], "must both be"),
         ([[1, 2]], [[1, 2]], "and nothing else"),
+        ([[1.0, 2.0]], [[1, 1]], "must be whole numbers, but are float64 and int64"),
+        ([[1, 2]], [[1.0, 1.0]], "must be whole numbers, but are int64 and float64"),
         ([[1, 2], [1, 2]], [[1, 1], [0, 0]], "text 1 without"),
         ([[1, 5]], [[1, 1]], r"input_ids\[0, 1\] is 5, outside"),
         ([[1, -1]], [[1, 1]], r"input_ids\[0, 1\] is -1, outside"),
@@ -192,6 +194,39 @@ def test_bad_batches_are_refused(input_ids, attention_mask, message):
     params = e5ref.build_params(lambda _name, shape: np.ones(shape), config := tiny_config())
     with pytest.raises(ValueError, match=message):
         numpy_model.forward(params, np.array(input_ids), np.array(attention_mask), config=config)
+
+
+def test_unknown_pooling_is_refused():
+    params = e5ref.build_params(lambda _name, shape: np.ones(shape), config := tiny_config())
+    with pytest.raises(ValueError, match="pooling is 'max'"):
+        numpy_model.embed(params, np.array([[1]]), np.array([[1]]), config=config, pooling="max")
+
+
+@pytest.mark.parametrize("kind", [bool, np.int32, np.uint8])
+def test_other_kinds_of_whole_numbers(tiny_bert, kind):
+    checkpoint = e5ref.read_checkpoint(tiny_bert)
+    input_ids, attention_mask = ragged_batch([5, 12, 3], 40)
+    expected = numpy_model.embed(checkpoint.params, input_ids, attention_mask, config=checkpoint.config)
+    ids = np.asfortranarray(input_ids.astype(np.int32 if kind is bool else kind))
+    actual = numpy_model.embed(checkpoint.params, ids, attention_mask.astype(kind), config=checkpoint.config)
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_no_texts(tiny_bert):
+    run = our_run(e5ref.read_checkpoint(tiny_bert), np.zeros((0, 3), int), np.zeros((0, 3), int))
+    assert run["normalized"].shape == (0, 32)
+    assert run["layers.0.attention_probabilities"].shape == (0, 4, 3, 3)
+
+
+def test_a_recorder_that_is_empty_is_a_recorder_all_the_same(tiny_bert):
+    class Recorder(dict):
+        def __call__(self, name, array):
+            if name.endswith("output"):
+                self[name] = array
+
+    checkpoint, recorder = e5ref.read_checkpoint(tiny_bert), Recorder()
+    numpy_model.forward(checkpoint.params, *ragged_batch([2], 40), config=checkpoint.config, tap=recorder)
+    assert next(iter(recorder)) == "layers.0.attention_output"
 
 
 def test_reads_on_one_sitting():

@@ -82,6 +82,31 @@ def test_vocab_txt_of_a_cased_model(tmp_path):
     assert uncased.ids == [cls, cat, cat, e, sep]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "sep_token not found"),
+        (b"[PAD]\n[SEP]\n[CLS]\na", "it has no .UNK."),
+        (b"[UNK]\n[PAD]\n[CLS]\na", "sep_token not found"),
+        (b"[UNK]\n[SEP]\n[CLS]\na", "it has no .PAD."),
+        (b"\xff\xfe", "UTF-8"),
+    ],
+)
+def test_a_broken_vocab_txt(tmp_path, content, message):
+    (tmp_path / "vocab.txt").write_bytes(content)
+    with pytest.raises(e5ref.CheckpointError, match=rf"vocab\.txt: is not BERT's vocabulary .*{message}"):
+        Tokenizer(tmp_path, CONFIG, 512)
+
+
+def test_files_that_contradict_each_other(tiny_copy):
+    """transformers goes by tokenizer_config.json here, other libraries by tokenizer.json."""
+    (tiny_copy / "tokenizer_config.json").write_text('{"do_lower_case": true, "strip_accents": null}')
+    e5ref.load(tiny_copy)
+    (tiny_copy / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    with pytest.raises(e5ref.CheckpointError, match=r"do_lower_case is False, but lowercase of tokenizer\.json True"):
+        e5ref.load(tiny_copy)
+
+
 def write_unigram(folder):
     """A tokenizer in XLM-RoBERTa's form: SentencePiece's Unigram, <s> and </s>, its padding id 1."""
     pieces = [("<s>", 0), ("<pad>", 0), ("</s>", 0), ("<unk>", 0), ("▁", -2), ("▁query", -3), (":", -3), ("▁eat", -4)]

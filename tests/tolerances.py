@@ -1,4 +1,4 @@
-"""Every tolerance of the tests, with its reason. Nothing else in the tests compares numbers with a bound of its own."""
+"""Every tolerance of the tests, with its reason: what of a difference between two results is rounding."""
 
 # The largest absolute difference between two vectors of unit length, each computed in float32 from the same weights.
 # Rounding alone gives 1e-7 to 2e-7 after 6 to 12 layers; tanh GELU gives 1e-4.

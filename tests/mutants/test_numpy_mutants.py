@@ -91,7 +91,7 @@ MUTANTS = {
         "attention_mask.sum(axis=1, keepdims=True) * 0 + attention_mask.shape[1]",
         "pooled",
     ),
-    "[CLS] for the average": ('{"mean": average_pool,', '{"mean": cls_pool,', "pooled"),
+    "[CLS] for the average": ('average_pool if pooling == "mean"', 'cls_pool if pooling == "mean"', "pooled"),
     "not normalised": ("vectors = l2_normalize(vectors)", "vectors = vectors.copy()", "normalized"),
     "L1 norm": ("np.sqrt(np.sum(vectors * vectors", "(np.sum(np.abs(vectors)", "normalized"),
 }
@@ -141,8 +141,8 @@ def test_mutant_is_noticed_where_it_is(name, reference):
 def test_attention_across_texts_is_noticed(reference, monkeypatch):
     """The mask, as it were: every token attends to every row of the batch."""
     module = numpy_model_with("for rows in rows_of_each_text(attention_mask)", "for rows in [slice(None)]")
-    module.pad_squares = lambda squares, mask: batching.pad_squares(
-        [squares[0][:, rows, rows] for rows in batching.rows_of_each_text(mask)], mask
+    module.pad_squares = lambda squares, mask, heads: batching.pad_squares(
+        [squares[0][:, rows, rows] for rows in batching.rows_of_each_text(mask)], mask, heads
     )
     assert departure(module, reference).startswith("layers.0.attention_probabilities")
 
