@@ -153,6 +153,7 @@ class E5:
                 raise ValueError(f"truncate_dim is {truncate_dim!r}, but must be a whole number from 1 to {width}")
             _warn(f"truncate_dim={truncate_dim} keeps {truncate_dim} of {width} dimensions; E5 is not trained for that")
 
+        max_texts = self._max_texts(batch_size)
         one = isinstance(texts, str)
         windows: list[NDArray[np.floating]] = []
         cut_texts = _CutTexts()
@@ -170,12 +171,9 @@ class E5:
                 if truncation == "error":
                     cut_texts.refuse(self.tokenizer.max_length)
                 vectors = np.empty((len(window), width), self.dtype)
-                for batch in token_batches(
-                    [len(text.ids) for text in tokenized], max_texts=self._max_texts(batch_size)
-                ):
-                    input_ids, attention_mask = pad_ids(
-                        [tokenized[index].ids for index in batch], self.tokenizer.pad_id
-                    )
+                ids = [text.ids for text in tokenized]
+                for batch in token_batches([len(text) for text in ids], max_texts=max_texts):
+                    input_ids, attention_mask = pad_ids([ids[index] for index in batch], self.tokenizer.pad_id)
                     vectors[batch] = numpy_model.embed(
                         self.checkpoint.params,
                         input_ids,

@@ -44,15 +44,12 @@ def ragged_batch(lengths: list[int], vocab_size: int, seed: int = 0) -> tuple[np
     return input_ids, attention_mask
 
 
-def our_run(checkpoint: e5ref.Checkpoint, input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
+def our_run(
+    checkpoint: e5ref.Checkpoint, input_ids: np.ndarray, attention_mask: np.ndarray, *, model=numpy_model
+) -> dict[str, np.ndarray]:
+    """Record every named point of our forward pass, or of a changed copy of it."""
     run: dict[str, np.ndarray] = {}
-    numpy_model.embed(
-        checkpoint.params,
-        input_ids,
-        attention_mask,
-        config=checkpoint.config,
-        tap=lambda name, x: run.update({name: x}),
-    )
+    model.embed(checkpoint.params, input_ids, attention_mask, config=checkpoint.config, tap=run.__setitem__)
     return run
 
 

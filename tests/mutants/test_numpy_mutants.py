@@ -10,7 +10,7 @@ import e5ref
 from e5ref import batching, numpy_model, numpy_ops
 from tests.conftest import write_random_bert
 from tests.peers import first_departure, transformers_run
-from tests.test_numpy_model import ragged_batch
+from tests.test_numpy_model import our_run, ragged_batch
 
 # name: (source, mistake, the point that departs first)
 MUTANTS = {
@@ -113,17 +113,9 @@ def reference(tmp_path_factory):
     return e5ref.read_checkpoint(folder, dtype="float64"), batch, transformers_run(folder, *batch, "float64")
 
 
-def departure(module, reference) -> str | None:
-    checkpoint, (input_ids, attention_mask), expected = reference
-    run: dict[str, np.ndarray] = {}
-    module.embed(
-        checkpoint.params,
-        input_ids,
-        attention_mask,
-        config=checkpoint.config,
-        tap=lambda name, x: run.update({name: x}),
-    )
-    return first_departure(run, expected, attention_mask, "float64")
+def departure(module: types.ModuleType, reference) -> str | None:
+    checkpoint, batch, expected = reference
+    return first_departure(our_run(checkpoint, *batch, model=module), expected, batch[1], "float64")
 
 
 def test_an_unchanged_copy_passes(reference):
