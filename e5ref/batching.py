@@ -71,7 +71,7 @@ def pad_rows(rows: Floats, attention_mask: Ids) -> Floats:
 def pad_squares(squares: Sequence[Floats], attention_mask: Ids, heads: int) -> Floats:
     """Put each text's [N, t, t] into its place in the padded batch, zeros elsewhere. -> [B, N, T, T]."""
     texts, length = attention_mask.shape
-    padded = np.zeros((texts, heads, length, length), np.result_type(*squares) if squares else np.float32)
+    padded = np.zeros((texts, heads, length, length), squares[0].dtype if squares else np.float32)
     for out, square, mask in zip(padded, squares, attention_mask == 1, strict=True):
         out[:, np.outer(mask, mask)] = square.reshape(heads, -1)
     return padded

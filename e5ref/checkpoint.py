@@ -142,10 +142,8 @@ def read_checkpoint(
         raise TypeError(f"give the name or the folder of a checkpoint, not {type(name_or_folder).__name__}")
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype is {dtype!r}, but must be 'float32' or 'float64'")
-    if isinstance(name_or_folder, Path) and not name_or_folder.expanduser().exists():
-        raise CheckpointError(f"{name_or_folder}: no such folder")
     name = str(name_or_folder)
-    folder, revision = locate(name, revision)
+    folder, revision = locate(name_or_folder, revision)
     config = read_config(folder / "config.json")
     settings = read_settings(folder, config, known_checkpoints().get(name, {}).get("prompts"))
     files, tensors = read_tensors(folder)
@@ -153,11 +151,11 @@ def read_checkpoint(
     return Checkpoint(name, folder, revision, config, settings, params, files)
 
 
-def locate(name: str, revision: str | None = None) -> tuple[Path, str | None]:
+def locate(name_or_folder: str | Path, revision: str | None = None) -> tuple[Path, str | None]:
     """Find the folder that holds a checkpoint's files, fetching them from the hub where they are not here yet.
 
     Args:
-        name: a folder or a hub name.
+        name_or_folder: a folder or a hub name; a Path is never a hub name.
         revision: as in `read_checkpoint`.
 
     Returns:
@@ -168,6 +166,7 @@ def locate(name: str, revision: str | None = None) -> tuple[Path, str | None]:
             local cache is not what the hub gave.
         ValueError: a revision for a folder.
     """
+    name = str(name_or_folder)
     folder = Path(os.path.expanduser(name))
     if name and folder.is_dir():
         if revision is not None:
@@ -175,6 +174,8 @@ def locate(name: str, revision: str | None = None) -> tuple[Path, str | None]:
         return folder, None
     if folder.is_file():
         raise CheckpointError(f"{name} is a file; give the folder that holds config.json and model.safetensors")
+    if isinstance(name_or_folder, Path):
+        raise CheckpointError(f"{name}: no such folder")
     pinned = known_checkpoints().get(name, {}).get("revision")
     folder = _fetch(name, revision or pinned or "main")
     commit = folder.name  # the hub's cache names its folders so
@@ -235,6 +236,7 @@ def _fetch(name: str, revision: str) -> Path:
         # A commit never changes: what is here needs no look at the hub.
         if len(revision) == 40 and listed() and (folder := cached()):
             return folder
+        # Asked first because it answers at once; the download would try for 20 seconds to reach a hub that is away.
         try:
             HfApi().model_info(name, revision=revision, timeout=10)
         except (HTTPError, OfflineModeIsEnabled) as error:

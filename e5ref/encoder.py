@@ -16,7 +16,7 @@ from e5ref import numpy_model
 from e5ref.batching import pad_ids, token_batches
 from e5ref.checkpoint import DEFAULT_CHECKPOINT, Checkpoint, file_sha256, read_checkpoint
 from e5ref.numpy_ops import rows_are_independent
-from e5ref.prompts import DOCUMENT_NAMES, find_prompt
+from e5ref.prompts import find_prompt
 from e5ref.tokenizer import TokenizedText, Tokenizer
 
 Truncation = Literal["warn", "error", "allow"]
@@ -200,7 +200,7 @@ class E5:
             texts: as for `encode`, without the prompt.
             options: the other arguments of `encode`.
         """
-        return self.encode(texts, **{**self._prompt_option(("query",), options), **options})
+        return self.encode(texts, **_with_prompt("query", options))
 
     def encode_document(self, texts: str | Iterable[str], **options: Any) -> NDArray[np.floating]:
         """Turn documents into vectors: `encode` with the checkpoint's document prompt (E5: "passage: ") before each.
@@ -209,7 +209,7 @@ class E5:
             texts: as for `encode`, without the prompt.
             options: the other arguments of `encode`.
         """
-        return self.encode(texts, **{**self._prompt_option(DOCUMENT_NAMES, options), **options})
+        return self.encode(texts, **_with_prompt("document", options))
 
     def similarity(self, a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.floating]:
         """Compute the cosine of each vector of `a` with each of `b`.
@@ -285,12 +285,11 @@ class E5:
         shapes = ((D, D), (D, F), (F, D))
         return batch_size if all(rows_are_independent(*shape, str(self.dtype)) for shape in shapes) else 1
 
-    def _prompt_option(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, str]:
-        """Name the first prompt of `names` that the checkpoint has, unless the caller chose one."""
-        if options.get("prompt") is not None or options.get("prompt_name") is not None:
-            return {}
-        found = [name for name in names if name in self.checkpoint.settings.prompts]
-        return {"prompt_name": found[0]} if found else {"prompt": ""}
+
+def _with_prompt(prompt_name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Add the name of a prompt to the options of `encode`, unless the caller chose one."""
+    chosen = options.get("prompt") is not None or options.get("prompt_name") is not None
+    return options if chosen else {**options, "prompt_name": prompt_name}
 
 
 class _CutTexts:
