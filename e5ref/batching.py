@@ -1,6 +1,9 @@
 """Texts of different lengths → batches; padded batches ↔ rows of real tokens."""
 
+import bisect
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,18 +39,87 @@ def token_batches(lengths: Sequence[int], *, max_texts: int | None = None) -> It
         yield batch
 
 
-def pad_ids(ids: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+@dataclass(frozen=True)
+class PaddedShapes:
+    """The fixed set of shapes (rows, length) that the JAX twin compiles a program for, and batches of these shapes.
+
+    Lengths stand eight to an octave, so that a row is padded by an eighth at most. Of each length there are batches of
+    1 row, of 8, of 64, …, and one that fills the token budget.
+
+    Attributes:
+        max_length: the most tokens of a text.
+        max_tokens: the most tokens of a batch on one device, padding counted (one row may have more).
+        devices: among how many devices the rows are divided; each gets as many.
+    """
+
+    max_length: int
+    max_tokens: int
+    devices: int = 1
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """The lengths to which texts are padded, ascending; the last is `max_length`."""
+        lengths = [min(8, self.max_length)]
+        while lengths[-1] < self.max_length:
+            step = 1 << lengths[-1].bit_length() >> 4  # an eighth of the power of two below
+            lengths.append(min(lengths[-1] + step, self.max_length))
+        return lengths
+
+    def rows(self, length: int) -> list[int]:
+        """The numbers of rows that there are for a length, ascending."""
+        full = max(1, self.max_tokens // length)
+        rows = [8**power for power in range(full.bit_length()) if 2 * 8**power <= full]
+        return [count * self.devices for count in (*rows, full)]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield every shape."""
+        for length in self.lengths:
+            for rows in self.rows(length):
+                yield rows, length
+
+    def fit(self, texts: int, length: int) -> tuple[int, int]:
+        """Return the smallest shape for some texts, the longest of which has `length` tokens."""
+        padded = self.lengths[bisect.bisect_left(self.lengths, length)]
+        rows = self.rows(padded)
+        return rows[bisect.bisect_left(rows, texts)], padded
+
+    def batches(self, lengths: Sequence[int], *, max_texts: int | None = None) -> Iterator[list[int]]:
+        """Split texts into batches that each `fit` a shape, the longest texts first.
+
+        Args:
+            lengths: tokens of each text.
+            max_texts: the most texts of one batch; None for no bound.
+
+        Yields:
+            Indices into `lengths`, each once.
+        """
+        order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+        while order:
+            _, length = self.fit(1, lengths[order[0]])
+            # As many as the largest batch that they fill by half; the rest of its rows is padding.
+            fits = [rows for rows in self.rows(length) if rows < 2 * len(order)] or self.rows(length)[:1]
+            count = min(fits[-1], max_texts or len(order))
+            yield order[:count]
+            order = order[count:]
+
+
+def pad_ids(
+    ids: Sequence[Sequence[int]], pad_id: int, shape: tuple[int, int] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Lay token ids of different lengths into one array, padded on the right.
 
     Args:
         ids: the token ids of each text.
         pad_id: the id that fills short rows.
+        shape: of the array, where it is to have more rows than there are texts, or longer ones.
 
     Returns:
-        input_ids [B, T] and attention_mask [B, T] (1 for a real token), where T is the longest length.
+        input_ids [B, T] and attention_mask [B, T] (1 for a real token); without `shape`, T is the longest length.
     """
     lengths = np.array([len(text) for text in ids], dtype=np.int64)  # [B]
-    attention_mask = (np.arange(max(lengths, default=0)) < lengths[:, None]).astype(np.int64)  # [B, T]
+    rows, length = shape or (len(ids), max(lengths, default=0))
+    lengths = np.pad(lengths, (0, rows - len(ids)))
+    attention_mask = (np.arange(length) < lengths[:, None]).astype(np.int64)  # [B, T]
     input_ids = np.full(attention_mask.shape, pad_id, np.int64)
     input_ids[attention_mask == 1] = [token for text in ids for token in text]
     return input_ids, attention_mask

@@ -1,28 +1,32 @@
 """E5: texts in, vectors out."""
 
 import importlib.metadata
+import importlib.util
 import itertools
 import sys
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from e5ref import numpy_model
-from e5ref.batching import pad_ids, token_batches
+from e5ref.batching import pad_ids
 from e5ref.checkpoint import DEFAULT_CHECKPOINT, Checkpoint, file_sha256, read_checkpoint
-from e5ref.numpy_ops import rows_are_independent
+from e5ref.numpy_engine import Batch, NumpyEngine
 from e5ref.prompts import find_prompt
 from e5ref.tokenizer import TokenizedText, Tokenizer
 
-Truncation = Literal["warn", "error", "allow"]
+if TYPE_CHECKING:
+    from e5ref.jax_engine import JaxEngine
 
-# Texts that are tokenized and sorted by length together: enough to fill every batch well, few enough to hold.
-WINDOW_TEXTS = 4096
+Truncation = Literal["warn", "error", "allow"]
+Backend = Literal["numpy", "jax"]
 
 
 class E5Warning(UserWarning):
@@ -50,7 +54,9 @@ def load(
     model_name_or_path: str | Path = DEFAULT_CHECKPOINT,
     *,
     revision: str | None = None,
+    backend: Backend = "numpy",
     dtype: str = "float32",
+    precision: str | None = None,
     max_length: int | None = None,
     truncation: Truncation = "warn",
 ) -> "E5":
@@ -59,7 +65,11 @@ def load(
     Args:
         model_name_or_path: a hub name such as "intfloat/e5-small-v2", or a folder.
         revision: the hub's commit, tag or branch; None takes the commit that e5ref pins for a known name.
-        dtype: "float32" or "float64", what everything is computed in.
+        backend: "numpy", or "jax" for GPU and TPU; "jax" takes all devices that JAX shows.
+        dtype: "float32" or "float64", what everything is computed in, and what vectors are made of.
+        precision: how JAX computes in float32: "highest" (the same as None: as exactly as NumPy), "high" (products
+            rounded to TF32 on NVIDIA, made of three in bfloat16 on TPU, exact on a CPU), "bfloat16" or "float16"
+            (weights, and states between them, of that type).
         max_length: the most tokens of a text, [CLS] and [SEP] counted; None for the checkpoint's own.
         truncation: what to do about longer texts: "warn" and cut, "error", or "allow" (cut without a word).
 
@@ -69,25 +79,37 @@ def load(
     Raises:
         CheckpointError: the checkpoint cannot be found, is damaged, or is not one that e5ref runs.
         ValueError: an argument that is out of its range.
+        ModuleNotFoundError: backend "jax" without JAX; the message says what to install.
     """
+    if backend == "jax":
+        _require_jax()  # before anything is fetched
     return E5(
         read_checkpoint(model_name_or_path, revision=revision, dtype=dtype),
+        backend=backend,
+        precision=precision,
         max_length=max_length,
         truncation=truncation,
     )
 
 
 class E5:
-    """A checkpoint and its tokenizer: texts in, vectors out.
+    """A checkpoint, its tokenizer, and the twin that runs it: texts in, vectors out.
 
     Attributes:
         checkpoint: the weights, the configuration, and how to pool.
         tokenizer: texts → ids.
+        engine: ids → vectors, in NumPy or JAX.
         truncation: what to do about texts longer than `tokenizer.max_length`.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, max_length: int | None = None, truncation: Truncation = "warn"
+        self,
+        checkpoint: Checkpoint,
+        *,
+        backend: Backend = "numpy",
+        precision: str | None = None,
+        max_length: int | None = None,
+        truncation: Truncation = "warn",
     ) -> None:
         """Join a checkpoint with its tokenizer; the arguments are those of `load`."""
         self.checkpoint = checkpoint
@@ -95,6 +117,24 @@ class E5:
         if max_length is None:
             max_length = checkpoint.settings.max_length
         self.tokenizer = Tokenizer(checkpoint.folder, checkpoint.config, max_length)
+        self.engine = self._make_engine(backend, precision)
+
+    def _make_engine(self, backend: Backend, precision: str | None) -> "NumpyEngine | JaxEngine":
+        if backend == "numpy":
+            if precision is not None:
+                raise ValueError("precision is for backend='jax'; NumPy computes everything in dtype")
+            return NumpyEngine(self.checkpoint, pad_id=self.tokenizer.pad_id)
+        if backend != "jax":
+            raise ValueError(f"backend is {backend!r}, but must be 'numpy' or 'jax'")
+        _require_jax()
+        from e5ref.jax_engine import JaxEngine
+
+        return JaxEngine(
+            self.checkpoint,
+            pad_id=self.tokenizer.pad_id,
+            max_length=self.tokenizer.max_length,
+            precision=precision or "highest",
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -153,37 +193,22 @@ class E5:
                 raise ValueError(f"truncate_dim is {truncate_dim!r}, but must be a whole number from 1 to {width}")
             _warn(f"truncate_dim={truncate_dim} keeps {truncate_dim} of {width} dimensions; E5 is not trained for that")
 
-        max_texts = self._max_texts(batch_size)
         one = isinstance(texts, str)
         windows: list[NDArray[np.floating]] = []
         cut_texts = _CutTexts()
-        progress = tqdm(
-            total=len(texts) if isinstance(texts, Sized) and not one else None,
-            desc="embedding",
-            unit="text",
-            delay=PROGRESS_DELAY,
-            disable=None if show_progress_bar is None else not show_progress_bar,
-        )
-        with progress:
-            for first, window in _windows(texts):
-                tokenized = self.tokenizer([prefix + text for text in window])
+
+        def batches() -> Iterator[Batch]:
+            for first, tokenized in self._tokenized_windows(texts, prefix):
                 cut_texts.add(first, tokenized)
                 if truncation == "error":
                     cut_texts.refuse(self.tokenizer.max_length)
-                vectors = np.empty((len(window), width), self.dtype)
-                ids = [text.ids for text in tokenized]
-                for batch in token_batches([len(text) for text in ids], max_texts=max_texts):
-                    input_ids, attention_mask = pad_ids([ids[index] for index in batch], self.tokenizer.pad_id)
-                    vectors[batch] = numpy_model.embed(
-                        self.checkpoint.params,
-                        input_ids,
-                        attention_mask,
-                        config=self.checkpoint.config,
-                        pooling=settings.pooling,
-                        normalize=normalize,
-                    )
-                    progress.update(len(batch))
-                windows.append(vectors)
+                windows.append(np.empty((len(tokenized), width), self.dtype))
+                for rows in self.engine.batches([len(text.ids) for text in tokenized], max_texts=batch_size):
+                    yield Batch([tokenized[row].ids for row in rows], windows[-1], rows)
+
+        with _progress_bar(texts, show_progress_bar, "embedding", "text") as progress:
+            for batch in self.engine.run(batches(), normalize=normalize):
+                progress.update(len(batch.rows))
         if truncation == "warn":
             cut_texts.warn(self.tokenizer.max_length)
 
@@ -210,6 +235,22 @@ class E5:
             options: the other arguments of `encode`.
         """
         return self.encode(texts, **_with_prompt("document", options))
+
+    def warm_up(self, *, show_progress_bar: bool | None = None) -> int:
+        """Do beforehand what the first texts would wait for: with JAX, compile a program for each shape of batch.
+
+        Args:
+            show_progress_bar: as for `encode`.
+
+        Returns:
+            The number of steps: programs, with JAX.
+        """
+        steps = 0
+        with _progress_bar("", show_progress_bar, "warming up", "program") as progress:
+            for progress.total in self.engine.warm_up():
+                progress.update()
+                steps += 1
+        return steps
 
     def similarity(self, a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.floating]:
         """Compute the cosine of each vector of `a` with each of `b`.
@@ -242,7 +283,7 @@ class E5:
         Raises:
             TypeError, ValueError: as `encode`.
         """
-        tokenized = [text for _, window in _windows(texts) for text in self.tokenizer(window)]
+        tokenized = [text for _, window in _windows(texts, self.engine.window_texts) for text in self.tokenizer(window)]
         input_ids, attention_mask = pad_ids([text.ids for text in tokenized], self.tokenizer.pad_id)
         return Tokens(
             input_ids=input_ids,
@@ -272,18 +313,24 @@ class E5:
             "pooling": settings.pooling,
             "normalized": str(settings.normalize).lower(),
             "dtype": str(self.dtype),
-            "backend": "numpy",
+            **self.engine.provenance(),
             **{
                 f"{package}_version": importlib.metadata.version(package)
                 for package in ("e5ref", "numpy", "tokenizers")
             },
         }
 
-    def _max_texts(self, batch_size: int | None) -> int | None:
-        """Bound a batch to one text where the BLAS rounds a text's rows differently by what stands beside them."""
-        D, F = self.checkpoint.config.hidden_size, self.checkpoint.config.intermediate_size
-        shapes = ((D, D), (D, F), (F, D))
-        return batch_size if all(rows_are_independent(*shape, str(self.dtype)) for shape in shapes) else 1
+    def _tokenized_windows(self, texts: str | Iterable[str], prefix: str) -> Iterator[tuple[int, list[TokenizedText]]]:
+        """Yield (index of the first text, tokenized texts) a window at a time; a thread makes the next meanwhile."""
+        with ThreadPoolExecutor(1, "e5ref-tokenizer") as thread:
+            ahead: deque[tuple[int, Future[list[TokenizedText]]]] = deque()
+            for first, window in _windows(texts, self.engine.window_texts):
+                ahead.append((first, thread.submit(self.tokenizer, [prefix + text for text in window])))
+                if len(ahead) > 1:
+                    first, tokenized = ahead.popleft()
+                    yield first, tokenized.result()
+            for first, tokenized in ahead:
+                yield first, tokenized.result()
 
 
 def _with_prompt(prompt_name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -321,14 +368,31 @@ class _CutTexts:
             )
 
 
-def _windows(texts: str | Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+def _require_jax() -> None:
+    if importlib.util.find_spec("jax") is None:
+        raise ModuleNotFoundError(
+            "backend 'jax' needs JAX: pip install 'e5ref[jax]' (on NVIDIA 'e5ref[cuda]', on TPU 'e5ref[tpu]')"
+        )
+
+
+def _progress_bar(texts: str | Iterable[str], show: bool | None, desc: str, unit: str) -> "tqdm[Any]":
+    return tqdm(
+        total=len(texts) if isinstance(texts, Sized) and not isinstance(texts, str) else None,
+        desc=desc,
+        unit=unit,
+        delay=PROGRESS_DELAY,
+        disable=None if show is None else not show,
+    )
+
+
+def _windows(texts: str | Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:
     """Yield (index of the first text, texts) a window at a time, each text checked; one str is a list of one."""
     if isinstance(texts, str):
         texts = [texts]
     if isinstance(texts, bytes | bytearray | Mapping | Set) or not isinstance(texts, Iterable):
         raise TypeError(f"texts must be a str or an iterable of str in order, not {type(texts).__name__}")
     numbered = enumerate(texts)
-    while window := list(itertools.islice(numbered, WINDOW_TEXTS)):
+    while window := list(itertools.islice(numbered, size)):
         yield window[0][0], [_checked_text(f"texts[{index}]", text) for index, text in window]
 
 

@@ -1,0 +1,297 @@
+"""The forward pass of `numpy_model` in JAX: the same functions, names, order and signatures, for GPU and TPU.
+
+Read `numpy_model` first; what is said there is not said again here. What differs:
+
+- XLA compiles a program for each shape, so padding stays in the arrays and attention is masked. States at padding are
+  computed and mean nothing; recorded arrays have 0 there, as in NumPy.
+- The layers are scanned: XLA compiles one layer and loops, over weights stacked to [layers, …] (`stack_layers`).
+- Weights may be of half precision (`round_matrices`). Then products take and give that dtype, adding up in float32,
+  and so are the states between them; biases, sums, LayerNorm, softmax, GELU, pooling and norm are computed in float32.
+- The precision of float32 products is that of `jax.default_matmul_precision`, and where nobody has chosen one
+  "highest": left to itself, JAX rounds the factors to 11 bits on recent NVIDIA cards and to 8 on TPUs.
+
+Letters in shapes: B texts, T tokens of a padded row, D hidden size, N heads, H size of a head, F feed-forward size.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.backend import get_backend
+
+from e5ref.batching import check_batch
+from e5ref.config import BertConfig
+from e5ref.params import BertParams, Embeddings, Layer
+
+Array = jax.Array
+Tap = Callable[[str, Array], None]  # gets (name, array) at every named point
+
+# Tokens of a padded row from which on cuDNN's attention is taken on NVIDIA.
+CUDNN_TOKENS = 128
+
+# Attention scores that a CPU computes at a time: about as many as stay in its cache.
+CPU_SCORES = 1 << 20
+
+
+def linear(x: Array, weight: Array, bias: Array) -> Array:
+    """A linear layer, x Wᵀ + b. [..., in], [out, in], [out] -> [..., out]."""
+    return (matmul(x, weight.T) + bias).astype(x.dtype)
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    """Layer normalisation of each row, in float32 at least. [..., D], [D], [D] -> [..., D]."""
+    wide = widen(x)
+    centred = wide - wide.mean(axis=-1, keepdims=True)  # [..., D]
+    variance = jnp.mean(centred * centred, axis=-1, keepdims=True)  # [..., 1]
+    return (centred / jnp.sqrt(variance + eps) * weight + bias).astype(x.dtype)
+
+
+def gelu(x: Array) -> Array:
+    """GELU in its erf form, in float32 at least. [..., n] -> [..., n]."""
+    return jax.nn.gelu(widen(x), approximate=False).astype(x.dtype)
+
+
+def embed_tokens(params: Embeddings, input_ids: Array, attention_mask: Array, *, config: BertConfig) -> Array:
+    """Token, position and token-type embedding, summed and normalised. [B, T], [B, T] -> [B, T, D]."""
+    positions = jnp.arange(input_ids.shape[1])  # [T]
+    if config.position_offset:
+        is_token = input_ids != config.pad_token_id
+        positions = jnp.cumsum(is_token, axis=1) * is_token + config.pad_token_id  # [B, T]
+
+    embeddings = widen(params.word[input_ids]) + widen(params.token_type[0])  # [B, T, D] + [D] -> [B, T, D]
+    embeddings += widen(params.position[positions])
+    return layer_norm(embeddings, *params.layer_norm, config.layer_norm_eps).astype(params.word.dtype)
+
+
+def self_attention(
+    params: Layer, hidden_states: Array, attention_mask: Array, *, config: BertConfig, tap: Tap | None = None
+) -> Array:
+    """Multi-head self-attention: softmax(Q Kᵀ / √H) V, heads side by side, times W_O. [B, T, D] -> [B, T, D]."""
+    query = linear(hidden_states, *params.query)  # [B, T, D]
+    key = linear(hidden_states, *params.key)  # [B, T, D]
+    value = linear(hidden_states, *params.value)  # [B, T, D]
+
+    def heads(x: Array) -> Array:  # [B, T, D] -> [B, N, T, H]
+        return x.reshape(*x.shape[:2], config.num_attention_heads, config.head_size).transpose(0, 2, 1, 3)
+
+    inputs = heads(query), heads(key), heads(value), attention_mask == 1
+    if tap is None:
+        context = attention_on_device(*inputs)  # [B, N, T, H]
+    else:
+        context, probabilities = attention(*inputs)  # [B, N, T, H], [B, N, T, T]
+    context = context.transpose(0, 2, 1, 3).reshape(query.shape)  # [B, N, T, H] -> [B, T, D]
+
+    record(tap, "query", query, attention_mask)
+    record(tap, "key", key, attention_mask)
+    record(tap, "value", value, attention_mask)
+    if tap is not None:
+        is_token = attention_mask[:, None, :, None] == 1  # [B, 1, T, 1]
+        tap("attention_probabilities", jnp.where(is_token, probabilities, 0))
+    record(tap, "context", context, attention_mask)
+    return linear(context, *params.attention_output)
+
+
+def feed_forward(params: Layer, hidden_states: Array, attention_mask: Array, *, tap: Tap | None = None) -> Array:
+    """The position-wise feed-forward network, with GELU for ReLU. [B, T, D] -> [B, T, F] -> [B, T, D]."""
+    activation = gelu(linear(hidden_states, *params.feed_forward_up))  # [B, T, F]
+    record(tap, "feed_forward_activation", activation, attention_mask)
+    return linear(activation, *params.feed_forward_down)
+
+
+def encoder_layer(
+    params: Layer, hidden_states: Array, attention_mask: Array, *, config: BertConfig, tap: Tap | None = None
+) -> Array:
+    """Self-attention, then feed-forward; LayerNorm(x + Sublayer(x)) after each. [B, T, D] -> [B, T, D]."""
+    dtype = hidden_states.dtype
+    attention = self_attention(params, hidden_states, attention_mask, config=config, tap=tap)
+    attention = widen(attention) + widen(hidden_states)
+    attention = layer_norm(attention, *params.attention_layer_norm, config.layer_norm_eps).astype(dtype)
+    record(tap, "attention_output", attention, attention_mask)
+
+    output = feed_forward(params, attention, attention_mask, tap=tap)
+    output = widen(output) + widen(attention)
+    output = layer_norm(output, *params.output_layer_norm, config.layer_norm_eps).astype(dtype)
+    record(tap, "output", output, attention_mask)
+    return output
+
+
+def forward(
+    params: BertParams, input_ids: Array, attention_mask: Array, *, config: BertConfig, tap: Tap | None = None
+) -> Array:
+    """Run the encoder: what `transformers` calls `BertModel(...).last_hidden_state`.
+
+    Args:
+        params: the weights, of NumPy or JAX; layers as a tuple, or stacked beforehand by `stack_layers`.
+        input_ids: token ids, [B, T], any integer dtype.
+        attention_mask: [B, T], 1 for a real token and 0 for padding.
+        config: the sizes and constants.
+        tap: called as `tap(name, array)` at every named point, with the names, shapes and order of
+            `numpy_model.forward`. Under `jax.jit` it must keep what it gets for the caller to return.
+
+    Returns:
+        The last hidden states, [B, T, D], in the dtype of the weights' matrices; 0 where there is padding.
+
+    Raises:
+        ValueError: as `numpy_model.forward`, but under `jax.jit`, where values are not known yet: there an id outside
+            the vocabulary is taken for the nearest inside. Also for float64 weights where JAX is not set to keep them.
+    """
+    if not isinstance(input_ids, jax.core.Tracer):
+        check_batch(np.asarray(input_ids), np.asarray(attention_mask), config)
+    if params.embeddings.word.dtype != (dtype := jax.dtypes.canonicalize_dtype(params.embeddings.word.dtype)):
+        raise ValueError(
+            f"the weights are float64, and JAX would make them {dtype}; run this under jax.enable_x64(True)"
+        )
+    embeddings, layers = jax.tree.map(jnp.asarray, stack_layers(params))
+    input_ids, attention_mask = jnp.asarray(input_ids), jnp.asarray(attention_mask)
+
+    hidden_states = embed_tokens(embeddings, input_ids, attention_mask, config=config)  # [B, T, D]
+    record(tap, "embeddings", hidden_states, attention_mask)
+
+    def step(hidden_states: Array, layer: Layer) -> tuple[Array, OrderedDict[str, Array]]:
+        points: OrderedDict[str, Array] = OrderedDict()  # JAX sorts the names of a plain dict
+        layer_tap = None if tap is None else points.__setitem__
+        return encoder_layer(layer, hidden_states, attention_mask, config=config, tap=layer_tap), points
+
+    hidden_states, points = jax.lax.scan(step, hidden_states, layers)  # points: name -> [layers, B, ...]
+    if tap is not None:
+        for index in range(config.num_hidden_layers):
+            for name, array in points.items():
+                tap(f"layers.{index}.{name}", array[index])
+    record(tap, "last_hidden_state", hidden_states, attention_mask)
+    return jnp.where(attention_mask[..., None] == 1, hidden_states, 0)
+
+
+def average_pool(last_hidden_state: Array, attention_mask: Array) -> Array:
+    """Average the hidden states of the real tokens, in float32 at least. [B, T, D], [B, T] -> [B, D].
+
+    A row of padding alone gives 0.
+    """
+    states = jnp.where(attention_mask[..., None] == 1, widen(last_hidden_state), 0)  # [B, T, D]
+    counts = jnp.maximum(attention_mask.sum(axis=1, keepdims=True), 1)  # [B, 1]
+    return states.sum(axis=1) / counts
+
+
+def cls_pool(last_hidden_state: Array, attention_mask: Array) -> Array:
+    """Take the hidden state of the first real token, [CLS]. [B, T, D], [B, T] -> [B, D]."""
+    return widen(last_hidden_state)[jnp.arange(len(attention_mask)), attention_mask.argmax(axis=1)]
+
+
+def l2_normalize(vectors: Array) -> Array:
+    """Scale each vector to unit L2 norm: x / max(‖x‖, 1e-12). [B, D] -> [B, D]."""
+    # The bound is taken before the root, whose gradient at 0 is infinite.
+    squares = jnp.sum(vectors * vectors, axis=-1, keepdims=True)  # [B, 1]
+    return vectors / jnp.sqrt(jnp.maximum(squares, 1e-24))
+
+
+def embed(
+    params: BertParams,
+    input_ids: Array,
+    attention_mask: Array,
+    *,
+    config: BertConfig,
+    pooling: str = "mean",
+    normalize: bool = True,
+    tap: Tap | None = None,
+) -> Array:
+    """Token ids in, vectors out: `forward`, pooled and normalised. `compiled_embed` is this under `jax.jit`.
+
+    Args:
+        params: as in `forward`.
+        input_ids: token ids, [B, T].
+        attention_mask: [B, T], 1 for a real token and 0 for padding.
+        config: the sizes and constants.
+        pooling: "mean" (E5) or "cls".
+        normalize: whether to scale the vectors to unit L2 norm (E5 does).
+        tap: as in `forward`; also gets "pooled" [B, D] and, if it is computed, "normalized" [B, D].
+
+    Returns:
+        The vectors, [B, D]: float32, or float64 where the weights are.
+
+    Raises:
+        ValueError: an unknown pooling, and as `forward`.
+    """
+    if pooling not in ("mean", "cls"):
+        raise ValueError(f"pooling is {pooling!r}, but must be 'mean' or 'cls'")
+    last_hidden_state = forward(params, input_ids, attention_mask, config=config, tap=tap)  # [B, T, D]
+    pool = average_pool if pooling == "mean" else cls_pool
+    vectors = pool(last_hidden_state, jnp.asarray(attention_mask))  # [B, D]
+    if tap is not None:
+        tap("pooled", vectors)
+    if normalize:
+        vectors = l2_normalize(vectors)
+        if tap is not None:
+            tap("normalized", vectors)
+    return vectors
+
+
+def record(tap: Tap | None, name: str, array: Array, attention_mask: Array) -> None:
+    """Give `tap`, if there is one, a named array [B, T, n] with 0 at padding."""
+    if tap is not None:
+        tap(name, jnp.where(attention_mask[..., None] == 1, array, 0))
+
+
+def widen(x: Array) -> Array:
+    """Make half precision float32; leave float32 and float64."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def matmul(a: Array, b: Array, dtype: jnp.dtype | None = None) -> Array:
+    """Multiply at the precision of `jax.default_matmul_precision`, or "highest"; the result is of `dtype` or as a is."""
+    precision = jax.config.jax_default_matmul_precision or "highest"  # type: ignore[attr-defined]
+    return jnp.matmul(a, b, precision=precision, preferred_element_type=dtype)
+
+
+def attention(query: Array, key: Array, value: Array, is_token: Array) -> tuple[Array, Array]:
+    """Compute softmax(Q Kᵀ / √H) V, in the plain form, and the softmax itself.
+
+    [B, N, T, H] three times, [B, T] -> [B, N, T, H], [B, N, T, T]. The softmax's division comes after the product with
+    the values, where it is one of H numbers a row instead of T.
+    """
+    # [B, N, T, H] @ [B, N, H, T] -> [B, N, T, T]
+    scores = matmul(query, key.swapaxes(-1, -2), dtype=jnp.promote_types(query.dtype, jnp.float32))
+    scores *= 1 / math.sqrt(query.shape[-1])
+    # Not minus infinity: a row of padding alone must not become 0/0.
+    scores += jnp.where(is_token, 0, np.finfo(np.float32).min)[:, None, None, :]  # [B, T] -> [B, 1, 1, T]
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))  # [B, N, T, T]
+    totals = weights.sum(axis=-1, keepdims=True)  # [B, N, T, 1]
+    context = widen(matmul(weights.astype(value.dtype), value)) / totals  # [B, N, T, T] @ [B, N, T, H] -> [B, N, T, H]
+    return context.astype(value.dtype), weights / totals
+
+
+def attention_on_device(query: Array, key: Array, value: Array, is_token: Array) -> Array:
+    """Do what `attention` does in the way that is fastest where this runs. -> [B, N, T, H]."""
+    texts, heads, tokens, head_size = query.shape
+    platform = get_backend().platform_version.lower()
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    if "cuda" in platform and half and tokens >= CUDNN_TOKENS and head_size % 8 == 0:
+        # One kernel that keeps the scores out of memory. It wants tokens before heads: [B, T, N, H].
+        query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+        mask = jnp.broadcast_to(is_token[:, None, None, :], (texts, 1, tokens, tokens))
+        context = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
+        return context.transpose(0, 2, 1, 3)
+    at_once = CPU_SCORES // (heads * tokens**2) if jax.default_backend() == "cpu" else texts
+    if at_once >= texts:
+        return attention(query, key, value, is_token)[0]
+
+    def attend(text: tuple[Array, ...]) -> Array:  # [N, T, H] three times, [T] -> [N, T, H]
+        return attention(*(x[None] for x in text))[0][0]
+
+    return jax.lax.map(attend, (query, key, value, is_token), batch_size=max(1, at_once))
+
+
+def stack_layers(params: BertParams) -> BertParams:
+    """Stack the layers' weights, [...] each, to [layers, ...], for `jax.lax.scan`; what is stacked stays as it is."""
+    if isinstance(params.layers, Layer):
+        return params
+    return params._replace(layers=jax.tree.map(lambda *leaves: jnp.stack(leaves), *params.layers))
+
+
+def round_matrices(params: BertParams, dtype: str) -> BertParams:
+    """Round all weights of two dimensions to `dtype`; biases and LayerNorms keep theirs. Before `stack_layers`."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim == 2 else leaf, params)
+
+
+compiled_embed = jax.jit(embed, static_argnames=("config", "pooling", "normalize"))
