@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO, get_args
 
 import click
 import numpy as np
@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 import e5ref
 from e5ref.checkpoint import DEFAULT_CHECKPOINT, is_cached
-from e5ref.encoder import Truncation
+from e5ref.encoder import E5, Backend, Precision, Truncation, require_jax
 from e5ref.params import leaves
 from e5ref.prompts import find_prompt
 
@@ -45,7 +45,7 @@ def main() -> None:
     except BrokenPipeError:  # whoever read our output has had enough, as `head` does
         _drop_output()
         sys.exit(1)
-    except (ValueError, OSError, MemoryError, click.ClickException) as error:
+    except (ValueError, OSError, MemoryError, ModuleNotFoundError, click.ClickException) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"Error: {message or type(error).__name__}", err=True)
         _drop_output()
@@ -67,7 +67,19 @@ model_option = click.option(
     "--model", default=DEFAULT_CHECKPOINT, show_default=True, help="A hub name, or a checkpoint's folder."
 )
 revision_option = click.option("--revision", help="The hub's commit, tag or branch.  [default: the pinned one]")
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(get_args(Backend)),
+    default="numpy",
+    show_default=True,
+    help="jax is for GPU and TPU.",
+)
 dtype_option = click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    help="How --backend jax computes in float32; all but the first trade exactness for speed.  [default: highest]",
+)
 truncation_option = click.option(
     "--truncation",
     type=click.Choice(["warn", "error", "allow"]),
@@ -102,8 +114,15 @@ def input_option(what: str) -> Callable[[Callable[..., None]], Callable[..., Non
     show_default=True,
     help="What to put before each text; none takes texts that start with it already.",
 )
+@backend_option
 @dtype_option
+@precision_option
 @truncation_option
+@click.option(
+    "--share",
+    metavar="I/N|auto",
+    help="Embed only share I (from 0 on) of N of the texts, and name OUT after it; auto asks jax.distributed.",
+)
 def embed(
     texts: tuple[str, ...],
     source: str | None,
@@ -111,15 +130,21 @@ def embed(
     model: str,
     revision: str | None,
     prompt: str,
+    backend: Backend,
     dtype: str,
+    precision: Precision | None,
     truncation: Truncation,
+    share: str | None,
 ) -> None:
     """Turn texts into vectors.
 
     Prints JSON lines with "text" and "embedding". A file gets the vectors alone (.npy), or with where they come from
     (.safetensors); for OUT.npy and OUT.jsonl that goes into a second file, OUT.npy.provenance.json.
     """
+    index, shares = _share(share, backend)
     if output is not None:
+        if share is not None:
+            output = output.with_stem(f"{output.stem}-{index:05}-of-{shares:05}")
         if output.suffix not in SUFFIXES:
             raise click.UsageError(f"{output}: the name must end in {', '.join(SUFFIXES)}")
         output = output.resolve()
@@ -128,7 +153,8 @@ def embed(
         if source not in (None, "-") and output.exists() and output.samefile(source):
             raise click.UsageError(f"{output} is the input too, and would be lost")
     lines = _texts(texts, source, "TEXT")
-    encoder = e5ref.load(model, revision=revision, dtype=dtype)
+    lines = lines[len(lines) * index // shares : len(lines) * (index + 1) // shares]
+    encoder = _load(model, backend, revision=revision, dtype=dtype, precision=precision)
     prompts = encoder.checkpoint.settings.prompts
     prefix = "" if prompt == "none" else find_prompt(prompts, prompt, None)
     starts = tuple(start for start in prompts.values() if start)
@@ -168,7 +194,9 @@ def embed(
 @input_option("Passages to rank")
 @model_option
 @revision_option
+@backend_option
 @dtype_option
+@precision_option
 @truncation_option
 @json_option
 def rank(
@@ -177,7 +205,9 @@ def rank(
     source: str | None,
     model: str,
     revision: str | None,
+    backend: Backend,
     dtype: str,
+    precision: Precision | None,
     truncation: Truncation,
     as_json: bool,
 ) -> None:
@@ -186,7 +216,7 @@ def rank(
     Write query and passages without prompts: the checkpoint's own are put there (E5: "query: " and "passage: ").
     """
     lines = _texts(passages, source, "PASSAGE")
-    encoder = e5ref.load(model, revision=revision, dtype=dtype, truncation=truncation)
+    encoder = _load(model, backend, revision=revision, dtype=dtype, precision=precision, truncation=truncation)
     for name, written in (("query", [query]), ("document", lines)):
         _warn_of_doubled(find_prompt(encoder.checkpoint.settings.prompts, name, None), written)
     scores = 100 * encoder.similarity(encoder.encode_query(query), encoder.encode_document(lines))[0]
@@ -240,6 +270,61 @@ def inspect(model: str, revision: str | None, as_json: bool) -> None:
         return
     for name, value in facts.items():
         click.echo(f"{name:24}{json.dumps(value) if isinstance(value, dict) else 'none' if value == '' else value}")
+
+
+@commands.command("warm-up")
+@model_option
+@revision_option
+@dtype_option
+@precision_option
+def warm_up(model: str, revision: str | None, dtype: str, precision: Precision | None) -> None:
+    """Compile beforehand, and keep, every program that --backend jax will want for a checkpoint."""
+    encoder = _load(model, "jax", revision=revision, dtype=dtype, precision=precision)
+    programs = encoder.warm_up()
+    click.echo(f"{programs} programs are ready in {_keep_programs()}")
+
+
+def _load(model: str, backend: Backend, **options: Any) -> E5:
+    """Load a model; with JAX, its compiled programs are kept on disk for the next run."""
+    if backend == "jax":
+        require_jax()
+        _keep_programs()
+    return e5ref.load(model, backend=backend, **options)
+
+
+def _keep_programs() -> str:
+    """Make JAX keep compiled programs in JAX_COMPILATION_CACHE_DIR or the user's cache; return the folder."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "e5ref" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # JAX's own bound leaves out most of ours
+    return str(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
+
+
+def _share(share: str | None, backend: Backend) -> tuple[int, int]:
+    """Read which share of the texts this process is to embed: its index, and how many there are."""
+    if share is None:
+        return 0, 1
+    if share == "auto":
+        if backend != "jax":
+            raise click.UsageError(
+                "--share auto asks jax.distributed, and so needs --backend jax; else write --share I/N"
+            )
+        require_jax()
+        import jax
+
+        try:
+            if not jax.distributed.is_initialized():
+                jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise click.UsageError(f"jax.distributed finds no other processes ({error}); write --share I/N") from None
+        return jax.process_index(), jax.process_count()
+    index, _, shares = share.partition("/")
+    if not (index.isdecimal() and shares.isdecimal() and int(index) < int(shares)):
+        raise click.UsageError(f"--share {share}: must be I/N, such as 0/2 and 1/2 for two processes, or auto")
+    return int(index), int(shares)
 
 
 def _warn_of_doubled(prefix: str, texts: list[str]) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Truncation = Literal["warn", "error", "allow"]
 Backend = Literal["numpy", "jax"]
+Precision = Literal["highest", "high", "bfloat16", "float16"]
 
 
 class E5Warning(UserWarning):
@@ -56,7 +57,7 @@ def load(
     revision: str | None = None,
     backend: Backend = "numpy",
     dtype: str = "float32",
-    precision: str | None = None,
+    precision: Precision | None = None,
     max_length: int | None = None,
     truncation: Truncation = "warn",
 ) -> "E5":
@@ -82,7 +83,7 @@ def load(
         ModuleNotFoundError: backend "jax" without JAX; the message says what to install.
     """
     if backend == "jax":
-        _require_jax()  # before anything is fetched
+        require_jax()  # before anything is fetched
     return E5(
         read_checkpoint(model_name_or_path, revision=revision, dtype=dtype),
         backend=backend,
@@ -107,7 +108,7 @@ class E5:
         checkpoint: Checkpoint,
         *,
         backend: Backend = "numpy",
-        precision: str | None = None,
+        precision: Precision | None = None,
         max_length: int | None = None,
         truncation: Truncation = "warn",
     ) -> None:
@@ -119,14 +120,14 @@ class E5:
         self.tokenizer = Tokenizer(checkpoint.folder, checkpoint.config, max_length)
         self.engine = self._make_engine(backend, precision)
 
-    def _make_engine(self, backend: Backend, precision: str | None) -> "NumpyEngine | JaxEngine":
+    def _make_engine(self, backend: Backend, precision: Precision | None) -> "NumpyEngine | JaxEngine":
         if backend == "numpy":
             if precision is not None:
                 raise ValueError("precision is for backend='jax'; NumPy computes everything in dtype")
             return NumpyEngine(self.checkpoint, pad_id=self.tokenizer.pad_id)
         if backend != "jax":
             raise ValueError(f"backend is {backend!r}, but must be 'numpy' or 'jax'")
-        _require_jax()
+        require_jax()
         from e5ref.jax_engine import JaxEngine
 
         return JaxEngine(
@@ -368,7 +369,8 @@ class _CutTexts:
             )
 
 
-def _require_jax() -> None:
+def require_jax() -> None:
+    """Raise `ModuleNotFoundError`, with what to install, where there is no JAX."""
     if importlib.util.find_spec("jax") is None:
         raise ModuleNotFoundError(
             "backend 'jax' needs JAX: pip install 'e5ref[jax]' (on NVIDIA 'e5ref[cuda]', on TPU 'e5ref[tpu]')"

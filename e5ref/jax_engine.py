@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -15,8 +16,11 @@ from e5ref.batching import PaddedShapes, pad_ids
 from e5ref.checkpoint import Checkpoint
 from e5ref.numpy_engine import Batch
 
+if TYPE_CHECKING:
+    from e5ref.encoder import Precision
+
 # Name → what matrices are rounded to (None: nothing), and JAX's name for how float32 products are computed.
-PRECISIONS: dict[str, tuple[str | None, str]] = {
+PRECISIONS: "dict[Precision, tuple[str | None, str]]" = {
     "highest": (None, "highest"),
     "high": (None, "high"),
     "bfloat16": ("bfloat16", "highest"),
@@ -41,7 +45,7 @@ class JaxEngine:
         window_texts: how many texts to tokenize and sort by length together.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, pad_id: int, max_length: int, precision: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, pad_id: int, max_length: int, precision: "Precision") -> None:
         """Put the weights of `checkpoint` on all devices.
 
         Args:

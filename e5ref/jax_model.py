@@ -239,7 +239,7 @@ def widen(x: Array) -> Array:
 
 
 def matmul(a: Array, b: Array, dtype: jnp.dtype | None = None) -> Array:
-    """Multiply at the precision of `jax.default_matmul_precision`, or "highest"; the result is of `dtype` or as a is."""
+    """Multiply at the precision of `jax.default_matmul_precision`, or "highest". The result is of `dtype`, or as a."""
     precision = jax.config.jax_default_matmul_precision or "highest"  # type: ignore[attr-defined]
     return jnp.matmul(a, b, precision=precision, preferred_element_type=dtype)
 

@@ -10,6 +10,8 @@ import pytest
 from safetensors import safe_open
 
 import e5ref
+from tests.conftest import write_random_bert
+from tests.tolerances import VECTORS
 
 COMMAND = [sys.executable, "-c", "from e5ref.cli import main; main()"]
 
@@ -288,3 +290,69 @@ def test_output_that_has_no_room(tiny_bert):
     result = shell(f"e5ref embed -i - --model {tiny_bert} >/dev/full", b"query: cat\n")
     assert result.returncode == 2
     assert result.stderr == b"Error: [Errno 28] No space left on device\n"
+
+
+@pytest.fixture
+def kept_programs(tmp_path, monkeypatch):
+    """Keep JAX's compiled programs in a folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "e5ref" / "jax"
+
+
+def test_jax_backend(tiny_bert, model, tmp_path, kept_programs):
+    output = tmp_path / "vectors.safetensors"
+    run("embed", "query: cat", "query: dog", "--model", tiny_bert, "--backend", "jax", "-o", output)
+    with safe_open(output, "numpy") as file:
+        vectors, facts = file.get_tensor("embeddings"), file.metadata()
+    np.testing.assert_allclose(vectors, model.encode(["query: cat", "query: dog"]), rtol=0, atol=VECTORS["float32"])
+    assert (facts["backend"], facts["precision"]) == ("jax", "highest")
+    assert any(kept_programs.iterdir())
+
+    ranked = [
+        run("rank", "cat", "the dog", "a cat", "--model", tiny_bert, *options).stdout
+        for options in ([], ["--backend", "jax"])
+    ]
+    assert ranked[0] == ranked[1]
+
+
+def test_jax_in_half_precision(tiny_bert, model, kept_programs):
+    result = run("embed", "query: cat", "--model", tiny_bert, "--backend", "jax", "--precision", "bfloat16")
+    vector = np.array(json.loads(result.stdout)["embedding"], np.float32)
+    assert 0 < np.abs(vector - model.encode("query: cat")).max() < 0.05
+
+
+def test_precision_without_jax(tiny_bert):
+    assert "precision is for backend='jax'" in fails("embed", "a", "--model", tiny_bert, "--precision", "highest")
+
+
+def test_warm_up(tmp_path, kept_programs):
+    folder = write_random_bert(tmp_path / "model", max_position_embeddings=12, num_hidden_layers=1)
+    result = run("warm-up", "--model", folder)
+    assert result.stdout.decode() == f"16 programs are ready in {kept_programs}\n"
+    kept = sum("embed" in path.name and path.name.endswith("-cache") for path in kept_programs.iterdir())
+    assert kept == 16
+
+
+def test_a_share_of_the_texts(tiny_bert, model, tmp_path):
+    texts = [f"query: cat {'a ' * number}" for number in range(5)]
+    (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
+    for index in range(2):
+        run(
+            *("embed", "-i", tmp_path / "in.txt", "-o", tmp_path / "out.npy"),
+            *("--model", tiny_bert, "--share", f"{index}/2"),
+        )
+    parts = [np.load(tmp_path / f"out-{index:05}-of-00002.npy") for index in range(2)]
+    assert [len(part) for part in parts] == [2, 3]
+    np.testing.assert_array_equal(np.concatenate(parts), model.encode(texts))
+    assert not (tmp_path / "out.npy").exists()
+
+
+@pytest.mark.parametrize("share", ["2/2", "1", "a/b", "-1/2", "0/0"])
+def test_a_share_that_is_none(tiny_bert, share):
+    assert "must be I/N" in fails("embed", "cat", "--model", tiny_bert, "--share", share)
+
+
+def test_an_automatic_share_needs_jax_and_other_processes(tiny_bert):
+    assert "needs --backend jax" in fails("embed", "cat", "--model", tiny_bert, "--share", "auto")
+    alone = fails("embed", "cat", "--model", tiny_bert, "--share", "auto", "--backend", "jax")
+    assert "write --share I/N" in alone

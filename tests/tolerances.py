@@ -11,6 +11,14 @@ POINTS = {"float32": 1e-5, "float64": 1e-12}
 # How far ours in float32 may be from ours in float64: the share of VECTORS that is our own rounding.
 VECTORS_OWN_ROUNDING = 3e-7
 
+# How far a vector computed in half precision may be from the same in float32, at most and in cosine. bfloat16 keeps 8
+# bits of a number, float16 11: docs/jax.md has what that costs on trained weights, a quarter of this.
+VECTORS_HALF = {"bfloat16": 1e-2, "float16": 1.5e-3}
+COSINE_HALF = {"bfloat16": 1e-4, "float16": 2e-6}
+
+# Gradients of a loss by a weight, relative to the largest of that weight's gradients: sums over all tokens in float64.
+GRADIENTS = 1e-10
+
 # The model card's score matrix, cosine x 100, against transformers: 1e-4 of a point is 1e-6 of a cosine, what is left
 # of VECTORS after summing 384 products.
 SCORES = 1e-4

@@ -1,0 +1,301 @@
+"""E5 on JAX: from text to vector, shapes and programs, devices and processes."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import jax
+import numpy as np
+import pytest
+
+import e5ref
+from e5ref import jax_engine
+from e5ref.batching import PaddedShapes
+from e5ref.encoder import Precision
+from e5ref.numpy_engine import Batch
+from tests.conftest import write_random_bert
+from tests.tolerances import COSINE_HALF, VECTORS, VECTORS_HALF
+
+TEXTS = [
+    "query: how much protein",
+    "",
+    "cat",
+    "a b c " * 9,
+    "the dog " * 40,
+    "naïve 日本語 🙂",
+    "passage: plants need light",
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_bert):
+    return e5ref.load(tiny_bert, backend="jax", truncation="allow")
+
+
+@pytest.fixture
+def programs():
+    """How many programs XLA has compiled since."""
+    compiled = []
+
+    def count(event: str, _seconds: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    yield compiled
+    jax.monitoring.unregister_event_duration_listener(count)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_same_vectors_as_numpy(tiny_bert, dtype):
+    numpy, jax = (
+        e5ref.load(tiny_bert, backend=backend, dtype=dtype, truncation="allow") for backend in ("numpy", "jax")
+    )
+    texts = TEXTS * 5
+    for options in ({}, {"normalize_embeddings": False}, {"batch_size": 2}, {"prompt": "query: "}):
+        expected = numpy.encode(texts, **options)
+        actual = jax.encode(texts, **options)
+        assert actual.dtype == dtype
+        assert np.abs(actual - expected).max() <= VECTORS[dtype] * np.abs(expected).max()
+    assert jax.encode([]).shape == (0, 32)
+    np.testing.assert_array_equal(jax.encode("cat"), jax.encode(["cat"])[0])
+    assert jax.encode_query(["cat"]).shape == jax.encode_document(["cat"]).shape
+
+
+def test_trained_weights(minilm):
+    numpy, jax = (e5ref.load(minilm, backend=backend) for backend in ("numpy", "jax"))
+    assert np.abs(numpy.encode(TEXTS) - jax.encode(TEXTS)).max() <= VECTORS["float32"]
+
+
+@pytest.mark.parametrize("precision", ["high", "bfloat16", "float16"])
+def test_precisions(minilm, precision):
+    exact = e5ref.load(minilm).encode(TEXTS)
+    model = e5ref.load(minilm, backend="jax", precision=precision)
+    vectors = model.encode(TEXTS)
+    assert vectors.dtype == np.float32
+    assert np.abs(vectors - exact).max() <= VECTORS_HALF.get(precision, VECTORS["float32"])
+    assert (1 - (vectors * exact).sum(axis=1)).max() <= COSINE_HALF.get(precision, 1e-6)
+    assert model.provenance("")["precision"] == precision
+
+
+def test_provenance_says_what_computed(tiny):
+    facts = tiny.provenance("query: ")
+    assert facts["backend"] == "jax"
+    assert facts["precision"] == "highest"
+    assert facts["platform"] == jax.devices()[0].platform
+    assert facts["jax_version"] == jax.__version__
+
+
+def test_numbers_that_grow_too_large_are_not_passed_on(tmp_path):
+    model = e5ref.load(write_random_bert(tmp_path, initializer_range=300.0), backend="jax", precision="float16")
+    with pytest.raises(ValueError, match="too large for precision 'float16'"):
+        model.encode(["cat"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "half"}, "precision is 'half', but must be one of 'highest', 'high', 'bfloat16', 'float16'"),
+        ({"precision": "bfloat16", "dtype": "float64"}, "precision 'bfloat16' is for dtype 'float32'"),
+        ({"backend": "torch"}, "backend is 'torch', but must be 'numpy' or 'jax'"),
+        ({"backend": "numpy", "precision": "highest"}, "precision is for backend='jax'"),
+    ],
+)
+def test_options_that_do_not_fit(tiny_bert, options, message):
+    with pytest.raises(ValueError, match=message):
+        e5ref.load(tiny_bert, **{"backend": "jax"} | options)
+
+
+def test_the_precisions_of_the_signature_are_those_of_the_engine():
+    assert get_args(Precision) == tuple(jax_engine.PRECISIONS)
+
+
+def test_without_jax_the_error_says_what_to_install(tiny_bert):
+    code = f"""
+import sys; sys.modules["jax"] = None
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name == "jax" else found(name)
+import e5ref
+try:
+    e5ref.load("never/looked-for", backend="jax")
+except ModuleNotFoundError as error:
+    print(error)
+e5ref.load({str(tiny_bert)!r}).encode("works without")
+"""
+    assert "pip install 'e5ref[jax]'" in run_python(code)
+
+
+def run_python(code: str, **environment: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_no_more_programs_than_shapes(tiny, programs):
+    """A corpus of any mix of lengths compiles each shape once, and what is warm compiles nothing."""
+    random = np.random.default_rng(0)
+    corpora = [["a " * length for length in random.integers(0, 70, size)] for size in (1, 2, 3, 9, 50, 333, 700)]
+    for texts in corpora:
+        tiny.encode(texts)
+    assert 0 < len(programs) <= len(list(tiny.engine.shapes))
+    del programs[:]
+    for texts in corpora:
+        tiny.encode(texts[::-1])
+    assert len(programs) == 0
+
+
+def test_warm_up_leaves_nothing_to_compile(tiny_bert, programs):
+    model = e5ref.load(tiny_bert, backend="jax", max_length=10)
+    del programs[:]  # loading compiles how weights are stacked
+    assert model.warm_up() == len(list(model.engine.shapes)) == len(programs)
+    del programs[:]
+    for size in (1, 2, 5, 40, 300):
+        model.encode(["a b c " * (number % 4) for number in range(size)], truncation="allow")
+    assert len(programs) == 0
+
+
+def test_numpy_warms_up_too(tiny_bert):
+    assert e5ref.load(tiny_bert).warm_up() == 1
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("max_length", [3, 64, 100, 512, 514])
+def test_shapes(max_length, devices):
+    shapes = PaddedShapes(max_length, 1024, devices)
+    assert shapes.lengths[-1] == max_length
+    assert shapes.lengths == sorted(set(shapes.lengths))
+    assert len(list(shapes)) == len(set(shapes)) <= 130
+    for length in range(1, max_length + 1):
+        rows, padded = shapes.fit(1, length)
+        assert length <= padded <= max(8, length * 1.125)
+        assert rows == devices
+    for rows, length in shapes:
+        assert rows % devices == 0
+        assert rows * length <= max(1024, length) * devices
+
+
+@pytest.mark.parametrize("max_texts", [None, 1, 3, 100])
+def test_batches_hold_each_text_once_in_the_shape_they_fit(max_texts):
+    shapes = PaddedShapes(512, 1024, 2)
+    random = np.random.default_rng(0)
+    for size in (0, 1, 2, 7, 100, 1000):
+        lengths = random.integers(1, 513, size).tolist()
+        batches = list(shapes.batches(lengths, max_texts=max_texts))
+        assert sorted(index for batch in batches for index in batch) == list(range(size))
+        for batch in batches:
+            rows, length = shapes.fit(len(batch), max(lengths[index] for index in batch))
+            assert (rows, length) in set(shapes)
+            assert len(batch) <= min(rows, max_texts or rows)
+
+
+def test_little_of_a_large_job_is_padding():
+    shapes = PaddedShapes(512, 1024)
+    lengths = np.random.default_rng(0).lognormal(4.3, 0.4, 4096).astype(int).clip(8, 512).tolist()
+    batches = shapes.batches(lengths)
+    computed = sum(np.prod(shapes.fit(len(batch), lengths[batch[0]])) for batch in batches)
+    assert sum(lengths) / computed > 0.93
+
+
+def test_the_host_does_not_wait_for_each_batch(tiny):
+    """Results are asked for only when several batches are under way."""
+    made = []
+
+    def batches():
+        for number in range(20):
+            made.append(number)
+            yield Batch([[2, 5, 3]], np.empty((1, 32), np.float32), [0])
+
+    run = tiny.engine.run(batches(), normalize=True)
+    next(run)
+    assert len(made) == jax_engine.IN_FLIGHT + 1
+    next(run)
+    assert len(made) == jax_engine.IN_FLIGHT + 2
+    assert len(list(run)) == 18
+
+
+def test_the_programs_own_settings_are_left_as_they_were(tiny_bert):
+    e5ref.load(tiny_bert, backend="jax", dtype="float64").encode("cat")
+    assert not jax.config.jax_enable_x64
+    assert jax.config.jax_default_matmul_precision is None
+
+
+FOUR_DEVICES = "--xla_force_host_platform_device_count=4"
+
+
+def test_the_batch_is_divided_among_the_devices(tiny_bert, tiny, tmp_path):
+    """Four devices give the vectors of one, each computes its share of the rows, and none talks to another."""
+    code = f"""
+import re, numpy as np, e5ref, jax
+model = e5ref.load({str(tiny_bert)!r}, backend="jax", truncation="allow")
+engine = model.engine
+arrays = np.ones((32, 16), np.int64), np.ones((32, 16), np.int64)
+vectors = engine._embed(*arrays, normalize=True)
+shares = sorted((shard.device.id, shard.data.shape) for shard in vectors.addressable_shards)
+assert shares == [(device, (8, 32)) for device in range(4)], shares
+with engine._settings():
+    program = engine._programs[True].lower(engine._params, *arrays).compile().as_text()
+assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", program)
+assert "f32[8," in program and "f32[32,16" not in program
+np.save({str(tmp_path / "vectors.npy")!r}, model.encode({TEXTS * 3!r}))
+"""
+    run_python(code, XLA_FLAGS=FOUR_DEVICES)
+    vectors = np.load(tmp_path / "vectors.npy")
+    np.testing.assert_allclose(vectors, tiny.encode(TEXTS * 3), rtol=0, atol=VECTORS["float32"])
+
+
+def test_two_processes_embed_their_shares_of_a_file(tiny_bert, tiny, tmp_path):
+    """Under jax.distributed: each process has its own devices, and takes its own share."""
+    texts = [f"cat {'a ' * number}" for number in range(11)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    processes = []
+    for index in range(2):
+        code = f"""
+import sys, jax
+jax.distributed.initialize({coordinator!r}, 2, {index})
+assert len(jax.devices()) == 4 and len(jax.local_devices()) == 2
+arguments = "embed -i texts.txt -o vectors.npy --backend jax --share auto --model".split()
+sys.argv = ["e5ref", *arguments, {str(tiny_bert)!r}]
+from e5ref.cli import main
+main()
+"""
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                env=os.environ | {"XLA_FLAGS": FOUR_DEVICES.replace("4", "2"), "XDG_CACHE_HOME": str(tmp_path)},
+                cwd=tmp_path,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    parts = [np.load(tmp_path / f"vectors-{index:05}-of-00002.npy") for index in range(2)]
+    assert [len(part) for part in parts] == [5, 6]
+    np.testing.assert_allclose(np.concatenate(parts), tiny.encode(texts), rtol=0, atol=VECTORS["float32"])
+
+
+def test_compiled_programs_are_kept_for_the_next_run(tiny_bert, tmp_path):
+    command = [sys.executable, "-c", "from e5ref.cli import main; main()"]
+    options = ["embed", "query: cat", "--backend", "jax", "--model", str(tiny_bert)]
+
+    def run() -> set[str]:
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+        result = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
+        assert result.returncode == 0
+        assert result.stderr == ""
+        return {path.name for path in Path(tmp_path, "e5ref", "jax").iterdir() if not re.search("atime", path.name)}
+
+    kept = run()
+    assert any("embed" in name for name in kept)
+    assert run() == kept

@@ -1,0 +1,88 @@
+"""The two twins beside each other, and the JAX one beside transformers: the same functions, and the same numbers."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+import e5ref
+from e5ref import jax_model, numpy_model
+from tests.conftest import write_random_bert
+from tests.peers import first_departure, transformers_run
+from tests.test_numpy_model import E5_SMALL, ODD_SHAPES, our_run, ragged_batch
+from tests.tolerances import VECTORS
+from tests.twin.runs import jax_run
+
+FUNCTIONS = [
+    *("linear", "layer_norm", "gelu", "embed_tokens", "self_attention", "feed_forward", "encoder_layer"),
+    *("forward", "average_pool", "cls_pool", "l2_normalize", "embed", "record"),
+]
+
+
+def functions_of(module) -> list[str]:
+    own = [value for value in vars(module).values() if inspect.isfunction(value)]
+    own = [value for value in own if inspect.getsourcefile(inspect.unwrap(value)) == module.__file__]
+    return [value.__name__ for value in sorted(own, key=lambda value: inspect.getsourcelines(inspect.unwrap(value))[1])]
+
+
+def test_the_same_functions_in_the_same_order():
+    shared = [name for name in functions_of(numpy_model) if name in functions_of(jax_model)]
+    assert shared == FUNCTIONS
+    assert [name for name in functions_of(jax_model) if name in FUNCTIONS] == FUNCTIONS
+
+
+@pytest.mark.parametrize("name", FUNCTIONS[:-1])
+def test_the_same_signatures(name):
+    def shape(module) -> list[tuple]:
+        parameters = inspect.signature(inspect.unwrap(getattr(module, name))).parameters.values()
+        return [(parameter.name, parameter.kind, parameter.default) for parameter in parameters]
+
+    assert shape(jax_model) == shape(numpy_model)
+
+
+def assert_twins_agree(folder, input_ids, attention_mask, dtype) -> None:
+    checkpoint = e5ref.read_checkpoint(folder, dtype=dtype)
+    run = jax_run(checkpoint, input_ids, attention_mask)
+    for reference in (
+        our_run(checkpoint, input_ids, attention_mask),
+        transformers_run(folder, input_ids, attention_mask, dtype),
+    ):
+        assert first_departure(run, reference, attention_mask, dtype) is None
+        assert np.abs(run["normalized"] - reference["normalized"]).max() <= VECTORS[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", ODD_SHAPES.values(), ids=ODD_SHAPES)
+def test_odd_shapes(shape, dtype, tmp_path):
+    folder = write_random_bert(tmp_path, **shape)
+    config = e5ref.read_checkpoint(folder).config
+    assert_twins_agree(folder, *ragged_batch([9, 1, config.max_tokens, 2, 17], config.vocab_size), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_e5_small_shape(dtype, tmp_path):
+    assert_twins_agree(write_random_bert(tmp_path, **E5_SMALL), *ragged_batch([40, 512, 1, 7], 30522), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_trained_weights(minilm, dtype):
+    tokens = e5ref.load(minilm, max_length=512).tokenize(
+        ["How much protein should a female eat?", "", "naïve café, 日本語 and 🙂", "word " * 510, "a"]
+    )
+    assert_twins_agree(minilm, tokens["input_ids"], tokens["attention_mask"], dtype)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "xlm-roberta"])
+def test_padding_on_the_left_and_in_the_middle(model_type, tmp_path):
+    folder = write_random_bert(tmp_path, model_type=model_type)
+    attention_mask = np.array([[0, 0, 1, 1, 1], [1, 0, 1, 1, 0], [1, 1, 1, 1, 1]])
+    input_ids = np.where(attention_mask == 1, [[9, 9, 5, 6, 7], [5, 9, 6, 1, 9], [5, 1, 1, 8, 9]], 1)
+    assert_twins_agree(folder, input_ids, attention_mask, "float64")
+
+
+def test_recorded_padding_is_zero_as_in_numpy(tiny_bert):
+    checkpoint = e5ref.read_checkpoint(tiny_bert)
+    batch = ragged_batch([5, 12, 3], 40)
+    reference = our_run(checkpoint, *batch)
+    for name, array in jax_run(checkpoint, *batch).items():
+        np.testing.assert_array_equal(array == 0, reference[name] == 0, err_msg=name)
