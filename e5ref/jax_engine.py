@@ -55,7 +55,7 @@ class JaxEngine:
             precision: one of `PRECISIONS`.
 
         Raises:
-            ValueError: an unknown precision, or half of one for float64 weights.
+            ValueError: an unknown precision, or any but "highest" for float64 weights.
         """
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}, but must be one of {', '.join(map(repr, PRECISIONS))}")
@@ -71,7 +71,7 @@ class JaxEngine:
         self.platform = devices[0].platform
         max_tokens = MAX_TOKENS.get(self.platform, MAX_TOKENS_ACCELERATOR)
         self.shapes = PaddedShapes(max_length, max_tokens, len(devices))
-        self.window_texts = 2 * max_tokens * len(devices)
+        self.window_texts = max(4096, max_tokens * len(devices) // 2)
         mesh = Mesh(np.array(devices), ("texts",))
         everywhere, self._divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("texts"))
         with self._settings():

@@ -79,9 +79,9 @@ def self_attention(
 
     inputs = heads(query), heads(key), heads(value), attention_mask == 1
     if tap is None:
-        context = attention_on_device(*inputs)  # [B, N, T, H]
+        context = fast_attention(*inputs)  # [B, N, T, H]
     else:
-        context, probabilities = attention(*inputs)  # [B, N, T, H], [B, N, T, T]
+        context, probabilities = dot_product_attention(*inputs)  # [B, N, T, H], [B, N, T, T]
     context = context.transpose(0, 2, 1, 3).reshape(query.shape)  # [B, N, T, H] -> [B, T, D]
 
     record(tap, "query", query, attention_mask)
@@ -140,10 +140,8 @@ def forward(
     """
     if not isinstance(input_ids, jax.core.Tracer):
         check_batch(np.asarray(input_ids), np.asarray(attention_mask), config)
-    if params.embeddings.word.dtype != (dtype := jax.dtypes.canonicalize_dtype(params.embeddings.word.dtype)):
-        raise ValueError(
-            f"the weights are float64, and JAX would make them {dtype}; run this under jax.enable_x64(True)"
-        )
+    if params.embeddings.word.dtype == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise ValueError("the weights are float64, which JAX would make float32; run this under jax.enable_x64(True)")
     embeddings, layers = jax.tree.map(jnp.asarray, stack_layers(params))
     input_ids, attention_mask = jnp.asarray(input_ids), jnp.asarray(attention_mask)
 
@@ -244,7 +242,7 @@ def matmul(a: Array, b: Array, dtype: jnp.dtype | None = None) -> Array:
     return jnp.matmul(a, b, precision=precision, preferred_element_type=dtype)
 
 
-def attention(query: Array, key: Array, value: Array, is_token: Array) -> tuple[Array, Array]:
+def dot_product_attention(query: Array, key: Array, value: Array, is_token: Array) -> tuple[Array, Array]:
     """Compute softmax(Q Kᵀ / √H) V, in the plain form, and the softmax itself.
 
     [B, N, T, H] three times, [B, T] -> [B, N, T, H], [B, N, T, T]. The softmax's division comes after the product with
@@ -261,8 +259,8 @@ def attention(query: Array, key: Array, value: Array, is_token: Array) -> tuple[
     return context.astype(value.dtype), weights / totals
 
 
-def attention_on_device(query: Array, key: Array, value: Array, is_token: Array) -> Array:
-    """Do what `attention` does in the way that is fastest where this runs. -> [B, N, T, H]."""
+def fast_attention(query: Array, key: Array, value: Array, is_token: Array) -> Array:
+    """Do what `dot_product_attention` does in the way that is fastest where this runs. -> [B, N, T, H]."""
     texts, heads, tokens, head_size = query.shape
     platform = get_backend().platform_version.lower()
     half = query.dtype in (jnp.bfloat16, jnp.float16)
@@ -274,10 +272,10 @@ def attention_on_device(query: Array, key: Array, value: Array, is_token: Array)
         return context.transpose(0, 2, 1, 3)
     at_once = CPU_SCORES // (heads * tokens**2) if jax.default_backend() == "cpu" else texts
     if at_once >= texts:
-        return attention(query, key, value, is_token)[0]
+        return dot_product_attention(query, key, value, is_token)[0]
 
     def attend(text: tuple[Array, ...]) -> Array:  # [N, T, H] three times, [T] -> [N, T, H]
-        return attention(*(x[None] for x in text))[0][0]
+        return dot_product_attention(*(x[None] for x in text))[0][0]
 
     return jax.lax.map(attend, (query, key, value, is_token), batch_size=max(1, at_once))
 

@@ -76,8 +76,8 @@ def attention_inputs() -> tuple[jax.Array, ...]:
 def test_attention_by_parts_is_attention(attention_inputs, scores, monkeypatch):
     """A processor computes a few texts at a time: here one, one, two with one left over, and all."""
     monkeypatch.setattr(jax_model, "CPU_SCORES", scores)
-    expected, _ = jax_model.attention(*attention_inputs)
-    np.testing.assert_allclose(jax_model.attention_on_device(*attention_inputs), expected, rtol=0, atol=1e-6)
+    expected, _ = jax_model.dot_product_attention(*attention_inputs)
+    np.testing.assert_allclose(jax_model.fast_attention(*attention_inputs), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -95,12 +95,12 @@ def test_cudnn_is_asked_for_the_same_attention(attention_inputs, dtype, monkeypa
     monkeypatch.setattr(jax_model, "get_backend", lambda: type("Cuda", (), {"platform_version": "PJRT C API\nCUDA 13"}))
     query, key, value, is_token = attention_inputs
     halves = [array.astype(dtype) for array in (query, key, value)]
-    expected, _ = jax_model.attention(*halves, is_token)
-    actual = jax_model.attention_on_device(*halves, is_token)
+    expected, _ = jax_model.dot_product_attention(*halves, is_token)
+    actual = jax_model.fast_attention(*halves, is_token)
     real = np.asarray(is_token)[:, None, :, None]
     difference = np.abs(np.where(real, actual.astype(np.float32) - expected.astype(np.float32), 0)).max()
     assert difference < {"bfloat16": 3e-2, "float16": 4e-3}[dtype]
-    jax_model.attention_on_device(*attention_inputs)  # float32 is not for cuDNN
+    jax_model.fast_attention(*attention_inputs)  # float32 is not for cuDNN
     assert calls == ["cudnn"]
 
 
