@@ -284,6 +284,46 @@ def warm_up(model: str, revision: str | None, dtype: str, precision: Precision |
     click.echo(f"{programs} programs are ready in {_keep_programs()}")
 
 
+@commands.command()
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=["small"],
+    show_default=True,
+    help="small, base or large, for random weights of that E5's sizes; a hub name; or a folder. May be given again.",
+)
+@click.option("--texts", "source", metavar="FILE|-", help="Embed these too, as they are; read as -i of embed.")
+@click.option(
+    "--ours",
+    metavar="NAME,…",
+    help="numpy, jax-highest, jax-high, jax-bfloat16, jax-float16.  [default: those that suit the machine]",
+)
+@click.option("--against", metavar="NAME,…", default="", help="transformers, sentence-transformers, onnxruntime.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns that each one takes.")
+@json_option
+def bench(
+    models: tuple[str, ...], source: str | None, ours: str | None, against: str, rounds: int, as_json: bool
+) -> None:
+    """Measure e5ref beside its peers, on this machine.
+
+    All embed the same inputs in turn: texts of 64, 128 and 512 tokens, and those of --texts. Each is first compared
+    with float64; one that is wrong is not timed.
+    """
+    from e5ref.bench import bench as measure
+    from e5ref.bench import suitable_contenders, table
+
+    texts = [] if source is None else _texts((), source, "TEXT")
+    own = suitable_contenders() if ours is None else ours.split(",")
+    results = []
+    for model in models:
+        results.append(measure(model, [*own, *filter(None, against.split(","))], texts=texts, rounds=rounds))
+        if not as_json:
+            click.echo(table(results[-1]) + "\n")
+    if as_json:
+        click.echo(json.dumps(results, indent=2))
+
+
 def _load(model: str, backend: Backend, **options: Any) -> E5:
     """Load a model; with JAX, its compiled programs are kept on disk for the next run."""
     if backend == "jax":

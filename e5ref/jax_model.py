@@ -32,8 +32,8 @@ Tap = Callable[[str, Array], None]  # gets (name, array) at every named point
 # Tokens of a padded row from which on cuDNN's attention is taken on NVIDIA.
 CUDNN_TOKENS = 128
 
-# Attention scores that a CPU computes at a time: about as many as stay in its cache.
-CPU_SCORES = 1 << 20
+# Attention scores of a batch from which on a CPU takes one text at a time, so that a text's scores stay in the cache.
+CPU_SCORES = 3 << 20
 
 
 def linear(x: Array, weight: Array, bias: Array) -> Array:
@@ -270,14 +270,13 @@ def fast_attention(query: Array, key: Array, value: Array, is_token: Array) -> A
         mask = jnp.broadcast_to(is_token[:, None, None, :], (texts, 1, tokens, tokens))
         context = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
         return context.transpose(0, 2, 1, 3)
-    at_once = CPU_SCORES // (heads * tokens**2) if jax.default_backend() == "cpu" else texts
-    if at_once >= texts:
+    if jax.default_backend() != "cpu" or texts * heads * tokens**2 <= CPU_SCORES:
         return dot_product_attention(query, key, value, is_token)[0]
 
     def attend(text: tuple[Array, ...]) -> Array:  # [N, T, H] three times, [T] -> [N, T, H]
         return dot_product_attention(*(x[None] for x in text))[0][0]
 
-    return jax.lax.map(attend, (query, key, value, is_token), batch_size=max(1, at_once))
+    return jax.lax.map(attend, (query, key, value, is_token))
 
 
 def stack_layers(params: BertParams) -> BertParams:

@@ -356,3 +356,19 @@ def test_an_automatic_share_needs_jax_and_other_processes(tiny_bert):
     assert "needs --backend jax" in fails("embed", "cat", "--model", tiny_bert, "--share", "auto")
     alone = fails("embed", "cat", "--model", tiny_bert, "--share", "auto", "--backend", "jax")
     assert "write --share I/N" in alone
+
+
+def test_bench(tiny_bert, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("query: cat\nquery: the dog\n")
+    options = ["--model", tiny_bert, "--texts", texts, "--rounds", 1]
+    with_tables = run("bench", *options, "--against", "transformers").stdout.decode()
+    assert "| e5ref jax highest " in with_tables
+    assert "| transformers float32 " in with_tables
+    (result,) = json.loads(run("bench", *options, "--ours", "numpy", "--json").stdout)
+    assert [inputs["name"] for inputs in result["inputs"]] == ["texts", "64 tokens"]
+    assert all(row["right"] for inputs in result["inputs"] for row in inputs["rows"])
+
+
+def test_bench_against_nobody_known(tiny_bert):
+    assert "contender 'torchh' is not one of" in fails("bench", "--model", tiny_bert, "--against", "torchh")
