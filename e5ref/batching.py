@@ -1,36 +1,37 @@
 """Texts of different lengths → batches; padded batches ↔ rows of real tokens."""
 
 import bisect
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.config import BertConfig
+from e5ref.numpy_ops import BLOCK_ELEMENTS
 
 Ids = NDArray[np.integer]
 Floats = NDArray[np.floating]
 
-# Real tokens of one batch. Products of a few thousand rows run at BLAS's full rate; more only costs memory.
-MAX_TOKENS = 2048
 
-
-def token_batches(lengths: Sequence[int], *, max_texts: int | None = None) -> Iterator[list[int]]:
+def token_batches(lengths: Sequence[int], *, max_tokens: int, max_texts: int | None = None) -> Iterator[list[int]]:
     """Split texts into batches of about equal work, the longest texts first.
 
     Args:
         lengths: tokens of each text.
+        max_tokens: the most tokens of a batch (one text may have more).
         max_texts: the most texts of one batch; None for no bound.
 
     Yields:
-        Indices into `lengths`, each once: at most `MAX_TOKENS` tokens together (one text may have more).
+        Indices into `lengths`, each once.
     """
     batch: list[int] = []
     tokens = 0
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (tokens + lengths[index] > MAX_TOKENS or len(batch) == max_texts):
+        if batch and (tokens + lengths[index] > max_tokens or len(batch) == max_texts):
             yield batch
             batch, tokens = [], 0
         batch.append(index)
@@ -125,12 +126,33 @@ def pad_ids(
     return input_ids, attention_mask
 
 
-def rows_of_each_text(attention_mask: Ids) -> Iterator[slice]:
-    """Yield where each text's rows lie among the R rows of a batch. [B, T] -> B slices."""
-    stop = 0
-    for length in attention_mask.sum(axis=1).tolist():
-        start, stop = stop, stop + length
-        yield slice(start, stop)
+class AttentionBlock(NamedTuple):
+    """Some texts of one length, one below another among the R rows of a batch, and some of the heads."""
+
+    first: int  # the text that the block starts with
+    texts: int  # n, how many there are
+    length: int  # T, tokens of each
+    rows: slice  # where they lie
+    heads: slice
+
+
+def attention_blocks(attention_mask: Ids, heads: int) -> Iterator[AttentionBlock]:
+    """Split attention into blocks whose scores stay in the cache, in the order of the texts; [B, T] is the mask.
+
+    Texts of one length that follow each other are taken together, and the heads of a long text in parts.
+    """
+    first = start = 0
+    for length, run in itertools.groupby(attention_mask.sum(axis=1).tolist()):
+        most_texts = max(1, BLOCK_ELEMENTS // (heads * length**2))
+        parts = min(heads, -(-heads * length**2 // BLOCK_ELEMENTS))
+        most_heads = -(-heads // parts)
+        rest = len(list(run))
+        while rest:
+            texts = min(rest, most_texts)
+            rows = slice(start, start + texts * length)
+            for head in range(0, heads, most_heads):
+                yield AttentionBlock(first, texts, length, rows, slice(head, head + most_heads))
+            first, start, rest = first + texts, rows.stop, rest - texts
 
 
 def pad_rows(rows: Floats, attention_mask: Ids) -> Floats:
@@ -140,12 +162,14 @@ def pad_rows(rows: Floats, attention_mask: Ids) -> Floats:
     return padded
 
 
-def pad_squares(squares: Sequence[Floats], attention_mask: Ids, heads: int) -> Floats:
-    """Put each text's [N, t, t] into its place in the padded batch, zeros elsewhere. -> [B, N, T, T]."""
+def pad_squares(squares: Sequence[tuple[AttentionBlock, Floats]], attention_mask: Ids, heads: int) -> Floats:
+    """Put the [n, N, t, t] of each block into their places in the padded batch, zeros elsewhere. -> [B, N, T, T]."""
     texts, length = attention_mask.shape
-    padded = np.zeros((texts, heads, length, length), squares[0].dtype if squares else np.float32)
-    for out, square, mask in zip(padded, squares, attention_mask == 1, strict=True):
-        out[:, np.outer(mask, mask)] = square.reshape(heads, -1)
+    padded = np.zeros((texts, heads, length, length), squares[0][1].dtype if squares else np.float32)
+    for block, square in squares:
+        for index, of_text in enumerate(square, block.first):
+            mask = attention_mask[index] == 1
+            padded[index, block.heads][:, np.outer(mask, mask)] = of_text.reshape(len(of_text), -1)
     return padded
 
 

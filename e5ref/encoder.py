@@ -58,6 +58,7 @@ def load(
     backend: Backend = "numpy",
     dtype: str = "float32",
     precision: Precision | None = None,
+    threads: int | None = None,
     max_length: int | None = None,
     truncation: Truncation = "warn",
 ) -> "E5":
@@ -71,6 +72,8 @@ def load(
         precision: how JAX computes in float32: "highest" (the same as None: as exactly as NumPy), "high" (products
             rounded to TF32 on NVIDIA, made of three in bfloat16 on TPU, exact on a CPU), "bfloat16" or "float16"
             (weights, and states between them, of that type).
+        threads: how many cores NumPy uses; None for all, or as many as OPENBLAS_NUM_THREADS and the like say, up to
+            16. Vectors do not depend on it.
         max_length: the most tokens of a text, [CLS] and [SEP] counted; None for the checkpoint's own.
         truncation: what to do about longer texts: "warn" and cut, "error", or "allow" (cut without a word).
 
@@ -88,6 +91,7 @@ def load(
         read_checkpoint(model_name_or_path, revision=revision, dtype=dtype),
         backend=backend,
         precision=precision,
+        threads=threads,
         max_length=max_length,
         truncation=truncation,
     )
@@ -109,6 +113,7 @@ class E5:
         *,
         backend: Backend = "numpy",
         precision: Precision | None = None,
+        threads: int | None = None,
         max_length: int | None = None,
         truncation: Truncation = "warn",
     ) -> None:
@@ -118,13 +123,17 @@ class E5:
         if max_length is None:
             max_length = checkpoint.settings.max_length
         self.tokenizer = Tokenizer(checkpoint.folder, checkpoint.config, max_length)
-        self.engine = self._make_engine(backend, precision)
+        self.engine = self._make_engine(backend, precision, threads)
 
-    def _make_engine(self, backend: Backend, precision: Precision | None) -> "NumpyEngine | JaxEngine":
+    def _make_engine(
+        self, backend: Backend, precision: Precision | None, threads: int | None
+    ) -> "NumpyEngine | JaxEngine":
         if backend == "numpy":
             if precision is not None:
                 raise ValueError("precision is for backend='jax'; NumPy computes everything in dtype")
-            return NumpyEngine(self.checkpoint, pad_id=self.tokenizer.pad_id)
+            return NumpyEngine(self.checkpoint, pad_id=self.tokenizer.pad_id, threads=threads)
+        if threads is not None:
+            raise ValueError("threads is for backend='numpy'; JAX takes whole devices")
         if backend != "jax":
             raise ValueError(f"backend is {backend!r}, but must be 'numpy' or 'jax'")
         require_jax()

@@ -1,6 +1,10 @@
-"""Runs batches of token ids through the NumPy twin."""
+"""Runs batches of token ids through the NumPy twin, on all cores."""
 
+import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +13,17 @@ from numpy.typing import NDArray
 from e5ref import numpy_model
 from e5ref.batching import pad_ids, token_batches
 from e5ref.checkpoint import Checkpoint
-from e5ref.numpy_ops import rows_are_independent
+from e5ref.numpy_ops import blas, rows_are_independent, threads_do_not_matter
+
+# A thread holds Python's lock for about a fiftieth of its time, so that they begin to wait for each other long before
+# there are fifty: see docs/performance.md.
+MAX_THREADS = 16
+
+# Tokens of a batch, so many that products run at the BLAS's full rate: more would only cost memory.
+MAX_TOKENS = 1536
+
+# Tokens up to which all threads work on one batch together; more are divided among the threads.
+SHARED_TOKENS = 256
 
 
 class Batch(NamedTuple):
@@ -23,27 +37,96 @@ class Batch(NamedTuple):
 class NumpyEngine:
     """What `E5` asks of a twin. `JaxEngine` has the same methods.
 
+    Threads compute whole batches side by side, each with a BLAS of one thread: NumPy lets go of Python's lock inside
+    its loops, so that everything runs in parallel and not the matrix products alone. A batch that is alone and small,
+    such as a query, is computed by one thread of Python and all of the BLAS.
+
     Attributes:
+        threads: how many cores to use.
         window_texts: how many texts to tokenize and sort by length together: enough to fill every batch well, few
             enough to hold.
     """
 
     window_texts = 4096
 
-    def __init__(self, checkpoint: Checkpoint, *, pad_id: int) -> None:
-        """Run the weights of `checkpoint`; `pad_id` fills short rows of a batch."""
+    def __init__(self, checkpoint: Checkpoint, *, pad_id: int, threads: int | None = None) -> None:
+        """Run the weights of `checkpoint`.
+
+        Args:
+            checkpoint: the weights, float32 or float64.
+            pad_id: fills short rows of a batch.
+            threads: how many cores to use; None for as many as the BLAS takes (all, unless the environment says
+                otherwise), `MAX_THREADS` at most.
+
+        Raises:
+            ValueError: `threads` is no whole number of at least 1.
+        """
+        if threads is not None and (not isinstance(threads, int | np.integer) or threads < 1):
+            raise ValueError(f"threads is {threads!r}, but must be a whole number of at least 1")
+        self.threads = threads or min(blas.threads, MAX_THREADS)
         self._checkpoint = checkpoint
         self._pad_id = pad_id
 
     def batches(self, lengths: Sequence[int], *, max_texts: int | None) -> Iterator[list[int]]:
         """Split texts of these lengths into batches of at most `max_texts`; yields indices."""
+        share = -(-sum(lengths) // self.threads)
         # Where the BLAS rounds a text's rows differently by what stands beside them, it gets one text at a time.
-        return token_batches(lengths, max_texts=max_texts if self._rows_are_independent() else 1)
+        return token_batches(
+            lengths,
+            max_tokens=min(max(share, SHARED_TOKENS), MAX_TOKENS),
+            max_texts=max_texts if self.rows_are_independent else 1,
+        )
 
     def run(self, batches: Iterable[Batch], *, normalize: bool) -> Iterator[Batch]:
-        """Compute the vectors of each batch, write them where they belong, and yield the batch."""
-        for batch in batches:
-            input_ids, attention_mask = pad_ids(batch.ids, self._pad_id)
+        """Compute the vectors of each batch, write them where they belong, and yield the batches in their order."""
+        batches = iter(batches)
+        first, second = next(batches, None), next(batches, None)
+        if first is None:
+            return
+        if second is None:
+            alone = sum(map(len, first.ids)) <= SHARED_TOKENS and self._threads_do_not_matter
+            yield self._embed(first, normalize, self.threads if alone else 1)
+            return
+        workers = ThreadPoolExecutor(self.threads, "e5ref")
+        try:
+            under_way: deque[Future[Batch]] = deque()
+            for batch in itertools.chain([first, second], batches):
+                under_way.append(workers.submit(self._embed, batch, normalize, 1))
+                if len(under_way) > 2 * self.threads:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            workers.shutdown(cancel_futures=True)
+
+    def warm_up(self) -> Iterator[int]:
+        """Do what the first texts would wait for; yield the number of all steps after each. Here: try out the BLAS."""
+        _ = self._threads_do_not_matter
+        yield 1
+
+    def provenance(self) -> dict[str, str]:
+        """Say what computed the vectors."""
+        return {"backend": "numpy"}
+
+    @cached_property
+    def rows_are_independent(self) -> bool:
+        """Whether texts can share a batch: whether each keeps its bits whatever stands beside it."""
+        D, F = self._checkpoint.config.hidden_size, self._checkpoint.config.intermediate_size
+        return all(rows_are_independent(*shape, self._dtype) for shape in ((D, D), (D, F), (F, D)))
+
+    @cached_property
+    def _threads_do_not_matter(self) -> bool:
+        """Whether a text keeps its bits whatever number of threads the BLAS has."""
+        return self.rows_are_independent and threads_do_not_matter(self._checkpoint.config.head_size, self._dtype)
+
+    @property
+    def _dtype(self) -> str:
+        return str(self._checkpoint.params.embeddings.word.dtype)
+
+    def _embed(self, batch: Batch, normalize: bool, blas_threads: int) -> Batch:
+        """Compute the vectors of a batch and write them where they belong."""
+        input_ids, attention_mask = pad_ids(batch.ids, self._pad_id)
+        with blas.at_most(blas_threads):
             batch.vectors[batch.rows] = numpy_model.embed(
                 self._checkpoint.params,
                 input_ids,
@@ -52,18 +135,4 @@ class NumpyEngine:
                 pooling=self._checkpoint.settings.pooling,
                 normalize=normalize,
             )
-            yield batch
-
-    def warm_up(self) -> Iterator[int]:
-        """Do what the first texts would wait for; yield the number of all steps after each. Here: try out the BLAS."""
-        self._rows_are_independent()
-        yield 1
-
-    def provenance(self) -> dict[str, str]:
-        """Say what computed the vectors."""
-        return {"backend": "numpy"}
-
-    def _rows_are_independent(self) -> bool:
-        D, F = self._checkpoint.config.hidden_size, self._checkpoint.config.intermediate_size
-        dtype = str(self._checkpoint.params.embeddings.word.dtype)
-        return all(rows_are_independent(*shape, dtype) for shape in ((D, D), (D, F), (F, D)))
+        return batch

@@ -21,7 +21,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from e5ref.batching import check_batch, pad_rows, pad_squares, rows_of_each_text
+from e5ref.batching import AttentionBlock, attention_blocks, check_batch, pad_rows, pad_squares
 from e5ref.config import BertConfig
 from e5ref.numpy_ops import Array, in_row_blocks, matmul_rows, normal_tail, softmax
 from e5ref.params import BertParams, Embeddings, Layer
@@ -38,23 +38,26 @@ def linear(x: Array, weight: Array, bias: Array) -> Array:
 
 
 @in_row_blocks
-def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
-    """Layer normalisation (Ba et al., arXiv 1607.06450) of each row. [m, D], [D], [D] -> [m, D]."""
-    centred = x - x.mean(axis=-1, keepdims=True)  # [m, D]
-    variance = np.mean(centred * centred, axis=-1, keepdims=True)  # [m, 1]
-    centred /= np.sqrt(variance + eps)
-    return centred * weight + bias
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> None:
+    """Layer normalisation (Ba et al., arXiv 1607.06450) of each row, in place. [m, D], [D], [D] -> [m, D]."""
+    x -= x.mean(axis=-1, keepdims=True)
+    variance = np.einsum("md,md->m", x, x)[:, None] / x.shape[1]  # [m, 1]
+    x /= np.sqrt(variance + eps)
+    x *= weight
+    x += bias
 
 
 @in_row_blocks
-def gelu(x: Array) -> Array:
-    """GELU in its erf form, x Φ(x) (Hendrycks and Gimpel, arXiv 1606.08415). [m, n] -> [m, n].
+def gelu(x: Array) -> None:
+    """GELU in its erf form, x Φ(x) (Hendrycks and Gimpel, arXiv 1606.08415), in place. [m, n] -> [m, n].
 
     With Q = 1 - Φ it is max(x, 0) - |x| Q(|x|): no two nearly equal numbers are subtracted on either side of 0. From
     40 on, Q is 0 in either dtype, and the bound keeps infinity · 0 away.
     """
-    magnitude = np.minimum(np.abs(x), 40)
-    return np.maximum(x, 0) - magnitude * normal_tail(magnitude)
+    magnitude = np.clip(x, -40, 40)
+    np.abs(magnitude, out=magnitude)
+    np.maximum(x, 0, out=x)
+    x -= np.multiply(magnitude, normal_tail(magnitude), out=magnitude)
 
 
 def embed_tokens(params: Embeddings, input_ids: Ids, attention_mask: Ids, *, config: BertConfig) -> Array:
@@ -85,19 +88,21 @@ def self_attention(
     key = linear(hidden_states, *params.key)  # [R, D]
     value = linear(hidden_states, *params.value)  # [R, D]
 
-    def heads(x: Array) -> Array:  # [T, D] -> [N, T, H]
-        return x.reshape(len(x), config.num_attention_heads, config.head_size).transpose(1, 0, 2)
+    def heads(x: Array, block: AttentionBlock) -> Array:  # [R, D] -> [n, N, T, H], those of a block
+        x = x[block.rows].reshape(block.texts, block.length, config.num_attention_heads, config.head_size)
+        return x[:, :, block.heads].transpose(0, 2, 1, 3)
 
     context = np.empty_like(query)  # [R, D]
     squares = []
-    for rows in rows_of_each_text(attention_mask):
-        scores = heads(query[rows]) @ heads(key[rows]).transpose(0, 2, 1)  # [N, T, H] @ [N, H, T] -> [N, T, T]
+    for block in attention_blocks(attention_mask, config.num_attention_heads):
+        # Scores have keys down and queries across. [n, N, T, H] @ [n, N, H, T] -> [n, N, T, T]
+        scores = heads(key, block) @ heads(query, block).swapaxes(-1, -2)
         scores *= 1 / math.sqrt(config.head_size)
-        probabilities = softmax(scores)
-        # [N, T, T] @ [N, T, H] -> [N, T, H], written head by head into [T, D]
-        np.matmul(probabilities, heads(value[rows]), out=heads(context[rows]))
+        probabilities = softmax(scores).swapaxes(-1, -2)
+        # [n, N, T, T] @ [n, N, T, H] -> [n, N, T, H], written head by head into [R, D]
+        np.matmul(probabilities, heads(value, block), out=heads(context, block))
         if tap is not None:
-            squares.append(probabilities)
+            squares.append((block, probabilities))
 
     record(tap, "query", query, attention_mask)
     record(tap, "key", key, attention_mask)

@@ -2,38 +2,43 @@
 
 import functools
 import math
-from collections.abc import Callable
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 Array = NDArray[np.floating]
 
 # Elements of one block: large enough that Python's part of a call does not count, small enough to stay in cache.
-BLOCK_ELEMENTS = 65_536
+BLOCK_ELEMENTS = 98_304
 
 # Below this many rows a BLAS takes other paths (a matrix-vector product, kernels for tiny matrices) that add in
 # another order, so that a row's last bits would depend on how many rows came with it.
 MIN_ROWS = 16
 
+# Up to this many rows a product of float32 is faster as W xᵀ: a BLAS rearranges its second factor first, which here is
+# then the smaller one.
+FEW_ROWS = 128
 
-def in_row_blocks(function: Callable[..., Array]) -> Callable[..., Array]:
-    """Make `function(x, ...)`, which treats each row of x [m, n] on its own, work through x in blocks of rows.
+
+def in_row_blocks(function: Callable[..., None]) -> Callable[..., Array]:
+    """Make `function(x, ...)`, which overwrites each row of x [m, n] on its own, work through x in blocks of rows.
 
     A formula of several steps then finds its intermediate results in the cache instead of in main memory. The
-    numbers are the same: no operation crosses rows.
+    numbers are the same: no operation crosses rows. What is made returns x.
     """
 
     @functools.wraps(function)
     def in_blocks(x: Array, *args: Array | float) -> Array:
         rows = max(1, BLOCK_ELEMENTS // x.shape[-1])
-        if len(x) <= rows:
-            return function(x, *args)
-        result = np.empty_like(x)
         for start in range(0, len(x), rows):
-            result[start : start + rows] = function(x[start : start + rows], *args)
-        return result
+            function(x[start : start + rows], *args)
+        return x
 
     return in_blocks
 
@@ -48,11 +53,58 @@ def matmul_rows(x: Array, weight: Array) -> Array:
     Returns:
         [m, out]. Where `rows_are_independent`, a row's bits depend on that row alone.
     """
-    if len(x) >= MIN_ROWS:
-        return x @ weight.T  # [m, in] @ [in, out] -> [m, out]
-    padded = np.zeros((MIN_ROWS, x.shape[1]), x.dtype)
-    padded[: len(x)] = x
-    return (padded @ weight.T)[: len(x)]
+    rows = len(x)
+    if rows < MIN_ROWS:
+        x = np.concatenate([x, np.zeros((MIN_ROWS - rows, x.shape[1]), x.dtype)])
+    if rows <= FEW_ROWS and x.dtype == np.float32:
+        return np.ascontiguousarray((weight @ x.T).T[:rows])  # [out, in] @ [in, m] -> [out, m] -> [m, out]
+    return (x @ weight.T)[:rows]  # [m, in] @ [in, out] -> [m, out]
+
+
+class BlasThreads:
+    """The number of threads of NumPy's BLAS: one setting of the whole process, lowered for a while and then put back.
+
+    Nothing is done about a BLAS that threadpoolctl does not know, such as Apple's Accelerate.
+    """
+
+    def __init__(self) -> None:
+        """Find the libraries that are loaded by now: NumPy's."""
+        self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+        self._before = [library.num_threads for library in self._libraries]
+        self._wanted: list[int] = []
+        self._lock = threading.Lock()
+
+    @property
+    def threads(self) -> int:
+        """How many the caller has chosen: all cores, unless the environment or threadpoolctl says otherwise."""
+        with self._lock:
+            counts = self._before if self._wanted else [library.num_threads for library in self._libraries]
+        return max(counts, default=os.cpu_count() or 1)
+
+    @contextmanager
+    def at_most(self, threads: int) -> Iterator[None]:
+        """Keep to so many threads; of several who ask for this at a time, the least number counts."""
+        with self._lock:
+            if not self._wanted:
+                self._before = [library.num_threads for library in self._libraries]
+            self._wanted.append(threads)
+            self._set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._wanted.remove(threads)
+                self._set()
+
+    def _set(self) -> None:
+        for library, before in zip(self._libraries, self._before, strict=True):
+            # From version 3.7 on threadpoolctl heeds one thread of Python only, lest others set it back; here the lock
+            # sees to that.
+            set_threads = getattr(library, "_real_set_num_threads", library.set_num_threads)
+            set_threads(min([before, *self._wanted]))
+
+
+blas = BlasThreads()
 
 
 @functools.cache
@@ -61,7 +113,7 @@ def rows_are_independent(features_in: int, features_out: int, dtype: Literal["fl
 
     OpenBLAS does on AVX-512 at E5's widths; on AVX2, and for small weights, its kernels round a row differently by
     its place in the matrix. Nothing documents this, so it is tried out, once per shape: the same rows are multiplied
-    together and in parts.
+    together by one thread, and in parts by all.
 
     Args:
         features_in: columns of the rows.
@@ -70,33 +122,55 @@ def rows_are_independent(features_in: int, features_out: int, dtype: Literal["fl
     """
     random = np.random.default_rng(0)
     rows, weight = (random.random((n, features_in), dtype) - 0.5 for n in (256, features_out))
-    together = matmul_rows(rows, weight)
+    with blas.at_most(1):
+        together = matmul_rows(rows, weight)
     parts = [(0, 1), (3, 5), (7, 20), (1, 38), (50, 115), (13, 256)]
     return all(np.array_equal(matmul_rows(rows[a:b], weight), together[a:b]) for a, b in parts)
 
 
-def softmax(scores: Array) -> Array:
-    """Softmax over the last axis, in place: exp(s - max) / Σ exp(s - max).
+@functools.cache
+def threads_do_not_matter(head_size: int, dtype: Literal["float32", "float64"]) -> bool:
+    """Tell whether this machine's BLAS gives the products of attention the same bits with one thread and with all.
 
     Args:
-        scores: any shape [..., n]; overwritten.
+        head_size: H.
+        dtype: "float32" or "float64".
+    """
+    random = np.random.default_rng(0)
+    query, key = random.random((2, 256, head_size), dtype) - 0.5
+    scores = random.random((256, 256), dtype)
+
+    def products() -> list[Array]:
+        lengths = (12, 65, 100, 129, 200, 255, 256)
+        return [key[:n] @ query[:n].T for n in lengths] + [scores[:n, :n].T @ query[:n] for n in lengths]
+
+    by_all = products()
+    with blas.at_most(1):
+        return all(map(np.array_equal, products(), by_all))
+
+
+def softmax(scores: Array) -> Array:
+    """Softmax down the columns, in place: exp(s - max) / Σ exp(s - max).
+
+    Args:
+        scores: any shape [..., n, m]; overwritten.
 
     Returns:
-        `scores`, its last axis now positive and of sum 1.
+        `scores`, each column [n] now positive and of sum 1. (Along rows, NumPy's max takes four times as long.)
     """
-    scores -= scores.max(axis=-1, keepdims=True)
+    scores -= scores.max(axis=-2, keepdims=True)
     np.exp(scores, out=scores)
-    scores /= scores.sum(axis=-1, keepdims=True)
+    scores /= scores.sum(axis=-2, keepdims=True)
     return scores
 
 
 def normal_tail(x: Array) -> Array:
     """Q(x) = 1 - Φ(x) = erfc(x/√2) / 2: the chance that a normal variable exceeds x.
 
-    In float64 it is the C library's erfc, element by element. In float32 it is a fit of our own: with
-    t = 1 / (1 + 0.3 x), Q(x) = exp(-x²/2) · P(t), where the polynomial P meets exp(x²/2) Q(x) within a relative
-    6.4e-8 (half a unit in the last place) on 0 ≤ x ≤ 14.5; beyond that Q is below what float32 can hold. Computed in
-    float32 it is right within a relative 1.5e-6 for x < 5 and 8e-6 up to 14.5, where exp multiplies the rounding of x².
+    In float64 it is the C library's erfc, element by element. In float32 it is a fit of our own: exp(-x²/2) N(x)/D(x),
+    where the ratio of polynomials of degree 3 and 4 meets exp(x²/2) Q(x) within a relative 1.5e-7 on 0 ≤ x ≤ 3, and
+    within 6e-6 up to x = 14.5, beyond which Q is below what float32 can hold. Out there exp multiplies the rounding of
+    x² by x²/2, which is more. `x` may go up to 40, from where on Q is 0 in either dtype.
 
     Args:
         x: any shape, not negative.
@@ -107,31 +181,25 @@ def normal_tail(x: Array) -> Array:
     if x.dtype == np.float64:
         erfc = np.fromiter(map(math.erfc, (x.ravel() * math.sqrt(0.5)).tolist()), np.float64, x.size)
         return 0.5 * erfc.reshape(x.shape)
-    t = np.reciprocal(1 + 0.3 * x)
-    polynomial = t * TAIL_COEFFICIENTS[0]
-    polynomial += TAIL_COEFFICIENTS[1]
-    for coefficient in TAIL_COEFFICIENTS[2:]:
-        polynomial *= t
-        polynomial += coefficient
+    tail = x * TAIL_NUMERATOR[0]
+    tail += TAIL_NUMERATOR[1]
+    tail = horner(tail, x, TAIL_NUMERATOR[2:])
+    tail /= horner(x + TAIL_DENOMINATOR[0], x, TAIL_DENOMINATOR[1:])
     exponent = x * x
-    exponent *= -0.5 * math.log2(math.e)
-    polynomial *= np.exp2(exponent, out=exponent)  # exp2 takes half the time of exp
-    return polynomial
+    exponent *= -0.5
+    tail *= np.exp(exponent, out=exponent)
+    return tail
 
 
-# Highest power first. Found by weighted least squares iterated towards the least greatest relative error (Lawson's
-# method) on 4,000 Chebyshev points.
-TAIL_COEFFICIENTS = [
-    np.float32(coefficient)
-    for coefficient in (
-        3.84073947e-02,
-        -1.69307471e-01,
-        2.28951795e-01,
-        -7.68396774e-02,
-        1.42765283e-01,
-        9.45858609e-02,
-        1.21945263e-01,
-        1.19484207e-01,
-        7.37239062e-06,
-    )
-]
+def horner(result: Array, x: Array, coefficients: Sequence[np.float32]) -> Array:
+    """Go on with a polynomial by Horner's rule: times x, plus the next coefficient, in place."""
+    for coefficient in coefficients:
+        result *= x
+        result += coefficient
+    return result
+
+
+# Highest power first; the denominator's, 1, is left out. Found by weighted least squares iterated towards the least
+# greatest relative error (Lawson's method) on 6,000 Chebyshev points of 0 to 14.5, where errors beyond 3 count less.
+TAIL_NUMERATOR = [np.float32(value) for value in (0.3988407, 2.9257910, 9.1159062, 13.0820203)]
+TAIL_DENOMINATOR = [np.float32(value) for value in (7.3251722, 23.9746758, 39.1074875, 26.1640444)]

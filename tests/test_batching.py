@@ -1,6 +1,7 @@
 """Lengths → batches, ids → padded arrays, and rows back into their places."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,10 +10,10 @@ from e5ref import batching
 
 @given(st.lists(st.integers(0, 5000), max_size=50), st.one_of(st.none(), st.integers(1, 5)))
 def test_batches_hold_each_text_once_within_bounds(lengths, max_texts):
-    batches = list(batching.token_batches(lengths, max_texts=max_texts))
+    batches = list(batching.token_batches(lengths, max_tokens=2048, max_texts=max_texts))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
-        assert len(batch) == 1 or sum(lengths[index] for index in batch) <= batching.MAX_TOKENS
+        assert len(batch) == 1 or sum(lengths[index] for index in batch) <= 2048
         assert max_texts is None or len(batch) <= max_texts
     in_order = [lengths[index] for batch in batches for index in batch]
     assert in_order == sorted(lengths, reverse=True)
@@ -31,12 +32,45 @@ def test_pad_ids_of_nothing():
 
 def test_rows_by_hand():
     attention_mask = np.array([[1, 1, 0], [0, 1, 0]])
-    assert list(batching.rows_of_each_text(attention_mask)) == [slice(0, 2), slice(2, 3)]
     padded = batching.pad_rows(np.array([[1.0], [2.0], [3.0]]), attention_mask)
     assert padded[..., 0].tolist() == [[1, 2, 0], [0, 3, 0]]
 
 
+def test_attention_blocks_by_hand(monkeypatch):
+    """Room for two texts of two tokens and two heads; a text of four has a head at a time."""
+    monkeypatch.setattr(batching, "BLOCK_ELEMENTS", 16)
+    lengths = [4, 2, 2, 2, 1]
+    attention_mask = (np.arange(4) < np.array(lengths)[:, None]).astype(int)
+    both = slice(0, 2)
+    assert list(batching.attention_blocks(attention_mask, 2)) == [
+        (0, 1, 4, slice(0, 4), slice(0, 1)),
+        (0, 1, 4, slice(0, 4), slice(1, 2)),
+        (1, 2, 2, slice(4, 8), both),
+        (3, 1, 2, slice(8, 10), both),
+        (4, 1, 1, slice(10, 11), both),
+    ]
+
+
+@given(st.lists(st.integers(1, 40), max_size=20), st.integers(1, 5), st.integers(1, 3000))
+def test_attention_blocks_hold_each_row_and_head_once(lengths, heads, elements):
+    attention_mask = (np.arange(40) < np.array(lengths, int)[:, None]).astype(int)
+    seen = np.zeros((sum(lengths), heads), int)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(batching, "BLOCK_ELEMENTS", elements)
+        for block in batching.attention_blocks(attention_mask, heads):
+            assert set(lengths[block.first : block.first + block.texts]) == {block.length}
+            assert block.rows.start == sum(lengths[: block.first])
+            part = seen[block.rows, block.heads]
+            assert part.shape[0] == block.texts * block.length
+            assert part.size * block.length <= elements or block.texts == 1
+            part += 1
+    assert (seen == 1).all()
+
+
 def test_squares_by_hand():
     attention_mask = np.array([[1, 0, 1], [0, 1, 0]])
-    padded = batching.pad_squares([np.array([[[1.0, 2.0], [3.0, 4.0]]]), np.array([[[5.0]]])], attention_mask, 1)
+    blocks = [(0, 1, 2, slice(0, 2), slice(0, 1)), (1, 1, 1, slice(2, 3), slice(0, 1))]
+    squares = [np.array([[[[1.0, 2.0], [3.0, 4.0]]]]), np.array([[[[5.0]]]])]
+    named = [(batching.AttentionBlock(*block), square) for block, square in zip(blocks, squares, strict=True)]
+    padded = batching.pad_squares(named, attention_mask, 1)
     assert padded[:, 0].tolist() == [[[1, 0, 2], [0, 0, 0], [3, 0, 4]], [[0, 0, 0], [0, 5, 0], [0, 0, 0]]]

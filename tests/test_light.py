@@ -8,7 +8,7 @@ from importlib import metadata
 
 import pytest
 
-CORE = {"numpy", "safetensors", "tokenizers", "huggingface-hub", "tqdm", "click"}
+CORE = {"numpy", "safetensors", "tokenizers", "huggingface-hub", "threadpoolctl", "tqdm", "click"}
 
 # A finder in front of all others that knows no heavy package, as in an environment without them.
 BLOCK_IMPORTS = """

@@ -5,9 +5,11 @@ import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 from e5ref import numpy_model, numpy_ops
 from tests.tolerances import GELU_FLOAT64, GELU_ULP, SUM_TO_ONE
@@ -24,56 +26,88 @@ def test_gelu_float32(bounds):
     x = np.arange(low, high, 997, dtype=np.int32).view(np.float32) * np.float32(np.sign(sum(bounds)))
     expected = exact_gelu(x)
     ulp = np.maximum(np.spacing(np.abs(expected).astype(np.float32)), np.finfo(np.float32).smallest_normal)
-    assert (np.abs(numpy_model.gelu(x[:, None])[:, 0] - expected) / ulp).max() <= GELU_ULP[bounds]
+    assert (np.abs(numpy_model.gelu(x[:, None].copy())[:, 0] - expected) / ulp).max() <= GELU_ULP[bounds]
 
 
 def test_gelu_float64():
     x = np.linspace(-30, 30, 20_001)
-    difference = np.abs(numpy_model.gelu(x[:, None])[:, 0] - exact_gelu(x))
+    difference = np.abs(numpy_model.gelu(x[:, None].copy())[:, 0] - exact_gelu(x))
     assert (difference / np.maximum(np.abs(x), 1)).max() <= GELU_FLOAT64
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_gelu_of_special_values(dtype):
     x = np.array([[0.0, -0.0, np.inf, -np.inf, np.nan, 1e38, -1e38, 40.0, -40.0]], dtype)
-    np.testing.assert_array_equal(numpy_model.gelu(x), np.array([[0, 0, np.inf, 0, np.nan, 1e38, 0, 40, 0]], dtype))
+    expected = np.array([[0, 0, np.inf, 0, np.nan, 1e38, 0, 40, 0]], dtype)
+    result = numpy_model.gelu(x)
+    np.testing.assert_array_equal(result, expected)
+    assert result is x
 
 
 def test_gelu_is_not_the_tanh_form():
     x = np.linspace(-4, 4, 1001, dtype=np.float32)[:, None]
     tanh_form = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    assert 4e-4 < np.abs(numpy_model.gelu(x) - tanh_form).max() < 5e-4
+    assert 4e-4 < np.abs(numpy_model.gelu(x.copy()) - tanh_form).max() < 5e-4
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_softmax(dtype):
-    scores = np.random.default_rng(0).standard_normal((3, 5, 512)).astype(dtype) * 50
-    expected = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
-    expected /= expected.sum(axis=-1, keepdims=True)
+    scores = np.random.default_rng(0).standard_normal((3, 512, 5)).astype(dtype) * 50
+    expected = np.exp(scores.astype(np.float64) - scores.max(axis=-2, keepdims=True))
+    expected /= expected.sum(axis=-2, keepdims=True)
     result = numpy_ops.softmax(scores)
     assert result is scores
     assert np.abs(result - expected).max() <= SUM_TO_ONE[dtype]
-    assert np.abs(result.sum(axis=-1) - 1).max() <= SUM_TO_ONE[dtype]
+    assert np.abs(result.sum(axis=-2) - 1).max() <= SUM_TO_ONE[dtype]
 
 
 def test_softmax_of_huge_scores_by_hand():
-    scores = np.array([[1e30, 1e30, -1e30]], np.float32)
-    np.testing.assert_array_equal(numpy_ops.softmax(scores), [[0.5, 0.5, 0.0]])
+    scores = np.array([[1e30, 0], [1e30, 0], [-1e30, -1e30]], np.float32)
+    np.testing.assert_array_equal(numpy_ops.softmax(scores), [[0.5, 0.5], [0.5, 0.5], [0.0, 0.0]])
 
 
 def test_row_blocks_are_the_same_as_the_whole(monkeypatch):
     x = np.random.default_rng(0).standard_normal((50, 12)).astype(np.float32)
     arguments = (np.ones(12, np.float32), np.zeros(12, np.float32), 1e-12)
-    whole = numpy_model.layer_norm(x, *arguments)
+    whole = numpy_model.layer_norm(x.copy(), *arguments)
     monkeypatch.setattr(numpy_ops, "BLOCK_ELEMENTS", 40)  # blocks of three rows
     np.testing.assert_array_equal(numpy_model.layer_norm(x, *arguments), whole)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17])
-def test_matmul_rows(rows):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 128, 129])
+def test_matmul_rows(rows, dtype):
     random = np.random.default_rng(0)
-    x, weight = random.integers(-9, 9, (rows, 7)).astype(float), random.integers(-9, 9, (5, 7)).astype(float)
-    np.testing.assert_array_equal(numpy_ops.matmul_rows(x, weight), np.einsum("mi,oi->mo", x, weight))
+    x, weight = random.integers(-9, 9, (rows, 7)).astype(dtype), random.integers(-9, 9, (5, 7)).astype(dtype)
+    result = numpy_ops.matmul_rows(x, weight)
+    np.testing.assert_array_equal(result, np.einsum("mi,oi->mo", x, weight))
+    assert result.dtype == dtype
+    assert result.flags.c_contiguous
+
+
+def test_blas_threads_are_lowered_and_put_back():
+    """By several threads of Python at a time; the least number counts until it is given back."""
+    if not numpy_ops.blas._libraries:
+        pytest.skip("threadpoolctl does not know this BLAS")
+    numbers, before = [], numpy_ops.blas.threads
+
+    def now():
+        (library,) = (row for row in threadpoolctl.threadpool_info() if "numpy" in row["filepath"])
+        return library["num_threads"]
+
+    def hold(threads):
+        with numpy_ops.blas.at_most(threads):
+            numbers.append((threads, now(), numpy_ops.blas.threads))
+
+    with threadpoolctl.threadpool_limits(3, user_api="blas"):  # whatever this machine has
+        with ThreadPoolExecutor() as others, numpy_ops.blas.at_most(2):
+            assert now() == 2
+            for threads in (1, 7):
+                others.submit(hold, threads).result()
+            assert now() == 2
+        assert now() == numpy_ops.blas.threads == 3
+    assert numbers == [(1, 1, 3), (7, 2, 3)]
+    assert now() == before
 
 
 def in_another_blas(core: str, code: str) -> str:

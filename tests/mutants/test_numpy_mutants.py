@@ -15,22 +15,22 @@ from tests.test_numpy_model import our_run, ragged_batch
 # name: (source, mistake, the point that departs first)
 MUTANTS = {
     "tanh GELU": (
-        "np.maximum(x, 0) - magnitude * normal_tail(magnitude)",
-        "0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))",
+        "magnitude = np.clip(x, -40, 40)",
+        "x *= 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))); return",
         "layers.0.feed_forward_activation",
     ),
     "sigmoid GELU": (
-        "np.maximum(x, 0) - magnitude * normal_tail(magnitude)",
-        "x / (1 + np.exp(-1.702 * x))",
+        "magnitude = np.clip(x, -40, 40)",
+        "x /= 1 + np.exp(-1.702 * x); return",
         "layers.0.feed_forward_activation",
     ),
-    "ReLU": (" - magnitude * normal_tail(magnitude)", "", "layers.0.feed_forward_activation"),
+    "ReLU": ("x -= np.multiply(magnitude", "np.multiply(magnitude", "layers.0.feed_forward_activation"),
     "epsilon of 1e-5": ("np.sqrt(variance + eps)", "np.sqrt(variance + 1e-5)", "embeddings"),
     "epsilon outside the root": ("np.sqrt(variance + eps)", "(np.sqrt(variance) + eps)", "embeddings"),
-    "variance over n - 1": ("variance = np.mean(", "variance = x.shape[1] / (x.shape[1] - 1) * np.mean(", "embeddings"),
-    "mean not taken off": ("x - x.mean(axis=-1, keepdims=True)", "x.copy()", "embeddings"),
-    "no LayerNorm bias": ("centred * weight + bias", "centred * weight", "embeddings"),
-    "no LayerNorm weight": ("centred * weight + bias", "centred + bias", "embeddings"),
+    "variance over n - 1": ("[:, None] / x.shape[1]", "[:, None] / (x.shape[1] - 1)", "embeddings"),
+    "mean not taken off": ("x -= x.mean(axis=-1, keepdims=True)", "", "embeddings"),
+    "no LayerNorm bias": ("    x *= weight\n    x += bias", "    x *= weight", "embeddings"),
+    "no LayerNorm weight": ("    x *= weight\n    x += bias", "    x += bias", "embeddings"),
     "no token type": (" + params.token_type[0]", "", "embeddings"),
     "the other token type": ("params.token_type[0]", "params.token_type[1]", "embeddings"),
     "no positions": ("embeddings += params.position[positions[real]]", "", "embeddings"),
@@ -53,18 +53,18 @@ MUTANTS = {
         "layers.0.attention_probabilities",
     ),
     "heads split the other way": (
-        "x.reshape(len(x), config.num_attention_heads, config.head_size).transpose(1, 0, 2)",
-        "x.reshape(len(x), config.head_size, config.num_attention_heads).transpose(2, 0, 1)",
+        "config.num_attention_heads, config.head_size)\n        return x[:, :, block.heads].transpose(0, 2, 1, 3)",
+        "config.head_size, config.num_attention_heads)\n        return x[..., block.heads].transpose(0, 3, 1, 2)",
         "layers.0.attention_probabilities",
     ),
     "keys not turned": (
-        "heads(key[rows]).transpose(0, 2, 1)",
-        "heads(key[rows])[:, ::-1].transpose(0, 2, 1)",
+        "heads(key, block)",
+        "heads(key, block)[:, :, ::-1]",
         "layers.0.attention_probabilities",
     ),
     "value for key": (
-        "np.matmul(probabilities, heads(value[rows])",
-        "np.matmul(probabilities, heads(key[rows])",
+        "np.matmul(probabilities, heads(value, block)",
+        "np.matmul(probabilities, heads(key, block)",
         "layers.0.context",
     ),
     "no output projection": (
@@ -130,18 +130,39 @@ def test_mutant_is_noticed_where_it_is(name, reference):
     assert found.split(":")[0] == point
 
 
-def test_attention_across_texts_is_noticed(reference, monkeypatch):
+def test_attention_across_texts_is_noticed(reference):
     """The mask, as it were: every token attends to every row of the batch."""
-    module = numpy_model_with("for rows in rows_of_each_text(attention_mask)", "for rows in [slice(None)]")
-    module.pad_squares = lambda squares, mask, heads: batching.pad_squares(
-        [squares[0][:, rows, rows] for rows in batching.rows_of_each_text(mask)], mask, heads
-    )
+    module = numpy_model_with("", "")
+
+    def one_block(attention_mask, heads):
+        rows = int(attention_mask.sum())
+        return [batching.AttentionBlock(0, 1, rows, slice(0, rows), slice(0, heads))]
+
+    def split(squares, mask, heads):
+        ((_, square),) = squares
+        blocks = batching.attention_blocks(mask, heads)
+        return batching.pad_squares([(block, square[:, :, block.rows, block.rows]) for block in blocks], mask, heads)
+
+    module.attention_blocks, module.pad_squares = one_block, split
     assert departure(module, reference).startswith("layers.0.attention_probabilities")
+
+
+@pytest.mark.parametrize("elements", [1, 100])
+def test_attention_in_small_blocks_is_the_same(reference, monkeypatch, elements):
+    """A head at a time, or a few."""
+    monkeypatch.setattr(batching, "BLOCK_ELEMENTS", elements)
+    assert departure(numpy_model_with("", ""), reference) is None
 
 
 def test_softmax_without_its_divisor_is_noticed(reference):
     module = numpy_model_with("", "")
-    module.softmax = lambda scores: np.exp(scores - scores.max(axis=-1, keepdims=True))
+    module.softmax = lambda scores: np.exp(scores - scores.max(axis=-2, keepdims=True))
+    assert departure(module, reference).startswith("layers.0.attention_probabilities")
+
+
+def test_softmax_over_the_queries_is_noticed(reference):
+    module = numpy_model_with("", "")
+    module.softmax = lambda scores: numpy_ops.softmax(scores.swapaxes(-1, -2)).swapaxes(-1, -2)
     assert departure(module, reference).startswith("layers.0.attention_probabilities")
 
 
