@@ -1,15 +1,14 @@
 """`e5ref …`: thin; every command is a few lines over the library."""
 
-import codecs
 import io
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, get_args
+from typing import Any, TextIO, get_args
 
 import click
 import numpy as np
@@ -19,6 +18,7 @@ from safetensors.numpy import save
 import e5ref
 from e5ref.checkpoint import DEFAULT_CHECKPOINT, is_cached
 from e5ref.encoder import E5, Backend, Precision, Truncation, require_jax
+from e5ref.files import decoded_lines, written_whole
 from e5ref.params import leaves
 from e5ref.prompts import find_prompt
 
@@ -175,9 +175,9 @@ def embed(
     provenance = encoder.provenance(prefix)
     with ExitStack() as files:
         # What comes from where is in place before what it is about.
-        file = files.enter_context(_written_whole(output))
+        file = files.enter_context(written_whole(output))
         if output.suffix != ".safetensors":
-            beside = files.enter_context(_written_whole(output.with_name(output.name + ".provenance.json")))
+            beside = files.enter_context(written_whole(output.with_name(output.name + ".provenance.json")))
             beside.write((json.dumps(provenance, indent=2) + "\n").encode())
         if output.suffix == ".safetensors":
             file.write(save({"embeddings": np.ascontiguousarray(vectors)}, provenance))
@@ -381,22 +381,17 @@ def _texts(arguments: tuple[str, ...], source: str | None, metavar: str) -> list
     if source is None:
         return list(arguments)
     content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-    # Not splitlines(), which also splits at characters that stand inside a text, such as U+2028.
-    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
-    if not lines[-1]:  # what follows the last line's end is no line
-        lines.pop()
-    if lines and lines[0].startswith(b'{"') and not source.endswith(".jsonl"):
-        warnings.warn(f"{source} looks like JSON lines, but is taken as texts; end its name in .jsonl", stacklevel=1)
     texts = []
-    for number, line in enumerate(lines, 1):
+    for number, text in decoded_lines(io.BytesIO(content), source):
+        if number == 1 and text.startswith('{"') and not source.endswith(".jsonl"):
+            warnings.warn(
+                f"{source} looks like JSON lines, but is taken as texts; end its name in .jsonl", stacklevel=1
+            )
         try:
-            text = line.removesuffix(b"\r").decode()
             if not source.endswith(".jsonl"):
                 texts.append(text)
             elif text.strip():
                 texts.append(_text_of_json(text))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{source}, line {number}: is not UTF-8 (byte {error.start}); convert the file") from None
         except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError(f'{source}, line {number}: is not a JSON object with a "text" that is a string') from None
     return texts
@@ -413,15 +408,3 @@ def _write_json_lines(texts: list[str], vectors: NDArray[np.floating], file: Tex
     """Write a line per text. Numbers are the shortest that read back as the same float32 or float64."""
     for text, vector in zip(texts, vectors, strict=True):
         file.write(f'{{"text": {json.dumps(text)}, "embedding": [{", ".join(map(str, vector))}]}}\n')
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside `path`, and give it that name once all is written; a failure leaves `path` as it was."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
