@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, get_args
 
@@ -18,6 +19,7 @@ from safetensors.numpy import save
 import e5ref
 from e5ref.checkpoint import DEFAULT_CHECKPOINT, is_cached
 from e5ref.encoder import E5, Backend, Precision, Truncation, require_jax
+from e5ref.evaluation.protocols import Protocol
 from e5ref.files import decoded_lines, written_whole
 from e5ref.params import leaves
 from e5ref.prompts import find_prompt
@@ -322,6 +324,120 @@ def bench(
             click.echo(table(results[-1]) + "\n")
     if as_json:
         click.echo(json.dumps(results, indent=2))
+
+
+@commands.group("eval")
+def evaluate() -> None:
+    """Measure how good a checkpoint is, and set that beside what its authors published."""
+
+
+def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Declare the options that all evaluations share."""
+    for option in reversed(
+        (
+            click.option(
+                "--task", help="Which data set of mteb this is.  [default: the one it is called like, if any]"
+            ),
+            click.option(
+                "--protocol",
+                type=click.Choice(get_args(Protocol)),
+                help="How to ask the model: as its authors did, or as mteb's own wrapper does.  [default: authors]",
+            ),
+            click.option("--compare-protocols", is_flag=True, help="Ask in both ways."),
+            click.option("-o", "--output", type=Path, metavar="FILE", help="Write the reports to FILE too, in JSON."),
+            model_option,
+            revision_option,
+            backend_option,
+            dtype_option,
+            precision_option,
+            json_option,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@evaluate.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@evaluation_options
+def sts(file: Path, **options: Any) -> None:
+    """Correlate the cosines of pairs of sentences with the scores that people gave.
+
+    FILE is separated by tabs or commas: STS Benchmark's own, or with columns sentence1, sentence2 and score.
+    """
+    from e5ref.evaluation import evaluate_sts
+
+    _evaluate(evaluate_sts, file, **options)
+
+
+@evaluate.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--split", help='Which of qrels/*.tsv.  [default: "test"; "dev" for MSMARCO]')
+@click.option(
+    "-k",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(10, 100),
+    show_default=True,
+    help="How many of the best documents count. May be given again.",
+)
+@click.option(
+    "--ignore-identical-ids/--keep-identical-ids",
+    default=None,
+    help="Leave out a document that has the query's own id.  [default: as BEIR does for this task]",
+)
+@click.option(
+    "--cache", type=Path, metavar="DIR", help="Keep vectors here; a run that was stopped continues from them."
+)
+@evaluation_options
+def retrieval(
+    folder: Path,
+    split: str | None,
+    k: tuple[int, ...],
+    ignore_identical_ids: bool | None,
+    cache: Path | None,
+    **options: Any,
+) -> None:
+    """Search documents for the answers to queries: nDCG, MAP, Recall and MRR.
+
+    FOLDER is in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv.
+    """
+    from e5ref.evaluation import evaluate_retrieval
+
+    own: dict[str, Any] = {"split": split, "k": k, "ignore_identical_ids": ignore_identical_ids, "cache": cache}
+    _evaluate(partial(evaluate_retrieval, **own), folder, **options)
+
+
+def _evaluate(
+    run: Callable[..., list[dict[str, Any]]],
+    data: Path,
+    *,
+    task: str | None,
+    protocol: Protocol | None,
+    compare_protocols: bool,
+    output: Path | None,
+    model: str,
+    revision: str | None,
+    backend: Backend,
+    dtype: str,
+    precision: Precision | None,
+    as_json: bool,
+) -> None:
+    """Run an evaluation, and print and write its reports."""
+    from e5ref.evaluation import table
+
+    if compare_protocols and protocol:
+        raise click.UsageError("give --protocol or --compare-protocols, not both")
+    if output is not None and (output.is_dir() or not os.access(output.resolve().parent, os.W_OK)):
+        raise click.UsageError(f"{output}: is a folder, or its folder is none that can be written to")
+    protocols = get_args(Protocol) if compare_protocols else [protocol or "authors"]
+    encoder = _load(model, backend, revision=revision, dtype=dtype, precision=precision)
+    reports = run(encoder, data, protocols=protocols, task=task)
+    content = json.dumps(reports, indent=2) + "\n"
+    if output is not None:
+        with written_whole(output.resolve()) as file:
+            file.write(content.encode())
+    click.echo(content if as_json else table(reports) + "\n", nl=False)
 
 
 def _load(model: str, backend: Backend, **options: Any) -> E5:
