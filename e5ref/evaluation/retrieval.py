@@ -211,7 +211,7 @@ class Best:
     """The best documents so far of each query.
 
     Scores are summed in float64 and rounded to float32. So equal vectors have equal scores wherever they stand in a
-    block, and trec_eval, which holds scores in float32, sees the same ties: of these, the greater id goes first.
+    block, and trec_eval, which holds scores in float32, sees the same ties. Of these, the greater id goes first.
     """
 
     def __init__(self, queries: Sequence[str], depth: int) -> None:
@@ -414,9 +414,10 @@ def _entries(path: Path, *, progress: bool = False) -> Iterator[tuple[int, str, 
                 identifier, title, text = entry["_id"], entry.get("title") or "", entry["text"]
                 if not all(isinstance(value, str) for value in (identifier, title, text)) or not identifier:
                     raise TypeError
+                f"{identifier}{title}{text}".encode()  # fails for half a character, which "\ud800" is
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise ValueError(
-                    f'{path}, line {number}: is not a JSON object with an "_id" and a "text" that are strings'
+                    f'{path}, line {number}: is not a JSON object with an "_id" and a "text" that are valid strings'
                 ) from None
             empty = False
             yield number, identifier, title, text

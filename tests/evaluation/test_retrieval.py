@@ -244,6 +244,7 @@ def edit(path, old: str, new: str) -> None:
         ("corpus.jsonl", '{"_id": "d2"', "{_id", "corpus.jsonl, line 2: is not a JSON object"),
         ("corpus.jsonl", '"_id": "d2", ', "", 'line 2: is not a JSON object with an "_id" and a "text"'),
         ("corpus.jsonl", '"d2"', "2", "line 2: is not a JSON object with"),
+        ("corpus.jsonl", "a dog", "\\ud800", "line 2: is not a JSON object with .* valid strings"),
         ("corpus.jsonl", '"d2"', '""', "line 2: is not a JSON object with"),
         ("corpus.jsonl", '"d4"', '"d2"', "line 4: the id 'd2' is that of line 2 too"),
         ("corpus.jsonl", '"d', '"e', "are the two of one data set"),
