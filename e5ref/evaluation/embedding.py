@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from tqdm import tqdm
 
-from e5ref.encoder import E5
+from e5ref.encoder import E5, PROGRESS_DELAY
 from e5ref.files import written_whole
 
 # Texts that NumPy embeds between two steps of the progress bar, a few seconds. JAX gets all at once, to stay busy.
@@ -34,6 +34,12 @@ class Embedded(NamedTuple):
 def provenance(model: E5, prompt: str) -> dict[str, str]:
     """Say where the vectors of `embed` come from; as `E5.provenance`."""
     return model.provenance(prompt) | {"normalized": "true"}
+
+
+def progress_bar(texts: int) -> "tqdm[Any]":
+    """Make a bar for so many texts, that a terminal shows at once where they are more than one step."""
+    delay = 0 if texts > STEP_TEXTS else PROGRESS_DELAY
+    return tqdm(total=texts, desc="embedding", unit="text", delay=delay, disable=None)
 
 
 def embed(

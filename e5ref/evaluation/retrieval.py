@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from e5ref.encoder import E5, PROGRESS_DELAY
-from e5ref.evaluation.embedding import doubled_prompts, embed
+from e5ref.evaluation.embedding import doubled_prompts, embed, progress_bar
 from e5ref.evaluation.protocols import IDENTICAL_IDS, SPLITS, Protocol, Role, Rule, find_rule, find_task
 from e5ref.evaluation.report import make_report, require_extra, warn
 from e5ref.files import decoded_lines
@@ -193,8 +193,8 @@ def search(
 ) -> Found:
     """Find the k documents of the greatest cosine for each query, by comparing it with all of them."""
     best = Best(list(dataset.queries), k + ignore_identical_ids)
-    total, cut, doubled = len(dataset.queries) + dataset.documents, 0, 0
-    with tqdm(total=total, desc="embedding", unit="text", delay=PROGRESS_DELAY, disable=None) as bar:
+    cut, doubled = 0, 0
+    with progress_bar(len(dataset.queries) + dataset.documents) as bar:
         queries = embed(model, list(dataset.queries.values()), prompts["query"], cache=cache, progress=bar)
         for ids, texts in _blocks(dataset, rule):
             documents = embed(model, texts, prompts["document"], cache=cache, progress=bar)

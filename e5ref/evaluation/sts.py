@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from e5ref.encoder import E5, PROGRESS_DELAY
-from e5ref.evaluation.embedding import doubled_prompts, embed
+from e5ref.encoder import E5
+from e5ref.evaluation.embedding import doubled_prompts, embed, progress_bar
 from e5ref.evaluation.protocols import Protocol, find_rule, find_task
 from e5ref.evaluation.report import make_report, require_extra, warn
 from e5ref.files import decoded_lines
@@ -91,7 +90,7 @@ def evaluate_sts(
 def _run(model: E5, pairs: Pairs, prompt: str) -> tuple[dict[str, int], dict[str, Any], list[str]]:
     """Embed and correlate: how many of what there were, the scores, and what is more likely a mistake than meant."""
     n = len(pairs.first)
-    with tqdm(total=2 * n, desc="embedding", unit="text", delay=PROGRESS_DELAY, disable=None) as bar:
+    with progress_bar(2 * n) as bar:
         first, second = (embed(model, texts, prompt, progress=bar) for texts in (pairs.first, pairs.second))
     cosines = np.einsum("nd,nd->n", first.vectors, second.vectors, dtype=np.float64)
     notes = doubled_prompts("sentences", prompt, first.doubled + second.doubled, 2 * n)
