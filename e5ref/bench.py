@@ -33,6 +33,7 @@ from e5ref.config import BertConfig, read_config
 from e5ref.encoder import E5, Precision, require_jax
 from e5ref.numpy_engine import Batch
 from e5ref.params import build_params
+from e5ref.table import aligned
 
 Floats = NDArray[np.floating]
 Ids = list[list[int]]
@@ -537,10 +538,10 @@ def table(result: Mapping[str, Any]) -> str:
         parts.append("{name}: {texts:,} texts, {tokens:,} tokens".format(**inputs) + f", {result['rounds']} rounds")
         peers = [row for row in inputs["rows"] if row["is_peer"] and row["right"]]
         best = max(peers, key=lambda row: row["tokens_per_second"]["median"], default={"contender": ""})["contender"]
-        parts.append(_aligned([_cells(row, best) for row in inputs["rows"]]))
+        parts.append(aligned([_cells(row, best) for row in inputs["rows"]]))
     if result["attention"]:
         parts.append("attention in bfloat16")
-        parts.append(_aligned([{key: f"{value:.4g}" for key, value in row.items()} for row in result["attention"]]))
+        parts.append(aligned([{key: f"{value:.4g}" for key, value in row.items()} for row in result["attention"]]))
     return "\n\n".join(parts)
 
 
@@ -558,12 +559,3 @@ def _cells(row: Mapping[str, Any], best_peer: str) -> dict[str, str]:
         "largest difference": f"{row['max_abs']:.1e}",
         "least cosine": f"{row['cosine']:.6f}",
     }
-
-
-def _aligned(rows: Sequence[Mapping[str, str]]) -> str:
-    """Pad the columns of a table: the first to the left, the others, of numbers, to the right."""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    columns = [f"{{:{'>' if index else '<'}{width}}}" for index, width in enumerate(widths)]
-    return "\n".join(f"| {' | '.join(columns)} |".format(*line) for line in lines)

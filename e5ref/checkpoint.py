@@ -112,10 +112,15 @@ class Checkpoint:
 
 def known_checkpoints() -> dict[str, dict[str, Any]]:
     """Return the table of known checkpoints: hub name → revision, sizes, prompts, licence."""
+    return read_data("checkpoints.toml")
+
+
+def read_data(name: str) -> dict[str, Any]:
+    """Read one of the tables that travel with the package."""
     package = Path(__file__).parent
     # Beside the package in a source tree, inside it once installed.
     folders = (package / "weights", package.parent / "weights")
-    path = next(folder / "checkpoints.toml" for folder in folders if folder.is_dir())
+    path = next(folder / name for folder in folders if folder.is_dir())
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 

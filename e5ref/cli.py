@@ -1,15 +1,15 @@
 """`e5ref …`: thin; every command is a few lines over the library."""
 
-import codecs
 import io
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, get_args
+from typing import Any, TextIO, get_args
 
 import click
 import numpy as np
@@ -19,6 +19,8 @@ from safetensors.numpy import save
 import e5ref
 from e5ref.checkpoint import DEFAULT_CHECKPOINT, is_cached
 from e5ref.encoder import E5, Backend, Precision, Truncation, require_jax
+from e5ref.evaluation.protocols import Protocol
+from e5ref.files import decoded_lines, written_whole
 from e5ref.params import leaves
 from e5ref.prompts import find_prompt
 
@@ -175,9 +177,9 @@ def embed(
     provenance = encoder.provenance(prefix)
     with ExitStack() as files:
         # What comes from where is in place before what it is about.
-        file = files.enter_context(_written_whole(output))
+        file = files.enter_context(written_whole(output))
         if output.suffix != ".safetensors":
-            beside = files.enter_context(_written_whole(output.with_name(output.name + ".provenance.json")))
+            beside = files.enter_context(written_whole(output.with_name(output.name + ".provenance.json")))
             beside.write((json.dumps(provenance, indent=2) + "\n").encode())
         if output.suffix == ".safetensors":
             file.write(save({"embeddings": np.ascontiguousarray(vectors)}, provenance))
@@ -324,6 +326,120 @@ def bench(
         click.echo(json.dumps(results, indent=2))
 
 
+@commands.group("eval")
+def evaluate() -> None:
+    """Measure how good a checkpoint is, and set that beside what its authors published."""
+
+
+def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Declare the options that all evaluations share."""
+    for option in reversed(
+        (
+            click.option(
+                "--task", help="Which data set of mteb this is.  [default: the one it is called like, if any]"
+            ),
+            click.option(
+                "--protocol",
+                type=click.Choice(get_args(Protocol)),
+                help="How to ask the model: as its authors did, or as mteb's own wrapper does.  [default: authors]",
+            ),
+            click.option("--compare-protocols", is_flag=True, help="Ask in both ways."),
+            click.option("-o", "--output", type=Path, metavar="FILE", help="Write the reports to FILE too, in JSON."),
+            model_option,
+            revision_option,
+            backend_option,
+            dtype_option,
+            precision_option,
+            json_option,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@evaluate.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@evaluation_options
+def sts(file: Path, **options: Any) -> None:
+    """Correlate the cosines of pairs of sentences with the scores that people gave.
+
+    FILE is separated by tabs or commas: STS Benchmark's own, or with columns sentence1, sentence2 and score.
+    """
+    from e5ref.evaluation import evaluate_sts
+
+    _evaluate(evaluate_sts, file, **options)
+
+
+@evaluate.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--split", help='Which of qrels/*.tsv.  [default: "test"; "dev" for MSMARCO]')
+@click.option(
+    "-k",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(10, 100),
+    show_default=True,
+    help="How many of the best documents count. May be given again.",
+)
+@click.option(
+    "--ignore-identical-ids/--keep-identical-ids",
+    default=None,
+    help="Leave out a document that has the query's own id.  [default: as BEIR does for this task]",
+)
+@click.option(
+    "--cache", type=Path, metavar="DIR", help="Keep vectors here; a run that was stopped continues from them."
+)
+@evaluation_options
+def retrieval(
+    folder: Path,
+    split: str | None,
+    k: tuple[int, ...],
+    ignore_identical_ids: bool | None,
+    cache: Path | None,
+    **options: Any,
+) -> None:
+    """Search documents for the answers to queries: nDCG, MAP, Recall and MRR.
+
+    FOLDER is in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv.
+    """
+    from e5ref.evaluation import evaluate_retrieval
+
+    own: dict[str, Any] = {"split": split, "k": k, "ignore_identical_ids": ignore_identical_ids, "cache": cache}
+    _evaluate(partial(evaluate_retrieval, **own), folder, **options)
+
+
+def _evaluate(
+    run: Callable[..., list[dict[str, Any]]],
+    data: Path,
+    *,
+    task: str | None,
+    protocol: Protocol | None,
+    compare_protocols: bool,
+    output: Path | None,
+    model: str,
+    revision: str | None,
+    backend: Backend,
+    dtype: str,
+    precision: Precision | None,
+    as_json: bool,
+) -> None:
+    """Run an evaluation, and print and write its reports."""
+    from e5ref.evaluation import table
+
+    if compare_protocols and protocol:
+        raise click.UsageError("give --protocol or --compare-protocols, not both")
+    if output is not None and (output.is_dir() or not os.access(output.resolve().parent, os.W_OK)):
+        raise click.UsageError(f"{output}: is a folder, or its folder is none that can be written to")
+    protocols = get_args(Protocol) if compare_protocols else [protocol or "authors"]
+    encoder = _load(model, backend, revision=revision, dtype=dtype, precision=precision)
+    reports = run(encoder, data, protocols=protocols, task=task)
+    content = json.dumps(reports, indent=2) + "\n"
+    if output is not None:
+        with written_whole(output.resolve()) as file:
+            file.write(content.encode())
+    click.echo(content if as_json else table(reports) + "\n", nl=False)
+
+
 def _load(model: str, backend: Backend, **options: Any) -> E5:
     """Load a model; with JAX, its compiled programs are kept on disk for the next run."""
     if backend == "jax":
@@ -381,22 +497,17 @@ def _texts(arguments: tuple[str, ...], source: str | None, metavar: str) -> list
     if source is None:
         return list(arguments)
     content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-    # Not splitlines(), which also splits at characters that stand inside a text, such as U+2028.
-    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
-    if not lines[-1]:  # what follows the last line's end is no line
-        lines.pop()
-    if lines and lines[0].startswith(b'{"') and not source.endswith(".jsonl"):
-        warnings.warn(f"{source} looks like JSON lines, but is taken as texts; end its name in .jsonl", stacklevel=1)
     texts = []
-    for number, line in enumerate(lines, 1):
+    for number, text in decoded_lines(io.BytesIO(content), source):
+        if number == 1 and text.startswith('{"') and not source.endswith(".jsonl"):
+            warnings.warn(
+                f"{source} looks like JSON lines, but is taken as texts; end its name in .jsonl", stacklevel=1
+            )
         try:
-            text = line.removesuffix(b"\r").decode()
             if not source.endswith(".jsonl"):
                 texts.append(text)
             elif text.strip():
                 texts.append(_text_of_json(text))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{source}, line {number}: is not UTF-8 (byte {error.start}); convert the file") from None
         except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError(f'{source}, line {number}: is not a JSON object with a "text" that is a string') from None
     return texts
@@ -413,15 +524,3 @@ def _write_json_lines(texts: list[str], vectors: NDArray[np.floating], file: Tex
     """Write a line per text. Numbers are the shortest that read back as the same float32 or float64."""
     for text, vector in zip(texts, vectors, strict=True):
         file.write(f'{{"text": {json.dumps(text)}, "embedding": [{", ".join(map(str, vector))}]}}\n')
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside `path`, and give it that name once all is written; a failure leaves `path` as it was."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

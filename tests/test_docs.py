@@ -70,16 +70,20 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor.replace("-", " ") in headings, target
 
 
-def test_the_installed_package_brings_its_table(tmp_path):
-    """A wheel carries weights/checkpoints.toml, and nothing that is not the package's."""
+def test_the_installed_package_brings_its_tables(tmp_path):
+    """A wheel carries weights/*.toml, and nothing that is not the package's."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
     subprocess.run([*command, str(tmp_path), str(ROOT)], check=True, capture_output=True)
-    code = "import e5ref; print(e5ref.__file__, len(e5ref.known_checkpoints()))"
+    code = "import e5ref; print(e5ref.__file__, len(e5ref.known_checkpoints()));"
+    code += "import e5ref.evaluation as evaluation; print(*evaluation.published_scores())"
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     result = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert result.stdout.split() == [str(tmp_path / "e5ref" / "__init__.py"), "12"]
+    assert result.stdout.split() == [
+        *(str(tmp_path / "e5ref" / "__init__.py"), "12"),
+        *("source", "tasks", "scores"),
+    ]
     assert (tmp_path / "e5ref" / "py.typed").exists()
     top_level = {path.name for path in tmp_path.iterdir() if not path.name.endswith(".dist-info")}
     assert top_level <= {"e5ref", "bin", "__pycache__"}

@@ -70,6 +70,25 @@ def test_import_brings_in_no_framework():
     assert not {"jax", "torch", "transformers", "scipy", "huggingface_hub", "click"} & set(loaded)
 
 
+def test_evaluation_brings_in_nothing_until_it_runs():
+    loaded = run(
+        "import sys, e5ref.evaluation, e5ref.cli; print(*{name.split('.')[0] for name in sys.modules})"
+    ).split()
+    assert not {"jax", "torch", "transformers", "scipy", "pytrec_eval", "mteb"} & set(loaded)
+
+
+def test_the_mteb_adapter_without_mteb_says_what_to_install():
+    code = """
+import importlib.util
+importlib.util.find_spec = lambda name, *rest: None
+try:
+    import e5ref.evaluation.mteb
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    assert run(code) == "e5ref.evaluation.mteb needs mteb: pip install 'e5ref[mteb]'\n"
+
+
 def test_import_is_quick():
     """e5ref's own files take next to no time; the bound is in terms of NumPy's import, not in seconds."""
 

@@ -33,3 +33,7 @@ GELU_FLOAT64 = 5e-16
 
 # softmax rows sum to 1, unit vectors have norm 1: n roundings of half a unit each, n up to 512.
 SUM_TO_ONE = {"float32": 2e-6, "float64": 1e-14}
+
+# A score of an evaluation, between 0 and 1, against the same weights in another library: vectors differ by VECTORS, and
+# so a rank may change here and there.
+EVALUATION = 1e-4

@@ -1,0 +1,12 @@
+"""Evaluation: the published scores of E5 reproduced, and which protocol they follow; see docs/evaluation.md.
+
+`evaluate_sts` and `evaluate_retrieval` read files; `e5ref.evaluation.mteb` brings a model into mteb. Needs the extra
+`eval`, or `mteb`.
+"""
+
+from e5ref.evaluation.protocols import Protocol, published_scores
+from e5ref.evaluation.report import table
+from e5ref.evaluation.retrieval import evaluate_retrieval
+from e5ref.evaluation.sts import evaluate_sts
+
+__all__ = ["Protocol", "evaluate_retrieval", "evaluate_sts", "published_scores", "table"]

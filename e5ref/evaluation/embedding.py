@@ -1,0 +1,112 @@
+"""Texts → unit vectors for an evaluation: how many were cut is counted, and vectors are kept where asked."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from tqdm import tqdm
+
+from e5ref.encoder import E5, PROGRESS_DELAY
+from e5ref.files import written_whole
+
+# Texts that NumPy embeds between two steps of the progress bar, a few seconds. JAX gets all at once, to stay busy.
+STEP_TEXTS = 512
+
+# What says where a checkpoint lay rather than what it is, and so may differ between vectors that are the same.
+PLACES = ("model", "revision")
+
+
+class Embedded(NamedTuple):
+    """Vectors of some texts."""
+
+    vectors: NDArray[np.floating]  # [n, D], unit L2 norm
+    cut: int  # how many texts had more tokens than the model takes
+    doubled: int  # how many texts started with the prompt already
+
+
+def provenance(model: E5, prompt: str) -> dict[str, str]:
+    """Say where the vectors of `embed` come from; as `E5.provenance`."""
+    return model.provenance(prompt) | {"normalized": "true"}
+
+
+def progress_bar(texts: int) -> "tqdm[Any]":
+    """Make a bar for so many texts, that a terminal shows at once where they are more than one step."""
+    delay = 0 if texts > STEP_TEXTS else PROGRESS_DELAY
+    return tqdm(total=texts, desc="embedding", unit="text", delay=delay, disable=None)
+
+
+def embed(
+    model: E5, texts: Sequence[str], prompt: str, *, cache: Path | None = None, progress: "tqdm[Any] | None" = None
+) -> Embedded:
+    """Embed texts, or read their vectors from a cache.
+
+    The cache is a folder with a file for each set of texts that was embedded in one call, named after the hash of what
+    its vectors come from. So vectors of other texts, another prompt, checkpoint, precision or version are never found.
+
+    Args:
+        model: what embeds.
+        texts: without prompts.
+        prompt: what to put before each.
+        cache: the folder, made where there is none; None to keep nothing.
+        progress: moved on by the number of texts.
+
+    Returns:
+        The vectors, and what they cannot show.
+    """
+    progress = tqdm(disable=True) if progress is None else progress
+    doubled = sum(text.startswith(prompt) for text in texts) if prompt else 0
+    if cache is None:
+        return Embedded(*_embed(model, texts, prompt, progress), doubled)
+    facts = {key: value for key, value in provenance(model, prompt).items() if key not in PLACES}
+    facts["texts_sha256"] = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    path = cache / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]}.safetensors"
+    found = _read(path, facts) if path.exists() else None
+    if found is not None:
+        progress.update(len(texts))
+        return Embedded(*found, doubled)
+    vectors, cut = _embed(model, texts, prompt, progress)
+    cache.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        file.write(save({"embeddings": vectors}, facts | {"cut": str(cut)}))
+    return Embedded(vectors, cut, doubled)
+
+
+def doubled_prompts(what: str, prompt: str, doubled: int, texts: int) -> list[str]:
+    """Say, if so, that texts started with their prompt already."""
+    return [f"{doubled} of {texts} {what} start with {prompt!r} already, and get it twice"] if doubled else []
+
+
+def _embed(model: E5, texts: Sequence[str], prompt: str, progress: "tqdm[Any]") -> tuple[NDArray[np.floating], int]:
+    """Embed texts: their vectors, and how many were cut."""
+    step = STEP_TEXTS if model.engine.provenance()["backend"] == "numpy" else max(1, len(texts))
+    parts, cut = [np.empty((0, model.checkpoint.config.hidden_size), model.dtype)], 0
+    for start in range(0, len(texts), step):
+        some = texts[start : start + step]
+        vectors = model.encode(
+            some, prompt=prompt, normalize_embeddings=True, truncation="allow", show_progress_bar=False
+        )
+        parts.append(vectors)
+        cut += sum(text.truncated for text in model.tokenizer([prompt + text for text in some]))
+        progress.update(len(some))
+    return np.concatenate(parts), cut
+
+
+def _read(path: Path, facts: dict[str, str]) -> tuple[NDArray[np.floating], int] | None:
+    """Read a file of the cache, as `_embed` returns it; None, with a warning, if it is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            kept = file.metadata() or {}
+            cut = int(kept.pop("cut"))
+            if kept != facts:
+                raise ValueError("it says that it holds other vectors")
+            return file.get_tensor("embeddings"), cut
+    except (SafetensorError, ValueError, KeyError) as error:
+        warnings.warn(f"{path}: is damaged ({error}), and so made anew", stacklevel=2)
+        return None

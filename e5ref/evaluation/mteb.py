@@ -1,0 +1,126 @@
+"""A model as mteb (2.x) wants it: `mteb.evaluate(e5ref.evaluation.mteb.Encoder(model), tasks)`."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e5ref.encoder import E5
+from e5ref.evaluation.protocols import Protocol, Role, find_rule
+from e5ref.evaluation.report import require_extra
+from e5ref.numpy_model import l2_normalize
+from e5ref.params import leaves
+
+require_extra("mteb", "mteb", "e5ref.evaluation.mteb")
+
+from mteb.models.model_meta import ModelMeta, ScoringFunction  # noqa: E402  # once it is known to be there
+
+
+class Encoder:
+    """An E5 model behind mteb's `EncoderProtocol`: prompts and normalisation as a named protocol has them.
+
+    Attributes:
+        model: what embeds.
+        protocol: how it is asked.
+        mteb_model_meta: what mteb files results under. The protocol, and what else vectors depend on, is part of it, so
+            that mteb never takes results of another protocol, or of its own E5, for ours.
+    """
+
+    def __init__(self, model: E5, *, protocol: Protocol = "authors") -> None:
+        """Wrap a model.
+
+        Args:
+            model: of `e5ref.load`.
+            protocol: "authors" or "mteb".
+
+        Raises:
+            ValueError: an unknown protocol.
+        """
+        find_rule(protocol, "STS")  # refuses an unknown one
+        self.model, self.protocol = model, protocol
+        self.mteb_model_meta = _model_meta(model, protocol)
+
+    def encode(
+        self,
+        inputs: Any,
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: Any = None,
+        **kwargs: Any,
+    ) -> NDArray[np.floating]:
+        """Embed the texts of a task.
+
+        Args:
+            inputs: a `DataLoader[BatchedInput]`: batches with "text", and for documents "title" and "body".
+            task_metadata: the task's name and type decide about the prompt.
+            hf_split: not used.
+            hf_subset: not used.
+            prompt_type: query, document, or None.
+            kwargs: `show_progress_bar` is as in `E5.encode`. `batch_size` has no effect: mteb sets one for padded
+                batches, and ours are made by tokens; vectors do not depend on it.
+
+        Returns:
+            Vectors, [n, D].
+
+        Raises:
+            ValueError: inputs without text, or an option that e5ref does not have.
+        """
+        unknown = kwargs.keys() - {"batch_size", "show_progress_bar"}
+        if unknown:
+            raise ValueError(f"e5ref has no option {min(unknown)!r} to embed texts by; leave it out of encode_kwargs")
+        role: Role | None = None if prompt_type is None else prompt_type.value
+        rule = find_rule(self.protocol, task_metadata.type, task_metadata.name)
+        # mteb has joined title and text in "text" as both protocols do, and keeps the text alone in "body".
+        key = "body" if role == "document" and not rule.title else "text"
+        texts: list[str] = []
+        for batch in inputs:
+            if key not in batch:
+                raise ValueError(f"{task_metadata.name} has inputs without {key!r}; e5ref embeds texts only")
+            texts += batch[key]
+        return self.model.encode(
+            texts,
+            prompt=rule.prompt(self.model.checkpoint.settings, role),
+            normalize_embeddings=rule.normalize,
+            show_progress_bar=kwargs.get("show_progress_bar"),
+        )
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> NDArray[np.floating]:
+        """Compute the cosine of each of some vectors, [n, D] or [D], with each of others; -> [n, m]."""
+        return self.model.similarity(np.asarray(embeddings1), np.asarray(embeddings2))
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> NDArray[np.floating]:
+        """Compute the cosine of each of some vectors, [n, D] or [D], with its counterpart of others; -> [n]."""
+        first, second = (l2_normalize(np.atleast_2d(np.asarray(vectors))) for vectors in (embeddings1, embeddings2))
+        return np.einsum("nd,nd->n", first, second)
+
+
+def _model_meta(model: E5, protocol: Protocol) -> ModelMeta:
+    """Describe a model to mteb."""
+    checkpoint, facts = model.checkpoint, model.provenance("")
+    experiment: dict[str, Any] = {"protocol": protocol, "e5ref": facts["e5ref_version"]}
+    experiment |= {key: facts[key] for key in ("max_length", "dtype", "backend", "precision") if key in facts}
+    on_hub = checkpoint.revision is not None
+    return ModelMeta(
+        loader=None,
+        name=checkpoint.name if on_hub else f"e5ref/{checkpoint.folder.resolve().name}",
+        # A folder has no revision; its weights say as well which they are.
+        revision=checkpoint.revision or checkpoint.weights_sha256,
+        experiment_kwargs=experiment,
+        release_date=None,
+        languages=None,
+        n_parameters=sum(array.size for array in leaves(checkpoint.params)),
+        memory_usage_mb=None,
+        max_tokens=model.tokenizer.max_length,
+        embed_dim=checkpoint.config.hidden_size,
+        license=None,
+        open_weights=True,
+        public_training_code=None,
+        public_training_data=None,
+        framework=["JAX" if facts["backend"] == "jax" else "NumPy", "safetensors"],
+        reference=f"https://huggingface.co/{checkpoint.name}" if on_hub else None,
+        similarity_fn_name=ScoringFunction.COSINE,
+        use_instructions=True,
+        training_datasets=None,
+    )

@@ -1,0 +1,156 @@
+"""How an E5 model is to be asked: which prompt stands before a text, task by task, under each named protocol.
+
+"authors" is how the scores of the paper and the model cards were measured, by the scripts in
+https://github.com/microsoft/unilm/tree/master/e5; "mteb" is what mteb's own wrapper of E5 does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from e5ref.checkpoint import EmbeddingSettings, read_data
+from e5ref.prompts import find_prompt
+
+Protocol = Literal["authors", "mteb"]
+Role = Literal["query", "document"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a protocol does with the texts of a task. Prompts go by the name that the checkpoint has for them.
+
+    Attributes:
+        text: the prompt before a text that is neither query nor document; None for the checkpoint's default, which for
+            E5 is no prompt.
+        query: the prompt before a query.
+        document: the prompt before a document.
+        title: whether a document's title stands before its text, with a space between, and both ends stripped.
+        normalize: whether vectors are scaled to unit L2 norm; None for what the checkpoint says (E5: yes). It makes no
+            difference to a cosine.
+    """
+
+    text: str | None
+    query: str
+    document: str
+    title: bool = True
+    normalize: bool | None = None
+
+    def prompt(self, settings: EmbeddingSettings, role: Role | None) -> str:
+        """Find the prompt for a text in this role; "" where the checkpoint has none of that name.
+
+        Raises:
+            ValueError: the checkpoint has no prompt of that name.
+        """
+        name = {None: self.text, "query": self.query, "document": self.document}[role]
+        return find_prompt(settings.prompts, name or settings.default_prompt_name, None)
+
+    def document_text(self, title: str, text: str) -> str:
+        """Make the text that is embedded for a document, without its prompt."""
+        return f"{title} {text}".strip() if self.title else text
+
+
+QUERY_EVERYWHERE = Rule(text="query", query="query", document="query", normalize=True)
+AS_RETRIEVAL = Rule(text="query", query="query", document="document", normalize=True)
+BY_ROLE = Rule(text=None, query="query", document="document")
+
+# Task or type of task, as mteb names them → protocol → rule. A task's own row goes before its type's.
+TABLE: Mapping[str, Mapping[Protocol, Rule]] = {
+    "STS": {"authors": QUERY_EVERYWHERE, "mteb": BY_ROLE},
+    "PairClassification": {"authors": QUERY_EVERYWHERE, "mteb": BY_ROLE},
+    "Classification": {"authors": Rule("query", "query", "query", normalize=False), "mteb": BY_ROLE},
+    "Clustering": {"authors": QUERY_EVERYWHERE, "mteb": BY_ROLE},
+    "Reranking": {"authors": QUERY_EVERYWHERE, "mteb": BY_ROLE},
+    "Retrieval": {"authors": AS_RETRIEVAL, "mteb": BY_ROLE},
+    "InstructionRetrieval": {"authors": AS_RETRIEVAL, "mteb": BY_ROLE},
+    "QuoraRetrieval": {"authors": Rule("query", "query", "query", title=False, normalize=True), "mteb": BY_ROLE},
+    "every other": {"authors": QUERY_EVERYWHERE, "mteb": BY_ROLE},
+}
+
+# The tasks that `e5ref eval` knows → how their files or folders are called.
+TASKS: Mapping[Literal["STS", "Retrieval"], Mapping[str, str]] = {
+    "STS": {
+        "STS12": "sts12",
+        "STS13": "sts13",
+        "STS14": "sts14",
+        "STS15": "sts15",
+        "STS16": "sts16",
+        "STSBenchmark": "sts-test",
+        "SICK-R": "sick-r",
+    },
+    "Retrieval": {
+        "ArguAna": "arguana",
+        "FEVER": "fever",
+        "FiQA2018": "fiqa",
+        "MSMARCO": "msmarco",
+        "NFCorpus": "nfcorpus",
+        "QuoraRetrieval": "quora",
+        "SciFact": "scifact",
+    },
+}
+
+# Task → the split that both protocols take; "test" for every other.
+SPLITS = {"MSMARCO": "dev"}
+
+# Tasks in which a document with the query's own id is the query itself and no answer; both protocols leave it out.
+IDENTICAL_IDS = {"ArguAna", "FEVER", "FiQA2018", "MSMARCO", "QuoraRetrieval"}
+
+
+def find_rule(protocol: Protocol, task_type: str, task: str | None = None) -> Rule:
+    """Find what a protocol does for a task.
+
+    Args:
+        protocol: "authors" or "mteb".
+        task_type: as mteb names it, such as "STS" or "Retrieval".
+        task: the task's name in mteb.
+
+    Raises:
+        ValueError: an unknown protocol.
+    """
+    if protocol not in get_args(Protocol):
+        raise ValueError(f"protocol is {protocol!r}, but must be one of {', '.join(get_args(Protocol))}")
+    return next(TABLE[key] for key in (task or task_type, task_type, "every other") if key in TABLE)[protocol]
+
+
+def find_task(task_type: Literal["STS", "Retrieval"], task: str | None, path: Path) -> str | None:
+    """Find which of the tasks that e5ref knows some data is.
+
+    Args:
+        task_type: what is evaluated.
+        task: its name, or that of its file or folder, in any case; None to go by `path`.
+        path: the file or folder.
+
+    Returns:
+        The task's name in mteb; None if `path` is not called like one.
+
+    Raises:
+        ValueError: an unknown `task`.
+    """
+    known = {alias: name for name, alias in TASKS[task_type].items()}
+    known |= {name.lower(): name for name in TASKS[task_type]}
+    if task is None:
+        return known.get((path.stem if path.is_file() else path.resolve().name).lower())
+    if task.lower() not in known:
+        raise ValueError(f"task {task!r} is not one of {', '.join(TASKS[task_type])}; leave it out for other data")
+    return known[task.lower()]
+
+
+def published_scores() -> dict[str, Any]:
+    """Return what the authors published: "scores" (checkpoint → task → score x 100), "tasks", "source"."""
+    return read_data("published.toml")
+
+
+def find_published(model: str, task: str | None) -> tuple[str, float] | None:
+    """Find the published score of a checkpoint on a task.
+
+    Args:
+        model: its hub name, or a folder of the same last name.
+        task: the task's name in mteb.
+
+    Returns:
+        The checkpoint's hub name, and the score between 0 and 1; None if there is none.
+    """
+    for name, scores in published_scores()["scores"].items():
+        if task in scores and (name == model or name.split("/")[1] == Path(model).name):
+            return name, round(scores[task] / 100, 6)
+    return None

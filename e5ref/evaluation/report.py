@@ -1,0 +1,131 @@
+"""What an evaluation found, with where it comes from: as data for JSON, and as a table."""
+
+import importlib.metadata
+import importlib.util
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from e5ref.checkpoint import file_sha256
+from e5ref.encoder import E5
+from e5ref.evaluation.embedding import provenance
+from e5ref.evaluation.protocols import Protocol, find_published, published_scores
+from e5ref.table import aligned
+
+# The score that is published, by the type of task.
+MAIN_SCORES = {"STS": "spearman", "Retrieval": "ndcg@10"}
+
+# Keys of scores → how tables call them.
+TITLES = {"spearman": "Spearman", "pearson": "Pearson", "ndcg": "nDCG", "map": "MAP", "recall": "Recall", "mrr": "MRR"}
+
+
+def require_extra(extra: str, module: str, what: str) -> None:
+    """Raise `ModuleNotFoundError`, with what to install, where a module of one of our extras is missing."""
+    if importlib.util.find_spec(module) is None:
+        raise ModuleNotFoundError(f"{what} needs {module}: pip install 'e5ref[{extra}]'")
+
+
+def warn(notes: Sequence[str]) -> None:
+    """Warn of what is more likely a mistake than meant; the report has it too."""
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+
+
+def make_report(
+    model: E5,
+    path: Path,
+    *,
+    task_type: str,
+    task: str | None,
+    split: str | None,
+    comparable: bool,
+    files: Sequence[Path],
+    protocol: Protocol,
+    prompts: Mapping[str, str],
+    counts: Mapping[str, int],
+    scores: Mapping[str, Any],
+    library: str,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Put together what a run found.
+
+    Args:
+        model: what was evaluated.
+        path: the file or folder that was given.
+        task_type: "STS" or "Retrieval".
+        task: the task's name in mteb, if the data is one that e5ref knows.
+        split: which part of the data.
+        comparable: whether it was run such that the published score, if there is one, can stand beside it.
+        files: all that was read.
+        protocol: how the model was asked.
+        prompts: role of a text → what stood before it.
+        counts: how many of what there were.
+        scores: what was measured, between 0 and 1.
+        library: the package that computed the scores.
+        notes: what was warned of.
+
+    Returns:
+        Ready for `json.dump`. "published" is None where no score of this checkpoint on this task is known.
+    """
+    main = MAIN_SCORES[task_type]
+    found = find_published(model.checkpoint.name, task) if comparable and main in scores else None
+    published = None
+    if found is not None:
+        published = {
+            "model": found[0],
+            "protocol": "authors",
+            "score": main,
+            "value": found[1],
+            "difference": scores[main] - found[1],
+            "source": published_scores()["source"],
+        }
+    return {
+        "task_type": task_type,
+        "task": task,
+        "split": split,
+        "protocol": protocol,
+        "prompts": dict(prompts),
+        "scores": dict(scores),
+        "published": published,
+        "counts": dict(counts),
+        "warnings": list(notes),
+        "dataset": {"path": str(path), "sha256": {file.name: file_sha256(file) for file in files}},
+        "provenance": {role: provenance(model, prompt) for role, prompt in prompts.items()},
+        "scores_computed_by": f"{library} {importlib.metadata.version(library)}",
+    }
+
+
+def table(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Lay out the reports of one run under one or more protocols, a column each; scores are x 100."""
+    first = reports[0]
+    data = " ".join(filter(None, [first["task"] or Path(first["dataset"]["path"]).name, first["split"]]))
+    counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in first["counts"].items())
+    columns = {report["protocol"]: _cells(report) for report in reports}
+    titles = dict.fromkeys(title for cells in columns.values() for title in cells)
+    rows = [{"x 100": title} | {name: cells.get(title, "") for name, cells in columns.items()} for title in titles]
+    lines = [next(iter(first["provenance"].values()))["model"], f"{data}: {counts}", "", aligned(rows)]
+    if any(report["published"] for report in reports):
+        lines += ["", f"published: {published_scores()['source']}; protocol authors"]
+    return "\n".join(lines)
+
+
+def _cells(report: Mapping[str, Any]) -> dict[str, str]:
+    """Write out a report, title → cell."""
+    decimals = 3 if report["task_type"] == "STS" else 2
+    cells = {f"prompt of a {role}": repr(prompt) if prompt else "none" for role, prompt in report["prompts"].items()}
+    for key, value in report["scores"].items():
+        metric, _, rest = key.partition("_")
+        if rest == "interval":
+            cells["  95 % interval"] = (
+                f"{100 * value[0]:.{decimals}f} to {100 * value[1]:.{decimals}f}" if value else ""
+            )
+        else:
+            metric, at, k = key.partition("@")
+            cells[TITLES[metric] + at + k] = f"{100 * value:.{decimals}f}"
+    published = report["published"]
+    if published:
+        metric, at, k = published["score"].partition("@")
+        cells[f"published {TITLES[metric]}{at}{k}"] = f"{100 * published['value']:.2f}"
+        cells["  difference"] = f"{100 * published['difference']:+.2f}"
+    return cells

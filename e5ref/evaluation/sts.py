@@ -1,0 +1,223 @@
+"""Semantic textual similarity: how well the cosine of two sentences follows what people judged."""
+
+import csv
+import itertools
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e5ref.encoder import E5
+from e5ref.evaluation.embedding import doubled_prompts, embed, progress_bar
+from e5ref.evaluation.protocols import Protocol, find_rule, find_task
+from e5ref.evaluation.report import make_report, require_extra, warn
+from e5ref.files import decoded_lines
+
+# STS Benchmark's own files: genre, file, year, index, score, two sentences, and in some lines one or two sources.
+STSB_COLUMNS, STSB_WIDTHS = (5, 6, 4), range(7, 10)
+
+COLUMNS = ("sentence1", "sentence2", "score")
+
+RESAMPLES, CONFIDENCE = 1000, 0.95
+
+
+class Pairs(NamedTuple):
+    """Pairs of sentences, and how similar people found them."""
+
+    first: list[str]
+    second: list[str]
+    scores: NDArray[np.float64]  # [n]
+    notes: list[str]  # what is more likely a mistake than meant
+
+
+def evaluate_sts(
+    model: E5, path: str | Path, *, protocols: Sequence[Protocol] = ("authors",), task: str | None = None
+) -> list[dict[str, Any]]:
+    """Correlate the cosines of pairs of sentences with the scores that people gave.
+
+    Args:
+        model: the model.
+        path: a file that `read_pairs` reads.
+        protocols: how to ask the model.
+        task: which task of `protocols.TASKS` the data is, whose published score is to stand beside; None to go by the
+            file's name.
+
+    Returns:
+        A report for each protocol, as of `report.make_report`. Its scores are "spearman", with its bootstrap interval
+        (95 %, percentiles of 1,000 draws of as many pairs; None if too few pairs differ), and "pearson".
+
+    Raises:
+        ValueError: a file that is not as it must be, or scores between which there is no correlation.
+        ModuleNotFoundError: SciPy is not installed; the message says what to install.
+    """
+    require_extra("eval", "scipy", "evaluation")
+    path = Path(path)
+    task = find_task("STS", task, path)
+    rules = {protocol: find_rule(protocol, "STS", task) for protocol in protocols}
+    pairs = read_pairs(path)
+    warn(pairs.notes)
+    runs: dict[str, tuple[dict[str, int], dict[str, Any], list[str]]] = {}
+    reports = []
+    for protocol, rule in rules.items():
+        prompt = rule.prompt(model.checkpoint.settings, None)
+        if prompt not in runs:  # else a protocol before asked in the same way
+            runs[prompt] = _run(model, pairs, prompt)
+        counts, scores, notes = runs[prompt]
+        reports.append(
+            make_report(
+                model,
+                path,
+                task_type="STS",
+                task=task,
+                split=None,
+                comparable=True,
+                files=[path],
+                protocol=protocol,
+                prompts={"sentence": prompt},
+                counts=counts,
+                scores=scores,
+                library="scipy",
+                notes=notes,
+            )
+        )
+    return reports
+
+
+def _run(model: E5, pairs: Pairs, prompt: str) -> tuple[dict[str, int], dict[str, Any], list[str]]:
+    """Embed and correlate: how many of what there were, the scores, and what is more likely a mistake than meant."""
+    n = len(pairs.first)
+    with progress_bar(2 * n) as bar:
+        first, second = (embed(model, texts, prompt, progress=bar) for texts in (pairs.first, pairs.second))
+    cosines = np.einsum("nd,nd->n", first.vectors, second.vectors, dtype=np.float64)
+    notes = doubled_prompts("sentences", prompt, first.doubled + second.doubled, 2 * n)
+    warn(notes)
+    counts = {"pairs": n, "sentences_cut": first.cut + second.cut}
+    return counts, correlations(cosines, pairs.scores), pairs.notes + notes
+
+
+def correlations(cosines: NDArray[np.float64], scores: NDArray[np.float64]) -> dict[str, Any]:
+    """Compute the correlations of two rows of numbers, [n] each.
+
+    Returns:
+        "spearman" (average ranks for ties), "spearman_interval" ([low, high], or None), "pearson".
+
+    Raises:
+        ValueError: fewer than 2 pairs, or one of the rows is the same number throughout.
+    """
+    from scipy.stats import bootstrap, pearsonr, rankdata
+
+    if len(scores) < 2:
+        raise ValueError(f"a correlation needs 2 pairs or more, but there is {len(scores)}")
+    # Cosines of the same two sentences differ by rounding.
+    for name, row, spread in (("scores", scores, 0), ("cosines", cosines, 1e-6)):
+        if np.ptp(row) <= spread:
+            raise ValueError(f"all {len(row)} {name} are {row[0]:g}, and then no correlation is defined")
+
+    def spearman(a: NDArray[np.float64], b: NDArray[np.float64], axis: int) -> Any:
+        return pearsonr(rankdata(a, axis=axis), rankdata(b, axis=axis), axis=axis).statistic
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of draws of equal pairs alone; the interval is NaN then
+        draws = bootstrap(
+            (cosines, scores),
+            spearman,
+            paired=True,
+            n_resamples=RESAMPLES,
+            batch=100,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+    interval = [float(draws.low), float(draws.high)]
+    return {
+        "spearman": float(spearman(cosines, scores, 0)),
+        "spearman_interval": interval if all(map(math.isfinite, interval)) else None,
+        "pearson": float(pearsonr(cosines, scores).statistic),
+    }
+
+
+def read_pairs(path: Path) -> Pairs:
+    """Read pairs of sentences with a score.
+
+    Separated by tabs if there is one in the first line, and then nothing is quoted; else by commas, and then quoted as
+    spreadsheets do. The columns are named by the first line, "sentence1", "sentence2" and "score", among others and in
+    any order; or those of STS Benchmark (7 to 9, the fifth a number); or three, the score last.
+
+    Raises:
+        ValueError: a line that is not so (named by its number), an empty file, or one that is not UTF-8.
+    """
+    rows = list(_rows(path))
+    if not rows:
+        raise ValueError(f"{path}: is empty; it must hold pairs of sentences, each with a score")
+    columns, widths, has_header = _layout(path, *rows[0])
+    first, second, scores = [], [], []
+    for number, row in rows[has_header:]:
+        if len(row) not in widths:
+            raise ValueError(f"{path}, line {number}: has {len(row)} columns, but must have {widths[0]}")
+        score = _number(row[columns[2]])
+        if score is None:
+            raise ValueError(f"{path}, line {number}: the score {row[columns[2]]!r} is not a number")
+        first.append(row[columns[0]])
+        second.append(row[columns[1]])
+        scores.append(score)
+    if not scores:
+        raise ValueError(f"{path}: has no line after the names of the columns")
+    texts, notes = first + second, []
+    if empty := sum(not text.strip() for text in texts):
+        notes.append(f"{path}: {empty} of {len(texts)} sentences are empty; they are embedded as any other")
+    # Some of STS Benchmark's sentences are quotations.
+    quoted = sum(len(text) > 1 and text[0] == text[-1] == '"' for text in texts)
+    if quoted and columns != STSB_COLUMNS:
+        notes.append(
+            f"{path}: {quoted} of {len(texts)} sentences stand in quotation marks, which are part of them here"
+        )
+    return Pairs(first, second, np.array(scores), notes)
+
+
+def _layout(path: Path, number: int, row: list[str]) -> tuple[tuple[int, int, int], range, bool]:
+    """Tell from the first row: the columns of the sentences and the score, how many there may be, if it is a header."""
+    names = [name.strip().lower() for name in row]
+    if set(COLUMNS) <= set(names):
+        first, second, score = (names.index(name) for name in COLUMNS)
+        return (first, second, score), range(len(row), len(row) + 1), True
+    if len(row) in STSB_WIDTHS and _number(row[STSB_COLUMNS[2]]) is not None:
+        return STSB_COLUMNS, STSB_WIDTHS, False
+    if len(row) != 3:
+        raise ValueError(
+            f"{path}, line {number}: has {len(row)} columns; write sentence, sentence, score, or name the columns "
+            f"{', '.join(COLUMNS)} in a first line"
+        )
+    return (0, 1, 2), range(3, 4), False
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of a file with the number of the line where each starts; blank lines are left out."""
+    with path.open("rb") as file:
+        lines = decoded_lines(file, path)
+        first = next(lines, (1, ""))
+        lines = itertools.chain([first], lines)
+        if "\t" in first[1]:
+            yield from ((number, line.split("\t")) for number, line in lines if line.strip())
+            return
+        reader = csv.reader((line + "\n" for _, line in lines), strict=True)
+        number = 1
+        try:
+            for row in reader:
+                if len(row) > 1 or "".join(row).strip():
+                    yield number, row
+                number = reader.line_num + 1
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {number}: is not comma-separated text ({error})") from None
+
+
+def _number(text: str) -> float | None:
+    """Read a finite number; None for anything else."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
