@@ -1,11 +1,12 @@
 """`e5ref …`: thin; every command is a few lines over the library."""
 
 import io
+import itertools
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -121,6 +122,11 @@ def input_option(what: str) -> Callable[[Callable[..., None]], Callable[..., Non
 @precision_option
 @truncation_option
 @click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="How many cores --backend numpy uses.  [default: all, 16 at most, or what OPENBLAS_NUM_THREADS says]",
+)
+@click.option(
     "--share",
     metavar="I/N|auto",
     help="Embed only share I (from 0 on) of N of the texts, and name OUT after it; auto asks jax.distributed.",
@@ -136,6 +142,7 @@ def embed(
     dtype: str,
     precision: Precision | None,
     truncation: Truncation,
+    threads: int | None,
     share: str | None,
 ) -> None:
     """Turn texts into vectors.
@@ -156,7 +163,7 @@ def embed(
             raise click.UsageError(f"{output} is the input too, and would be lost")
     lines = _texts(texts, source, "TEXT")
     lines = lines[len(lines) * index // shares : len(lines) * (index + 1) // shares]
-    encoder = _load(model, backend, revision=revision, dtype=dtype, precision=precision)
+    encoder = _load(model, backend, revision=revision, dtype=dtype, precision=precision, threads=threads)
     prompts = encoder.checkpoint.settings.prompts
     prefix = "" if prompt == "none" else find_prompt(prompts, prompt, None)
     starts = tuple(start for start in prompts.values() if start)
@@ -170,11 +177,12 @@ def embed(
     _warn_of_doubled(prefix, lines)
     if prompt != "none" and not prefix:
         warnings.warn(f"{model} has no {prompt} prompt: the texts are embedded as they are", stacklevel=1)
-    vectors = encoder.encode(lines, prompt=prefix, truncation=truncation)
+    parts = encoder.encode_stream(lines, prompt=prefix, truncation=truncation)
     if output is None:
-        _write_json_lines(lines, vectors, sys.stdout)
+        _write_json_lines(lines, parts, sys.stdout)
         return
     provenance = encoder.provenance(prefix)
+    shape = (len(lines), encoder.checkpoint.config.hidden_size)
     with ExitStack() as files:
         # What comes from where is in place before what it is about.
         file = files.enter_context(written_whole(output))
@@ -182,12 +190,15 @@ def embed(
             beside = files.enter_context(written_whole(output.with_name(output.name + ".provenance.json")))
             beside.write((json.dumps(provenance, indent=2) + "\n").encode())
         if output.suffix == ".safetensors":
-            file.write(save({"embeddings": np.ascontiguousarray(vectors)}, provenance))
+            vectors = np.concatenate([np.empty((0, shape[1]), encoder.dtype), *parts])
+            file.write(save({"embeddings": vectors}, provenance))
         elif output.suffix == ".npy":
-            np.save(file, vectors)
+            header = {"descr": np.lib.format.dtype_to_descr(encoder.dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.writelines(part.data for part in parts)
         else:
             with io.TextIOWrapper(file, encoding="utf-8", newline="\n") as text_file:
-                _write_json_lines(lines, vectors, text_file)
+                _write_json_lines(lines, parts, text_file)
 
 
 @commands.command()
@@ -520,7 +531,7 @@ def _text_of_json(line: str) -> str:
     return text
 
 
-def _write_json_lines(texts: list[str], vectors: NDArray[np.floating], file: TextIO) -> None:
+def _write_json_lines(texts: list[str], parts: Iterable[NDArray[np.floating]], file: TextIO) -> None:
     """Write a line per text. Numbers are the shortest that read back as the same float32 or float64."""
-    for text, vector in zip(texts, vectors, strict=True):
+    for text, vector in zip(texts, itertools.chain.from_iterable(parts), strict=True):
         file.write(f'{{"text": {json.dumps(text)}, "embedding": [{", ".join(map(str, vector))}]}}\n')

@@ -2,12 +2,11 @@
 
 import importlib.metadata
 import importlib.util
-import itertools
 import sys
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -40,6 +39,9 @@ warnings.simplefilter("always", E5Warning, append=True)
 
 # Seconds of work after which a progress bar appears.
 PROGRESS_DELAY = 2
+
+# Characters of a text in mean, up to which a window is full when it has its number of texts.
+WINDOW_CHARACTERS = 512
 
 
 class Tokens(TypedDict):
@@ -189,6 +191,54 @@ class E5:
             ValueError: a text that is not valid Unicode, a text too long under truncation="error", or an argument
                 that is out of its range.
         """
+        parts = self.encode_stream(
+            texts,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+            truncation=truncation,
+        )
+        if isinstance(texts, str):
+            ((vector,),) = parts
+            return vector
+        width = self.checkpoint.config.hidden_size if truncate_dim is None else truncate_dim
+        if not isinstance(texts, Sized):
+            return np.concatenate([np.empty((0, width), self.dtype), *parts])
+        vectors = np.empty((len(texts), width), self.dtype)
+        stop = 0
+        for part in parts:
+            start, stop = stop, stop + len(part)
+            vectors[start:stop] = part
+        return vectors
+
+    def encode_stream(
+        self,
+        texts: str | Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
+        truncation: Truncation | None = None,
+    ) -> Iterator[NDArray[np.floating]]:
+        """Turn texts into vectors, part by part, in memory that does not grow with their number.
+
+        A generator of texts is read as the work goes on. While the parts are taken, NumPy's BLAS has one thread.
+
+        Args:
+            texts: as for `encode`, and so are the other arguments.
+
+        Yields:
+            The vectors of the next texts, [n, D], in the order given; n is a thousand or so, and fewer for long texts.
+
+        Raises:
+            TypeError, ValueError: as `encode`, those of an argument at once.
+        """
         settings = self.checkpoint.settings
         width = self.checkpoint.config.hidden_size
         if prompt is None and prompt_name is None:
@@ -203,8 +253,7 @@ class E5:
                 raise ValueError(f"truncate_dim is {truncate_dim!r}, but must be a whole number from 1 to {width}")
             _warn(f"truncate_dim={truncate_dim} keeps {truncate_dim} of {width} dimensions; E5 is not trained for that")
 
-        one = isinstance(texts, str)
-        windows: list[NDArray[np.floating]] = []
+        windows: deque[NDArray[np.floating]] = deque()  # begun, and not yielded yet
         cut_texts = _CutTexts()
 
         def batches() -> Iterator[Batch]:
@@ -216,17 +265,19 @@ class E5:
                 for rows in self.engine.batches([len(text.ids) for text in tokenized], max_texts=batch_size):
                     yield Batch([tokenized[row].ids for row in rows], windows[-1], rows)
 
-        with _progress_bar(texts, show_progress_bar, "embedding", "text") as progress:
-            for batch in self.engine.run(batches(), normalize=normalize):
-                progress.update(len(batch.rows))
-        if truncation == "warn":
-            cut_texts.warn(self.tokenizer.max_length)
+        def parts() -> Iterator[NDArray[np.floating]]:
+            finished = 0
+            with _progress_bar(texts, show_progress_bar, "embedding", "text") as progress:
+                for batch in self.engine.run(batches(), normalize=normalize):
+                    progress.update(len(batch.rows))
+                    finished += len(batch.rows)
+                    while windows and finished >= len(windows[0]):  # batches are finished in their order
+                        finished -= len(windows[0])
+                        yield _cut_vectors(windows.popleft(), truncate_dim, normalize)
+            if truncation == "warn":
+                cut_texts.warn(self.tokenizer.max_length)
 
-        result = np.concatenate(windows) if windows else np.empty((0, width), self.dtype)
-        if truncate_dim is not None:
-            result = result[:, :truncate_dim]
-            result = numpy_model.l2_normalize(result) if normalize else result
-        return result[0] if one else result
+        return parts()
 
     def encode_query(self, texts: str | Iterable[str], **options: Any) -> NDArray[np.floating]:
         """Turn queries into vectors: `encode` with the checkpoint's query prompt (E5: "query: ") before each.
@@ -332,15 +383,25 @@ class E5:
 
     def _tokenized_windows(self, texts: str | Iterable[str], prefix: str) -> Iterator[tuple[int, list[TokenizedText]]]:
         """Yield (index of the first text, tokenized texts) a window at a time; a thread makes the next meanwhile."""
+        current: tuple[int, list[TokenizedText]] | None = None
         with ThreadPoolExecutor(1, "e5ref-tokenizer") as thread:
-            ahead: deque[tuple[int, Future[list[TokenizedText]]]] = deque()
             for first, window in _windows(texts, self.engine.window_texts):
-                ahead.append((first, thread.submit(self.tokenizer, [prefix + text for text in window])))
-                if len(ahead) > 1:
-                    first, tokenized = ahead.popleft()
-                    yield first, tokenized.result()
-            for first, tokenized in ahead:
-                yield first, tokenized.result()
+                prompted = [prefix + text for text in window]
+                if current is None:  # there is nothing yet to be done meanwhile
+                    current = first, self.tokenizer(prompted)
+                    continue
+                ahead = thread.submit(self.tokenizer, prompted)
+                yield current
+                current = first, ahead.result()
+        if current is not None:
+            yield current
+
+
+def _cut_vectors(vectors: NDArray[np.floating], width: int | None, normalize: bool) -> NDArray[np.floating]:
+    """Keep the first dimensions only; None keeps all."""
+    if width is None:
+        return vectors
+    return numpy_model.l2_normalize(vectors[:, :width]) if normalize else vectors[:, :width]
 
 
 def _with_prompt(prompt_name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -397,14 +458,24 @@ def _progress_bar(texts: str | Iterable[str], show: bool | None, desc: str, unit
 
 
 def _windows(texts: str | Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield (index of the first text, texts) a window at a time, each text checked; one str is a list of one."""
+    """Yield (index of the first text, texts) a window at a time, each text checked; one str is a list of one.
+
+    A window holds `size` texts, or fewer long ones.
+    """
     if isinstance(texts, str):
         texts = [texts]
     if isinstance(texts, bytes | bytearray | Mapping | Set) or not isinstance(texts, Iterable):
         raise TypeError(f"texts must be a str or an iterable of str in order, not {type(texts).__name__}")
-    numbered = enumerate(texts)
-    while window := list(itertools.islice(numbered, size)):
-        yield window[0][0], [_checked_text(f"texts[{index}]", text) for index, text in window]
+    window: list[str] = []
+    characters = 0
+    for index, text in enumerate(texts):
+        window.append(_checked_text(f"texts[{index}]", text))
+        characters += len(text)
+        if len(window) == size or characters >= size * WINDOW_CHARACTERS:
+            yield index + 1 - len(window), window
+            window, characters = [], 0
+    if window:
+        yield index + 1 - len(window), window
 
 
 def _checked_text(name: str, text: str) -> str:

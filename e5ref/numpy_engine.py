@@ -47,7 +47,7 @@ class NumpyEngine:
             enough to hold.
     """
 
-    window_texts = 4096
+    window_texts = 1024
 
     def __init__(self, checkpoint: Checkpoint, *, pad_id: int, threads: int | None = None) -> None:
         """Run the weights of `checkpoint`.

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -14,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 import e5ref
-from e5ref import encoder, numpy_model
+from e5ref import E5, encoder, numpy_model, numpy_ops
 from e5ref.batching import pad_ids
 from tests.awkward import TEXTS
 from tests.conftest import write_random_bert
@@ -188,6 +189,93 @@ def test_batches_of_more_than_one_window(tiny, monkeypatch):
     expected = tiny.encode(texts)
     monkeypatch.setattr(tiny.engine, "window_texts", 7)
     np.testing.assert_array_equal(tiny.encode(text for text in texts), expected)
+
+
+def test_a_stream_gives_the_same_part_by_part(tiny, monkeypatch):
+    texts = [f"cat {'a ' * (n % 7)}" for n in range(50)]
+    expected = tiny.encode(texts)
+    monkeypatch.setattr(tiny.engine, "window_texts", 7)
+    parts = list(tiny.encode_stream(text for text in texts))
+    assert [len(part) for part in parts] == [7] * 7 + [1]
+    np.testing.assert_array_equal(np.concatenate(parts), expected)
+    (vector,) = tiny.encode_stream("cat", prompt_name="query")
+    np.testing.assert_array_equal(vector[0], tiny.encode("query: cat"))
+    assert list(tiny.encode_stream([])) == []
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        tiny.encode_stream(["cat"], batch_size=0)  # at once, and not when the first part is taken
+
+
+def test_a_stream_reads_a_generator_as_it_goes(tiny, monkeypatch):
+    """What is held is a few windows of texts and batches, however many texts there are."""
+    monkeypatch.setattr(tiny.engine, "window_texts", 7)
+    read = 0
+
+    def texts():
+        nonlocal read
+        while True:  # without end
+            read += 1
+            yield "cat " + "a " * (read % 5)
+
+    ahead = []
+    for number, part in zip(range(1, 60), tiny.encode_stream(texts()), strict=False):
+        assert len(part) == 7
+        ahead.append(read - 7 * number)
+    assert max(ahead) <= 7 * (2 * tiny.engine.threads + 4)
+    assert max(ahead[40:]) <= max(ahead[:20])
+
+
+def test_long_texts_fill_a_window_sooner(tiny, monkeypatch):
+    monkeypatch.setattr(encoder, "WINDOW_CHARACTERS", 10)
+    monkeypatch.setattr(tiny.engine, "window_texts", 4)
+    texts = ["cat", "a" * 50, "b" * 39, "", "", "c"]
+    assert [len(part) for part in tiny.encode_stream(texts)] == [2, 4]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_do_not_matter(wide, threads):
+    """Vectors have the same bits with any number of threads, and BLAS has its own number afterwards."""
+    texts = ["how much protein " * (number % 20) for number in range(60)]
+    before = numpy_ops.blas.threads
+    other = E5(wide.checkpoint, threads=threads)
+    assert other.engine.threads == threads
+    np.testing.assert_array_equal(other.encode(texts), wide.encode(texts))
+    np.testing.assert_array_equal(other.encode("how much"), wide.encode("how much"))
+    assert numpy_ops.blas.threads == before
+
+
+def test_batches_are_computed_side_by_side(tiny, monkeypatch):
+    """Two threads meet inside the forward pass, each with a BLAS of one thread."""
+    together = threading.Barrier(2)
+    seen = []
+
+    def embed(*arguments, **options):
+        if len(seen) < 2:
+            seen.append([library.num_threads for library in numpy_ops.blas._libraries])
+            together.wait(timeout=20)
+        return original(*arguments, **options)
+
+    original = numpy_model.embed
+    monkeypatch.setattr(numpy_model, "embed", embed)
+    E5(tiny.checkpoint, threads=2).encode(["cat"] * 4, batch_size=2)
+    assert seen == [[1] * len(numpy_ops.blas._libraries)] * 2
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
+def test_bad_threads(tiny, threads):
+    with pytest.raises(ValueError, match=f"threads is {threads!r}, but must be a whole number of at least 1"):
+        E5(tiny.checkpoint, threads=threads)
+
+
+def test_threads_are_for_numpy(tiny):
+    with pytest.raises(ValueError, match="threads is for backend='numpy'"):
+        E5(tiny.checkpoint, backend="jax", threads=2)
+
+
+def test_a_failing_batch_ends_the_work(tiny, monkeypatch):
+    monkeypatch.setattr(numpy_model, "embed", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        E5(tiny.checkpoint, threads=2).encode(["cat"] * 100, batch_size=2)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("e5ref")]
 
 
 def test_shapes_and_dtypes(tiny):
