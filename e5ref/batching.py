@@ -17,25 +17,25 @@ Ids = NDArray[np.integer]
 Floats = NDArray[np.floating]
 
 
-def token_batches(lengths: Sequence[int], *, max_tokens: int, max_texts: int | None = None) -> Iterator[list[int]]:
+def token_batches(lengths: Sequence[int], *, tokens: int, max_texts: int | None = None) -> Iterator[list[int]]:
     """Split texts into batches of about equal work, the longest texts first.
 
     Args:
         lengths: tokens of each text.
-        max_tokens: the most tokens of a batch (one text may have more).
+        tokens: how many make a batch full; its last text may bring more.
         max_texts: the most texts of one batch; None for no bound.
 
     Yields:
         Indices into `lengths`, each once.
     """
     batch: list[int] = []
-    tokens = 0
+    held = 0
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (tokens + lengths[index] > max_tokens or len(batch) == max_texts):
-            yield batch
-            batch, tokens = [], 0
         batch.append(index)
-        tokens += lengths[index]
+        held += lengths[index]
+        if held >= tokens or len(batch) == max_texts:
+            yield batch
+            batch, held = [], 0
     if batch:
         yield batch
 

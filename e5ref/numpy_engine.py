@@ -19,8 +19,8 @@ from e5ref.numpy_ops import blas, rows_are_independent, threads_do_not_matter
 # there are fifty: see docs/performance.md.
 MAX_THREADS = 16
 
-# Tokens of a batch, so many that products run at the BLAS's full rate: more would only cost memory.
-MAX_TOKENS = 1536
+# Tokens of a batch with which products run at the BLAS's full rate: more would only cost memory.
+FULL_TOKENS = 1536
 
 # Tokens up to which all threads work on one batch together; more are divided among the threads.
 SHARED_TOKENS = 256
@@ -69,11 +69,12 @@ class NumpyEngine:
 
     def batches(self, lengths: Sequence[int], *, max_texts: int | None) -> Iterator[list[int]]:
         """Split texts of these lengths into batches of at most `max_texts`; yields indices."""
-        share = -(-sum(lengths) // self.threads)
+        total = sum(lengths)
+        rounds = -(-total // (self.threads * FULL_TOKENS))  # in each of which every thread gets a batch
         # Where the BLAS rounds a text's rows differently by what stands beside them, it gets one text at a time.
         return token_batches(
             lengths,
-            max_tokens=min(max(share, SHARED_TOKENS), MAX_TOKENS),
+            tokens=max(SHARED_TOKENS, -(-total // (self.threads * max(rounds, 1)))),
             max_texts=max_texts if self.rows_are_independent else 1,
         )
 

@@ -23,7 +23,7 @@ MIN_ROWS = 16
 
 # Up to this many rows a product of float32 is faster as W xᵀ: a BLAS rearranges its second factor first, which here is
 # then the smaller one.
-FEW_ROWS = 128
+FEW_ROWS = 48
 
 
 def in_row_blocks(function: Callable[..., None]) -> Callable[..., Array]:

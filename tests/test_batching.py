@@ -10,13 +10,18 @@ from e5ref import batching
 
 @given(st.lists(st.integers(0, 5000), max_size=50), st.one_of(st.none(), st.integers(1, 5)))
 def test_batches_hold_each_text_once_within_bounds(lengths, max_texts):
-    batches = list(batching.token_batches(lengths, max_tokens=2048, max_texts=max_texts))
+    batches = list(batching.token_batches(lengths, tokens=2048, max_texts=max_texts))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
-        assert len(batch) == 1 or sum(lengths[index] for index in batch) <= 2048
+        assert sum(lengths[index] for index in batch[:-1]) < 2048
         assert max_texts is None or len(batch) <= max_texts
     in_order = [lengths[index] for batch in batches for index in batch]
     assert in_order == sorted(lengths, reverse=True)
+
+
+def test_texts_of_one_length_make_equal_batches():
+    assert [len(batch) for batch in batching.token_batches([10] * 12, tokens=40)] == [4, 4, 4]
+    assert [len(batch) for batch in batching.token_batches([10] * 12, tokens=31)] == [4, 4, 4]
 
 
 def test_pad_ids_by_hand():

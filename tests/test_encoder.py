@@ -1,5 +1,6 @@
 """From text to vector: against sentence-transformers, neighbours, options, bad input."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -222,6 +223,16 @@ def test_a_stream_reads_a_generator_as_it_goes(tiny, monkeypatch):
         ahead.append(read - 7 * number)
     assert max(ahead) <= 7 * (2 * tiny.engine.threads + 4)
     assert max(ahead[40:]) <= max(ahead[:20])
+
+
+def test_a_stream_that_is_left_ends_its_work(tiny, monkeypatch):
+    monkeypatch.setattr(tiny.engine, "window_texts", 7)
+    before = numpy_ops.blas.threads
+    stream = tiny.encode_stream("cat" for _ in itertools.count())
+    next(stream)
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("e5ref")]
+    assert numpy_ops.blas.threads == before
 
 
 def test_long_texts_fill_a_window_sooner(tiny, monkeypatch):
