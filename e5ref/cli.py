@@ -383,7 +383,7 @@ def sts(file: Path, **options: Any) -> None:
 
 @evaluate.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--split", help='Which of qrels/*.tsv.  [default: "test"; "dev" for MSMARCO]')
+@click.option("--split", help='Which of qrels/*.tsv.  [default: "test"; "dev" for MSMARCO; else the only one]')
 @click.option(
     "-k",
     type=click.IntRange(min=1),
@@ -441,6 +441,9 @@ def _evaluate(
         raise click.UsageError("give --protocol or --compare-protocols, not both")
     if output is not None and (output.is_dir() or not os.access(output.resolve().parent, os.W_OK)):
         raise click.UsageError(f"{output}: is a folder, or its folder is none that can be written to")
+    inputs = [data] if data.is_file() else [*data.glob("*.jsonl"), *data.glob("qrels/*.tsv")]
+    if output is not None and output.exists() and any(map(output.samefile, inputs)):
+        raise click.UsageError(f"{output} is part of the data too, and would be lost")
     protocols = get_args(Protocol) if compare_protocols else [protocol or "authors"]
     encoder = _load(model, backend, revision=revision, dtype=dtype, precision=precision)
     reports = run(encoder, data, protocols=protocols, task=task)

@@ -71,8 +71,8 @@ def embed(
     if found is not None:
         progress.update(len(texts))
         return Embedded(*found, doubled)
+    cache.mkdir(parents=True, exist_ok=True)  # where that fails, it does before the work
     vectors, cut = _embed(model, texts, prompt, progress)
-    cache.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as file:
         file.write(save({"embeddings": vectors}, facts | {"cut": str(cut)}))
     return Embedded(vectors, cut, doubled)

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from e5ref.encoder import E5
 from e5ref.evaluation.protocols import Protocol, Role, find_rule
 from e5ref.evaluation.report import require_extra
-from e5ref.numpy_model import l2_normalize
 from e5ref.params import leaves
 
 require_extra("mteb", "mteb", "e5ref.evaluation.mteb")
 
 from mteb.models.model_meta import ModelMeta, ScoringFunction  # noqa: E402  # once it is known to be there
+from mteb.similarity_functions import cos_sim, pairwise_cos_sim  # noqa: E402
 
 
 class Encoder:
@@ -86,14 +86,17 @@ class Encoder:
             show_progress_bar=kwargs.get("show_progress_bar"),
         )
 
-    def similarity(self, embeddings1: Any, embeddings2: Any) -> NDArray[np.floating]:
-        """Compute the cosine of each of some vectors, [n, D] or [D], with each of others; -> [n, m]."""
-        return self.model.similarity(np.asarray(embeddings1), np.asarray(embeddings2))
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Compute the cosine of each of some vectors, [n, D] or [D], with each of others.
 
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> NDArray[np.floating]:
-        """Compute the cosine of each of some vectors, [n, D] or [D], with its counterpart of others; -> [n]."""
-        first, second = (l2_normalize(np.atleast_2d(np.asarray(vectors))) for vectors in (embeddings1, embeddings2))
-        return np.einsum("nd,nd->n", first, second)
+        Returns:
+            [n, m] float32, a tensor of PyTorch: for summarization mteb makes a float of [1, 1], which NumPy refuses.
+        """
+        return cos_sim(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Compute the cosine of each of some vectors, [n, D], with its counterpart; -> [n] float32, a tensor too."""
+        return pairwise_cos_sim(embeddings1, embeddings2)
 
 
 def _model_meta(model: E5, protocol: Protocol) -> ModelMeta:

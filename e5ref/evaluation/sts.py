@@ -181,15 +181,15 @@ def read_pairs(path: Path) -> Pairs:
 def _layout(path: Path, number: int, row: list[str]) -> tuple[tuple[int, int, int], range, bool]:
     """Tell from the first row: the columns of the sentences and the score, how many there may be, if it is a header."""
     names = [name.strip().lower() for name in row]
-    if set(COLUMNS) <= set(names):
+    if all(names.count(name) == 1 for name in COLUMNS):
         first, second, score = (names.index(name) for name in COLUMNS)
         return (first, second, score), range(len(row), len(row) + 1), True
     if len(row) in STSB_WIDTHS and _number(row[STSB_COLUMNS[2]]) is not None:
         return STSB_COLUMNS, STSB_WIDTHS, False
-    if len(row) != 3:
+    if len(row) != 3 or _number(row[2]) is None:
         raise ValueError(
-            f"{path}, line {number}: has {len(row)} columns; write sentence, sentence, score, or name the columns "
-            f"{', '.join(COLUMNS)} in a first line"
+            f"{path}, line {number}: is neither sentence, sentence, score (a number) nor the names of columns with "
+            f"{', '.join(COLUMNS)} each once among them; name or arrange them so"
         )
     return (0, 1, 2), range(3, 4), False
 

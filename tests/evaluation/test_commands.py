@@ -95,13 +95,24 @@ def test_warnings_go_to_standard_error(tiny_bert, pairs):
         (["sts", "pairs.tsv", "--protocol", "authors", "--compare-protocols"], "not both"),
         (["sts", "pairs.tsv", "-o", "no/folder/report.json"], "is none that can be written to"),
         (["sts", "pairs.tsv", "-o", "."], "is a folder"),
+        (["sts", "pairs.tsv", "-o", "../{}/pairs.tsv"], "is part of the data too, and would be lost"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(tiny_bert, pairs, arguments, message, monkeypatch):
     monkeypatch.chdir(pairs.parent)
     (pairs.parent / "bad.tsv").write_text("a\tb\t1\nc\td\n")
+    arguments = [argument.format(pairs.parent.name) for argument in arguments]
     assert message in fails("eval", *arguments, "--model", tiny_bert)
     assert sorted(os.listdir()) == ["bad.tsv", "pairs.tsv"]
+    assert pairs.read_text() == PAIRS
+
+
+@pytest.mark.parametrize("file", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])
+def test_a_report_does_not_overwrite_the_data(tiny_bert, tmp_path, file):
+    folder = write_beir(tmp_path / "set")
+    before = (folder / file).read_bytes()
+    assert "would be lost" in fails("eval", "retrieval", folder, "--model", tiny_bert, "-o", folder / file)
+    assert (folder / file).read_bytes() == before
 
 
 @pytest.mark.parametrize(("command", "module"), [("sts", "scipy"), ("retrieval", "pytrec_eval")])
@@ -122,7 +133,7 @@ main()
 
 def test_stopped_from_the_keyboard(tiny_bert, tmp_path):
     """Ctrl-C: a word, exit code 130, and what the next run continues from."""
-    documents = {f"d{number}": ("", f"cat {'a dog ' * (number % 25)}{number}") for number in range(60000)}
+    documents = {f"d{number}": ("", f"cat {'a dog ' * (number % 25)}{number}") for number in range(20000)}
     folder, cache = write_beir(tmp_path / "set", documents), tmp_path / "cache"
     command = [*COMMAND, "eval", "retrieval", str(folder), "--model", str(tiny_bert), "--cache", str(cache)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -132,4 +143,4 @@ def test_stopped_from_the_keyboard(tiny_bert, tmp_path):
         process.send_signal(signal.SIGINT)
         output, message = process.communicate()
     assert (process.returncode, output, message.strip()) == (130, b"", b"Stopped.")
-    assert {len(load_file(path)["embeddings"]) for path in cache.iterdir()} == {2, 8192}
+    assert {len(load_file(path)["embeddings"]) for path in cache.iterdir()} == {2, 2048}

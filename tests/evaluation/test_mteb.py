@@ -23,6 +23,8 @@ with warnings.catch_warnings():
     from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
     from mteb.abstasks.sts import AbsTaskSTS
     from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.abstasks.text.bitext_mining import AbsTaskBitextMining
+    from mteb.abstasks.text.summarization import AbsTaskSummarization
     from mteb.models.models_protocols import EncoderProtocol
     from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
     from sentence_transformers import SentenceTransformer
@@ -124,7 +126,26 @@ class Reranking(Local, AbsTaskRetrieval):
         return retrieval_data({"q0": ranked, "q1": ranked[::-1]})
 
 
-TASKS = [STS, PairClassification, Classification, Clustering, Retrieval, Quora, Reranking]
+class Summarization(Local, AbsTaskSummarization):
+    metadata = metadata("Summarization", "LocalSummaries", "cosine_spearman")
+    min_score, max_score = 0, 5
+
+    def make(self):
+        rows = {"text": ["of cats", "of stars"], "human_summaries": [CATS[:2], STARS[:2]]}
+        rows |= {"machine_summaries": [CATS[2:], STARS[2:]], "relevance": [[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]]}
+        return DatasetDict(test=Dataset.from_dict(rows))
+
+
+class BitextMining(Local, AbsTaskBitextMining):
+    metadata = metadata("BitextMining", "LocalBitexts", "f1")
+
+    def make(self):
+        return DatasetDict(test=Dataset.from_dict({"sentence1": CATS, "sentence2": CATS[1:] + CATS[:1]}))
+
+
+TASKS = [
+    *(STS, PairClassification, Classification, Clustering, Retrieval, Quora, Reranking, Summarization, BitextMining)
+]
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +215,8 @@ AUTHORS = {
     Retrieval: (["query: ", "passage: "], True),
     Quora: (["query: ", "query: "], True),
     Reranking: (["query: ", "query: "], True),
+    Summarization: (None, True),
+    BitextMining: (None, True),
 }
 
 
@@ -263,4 +286,6 @@ def test_similarity(model):
     a, b = model.encode(CATS), model.encode(STARS, normalize_embeddings=False)
     table = encoder.similarity(a, b)
     assert table.shape == (5, 5)
-    assert encoder.similarity_pairwise(a, b) == pytest.approx(table.diagonal(), abs=1e-6)
+    np.testing.assert_allclose(table, model.similarity(a, b), rtol=0, atol=VECTORS["float32"])
+    np.testing.assert_allclose(encoder.similarity_pairwise(a, b), table.diagonal(), rtol=0, atol=VECTORS["float32"])
+    assert float(encoder.similarity(a[0], b[0])) == pytest.approx(float(table[0, 0]), abs=VECTORS["float32"])

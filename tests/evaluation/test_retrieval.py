@@ -208,6 +208,21 @@ def test_the_split(model, tmp_path):
         evaluate_retrieval(model, other, split="train")
 
 
+def test_the_only_split_is_taken_and_said(model, tmp_path):
+    for name, split, usual in (("msmarco", "test", "dev"), ("other", "dev", "test")):
+        folder = write_beir(tmp_path / name, split=split)
+        with pytest.warns(UserWarning, match=f"has no qrels/{usual}.tsv; the only split there, {split}, was taken"):
+            (report,) = evaluate_retrieval(model, folder)
+        assert report["split"] == split
+        assert len(report["warnings"]) == 1
+        assert evaluate_retrieval(model, folder, split=split)[0]["warnings"] == []
+        with pytest.raises(FileNotFoundError, match=f"has no qrels/{usual}.tsv"):
+            evaluate_retrieval(model, folder, split=usual)
+    write_beir(folder, split="train")
+    with pytest.raises(FileNotFoundError, match=r"has no qrels/test.tsv; choose a split that is there: dev, train"):
+        evaluate_retrieval(model, folder)
+
+
 def test_a_document_that_is_the_query_itself(model, tmp_path):
     """Left out for ArguAna and where asked; else it counts as any other, and is pointed out."""
     documents = DOCUMENTS | {"q1": ("", QUERIES["q1"])}
@@ -246,6 +261,7 @@ def edit(path, old: str, new: str) -> None:
         ("corpus.jsonl", '"d2"', "2", "line 2: is not a JSON object with"),
         ("corpus.jsonl", "a dog", "\\ud800", "line 2: is not a JSON object with .* valid strings"),
         ("corpus.jsonl", '"d2"', '""', "line 2: is not a JSON object with"),
+        ("corpus.jsonl", '"d2"', '"d1\\u0000"', "line 2: is not a JSON object with"),
         ("corpus.jsonl", '"d4"', '"d2"', "line 4: the id 'd2' is that of line 2 too"),
         ("corpus.jsonl", '"d', '"e', "are the two of one data set"),
         ("queries.jsonl", '"q2"', '"q1"', "queries.jsonl, line 2: the id 'q1' is there twice"),
@@ -258,6 +274,9 @@ def edit(path, old: str, new: str) -> None:
             "test.tsv, line 2: must be a query's id, a document's id and a whole",
         ),
         ("qrels/test.tsv", "q1\td1\t2", "q1\td1\t2.5", "line 2: must be"),
+        ("qrels/test.tsv", "q1\td1\t2", "q1\td1\t1_0", "line 2: must be"),
+        ("qrels/test.tsv", "q1\td1\t2", "q1\td1\t1000000000000", "line 2: must be"),
+        ("qrels/test.tsv", "q1\td1\t2", "q1\td1\0\t2", "line 2: must be"),
         ("qrels/test.tsv", "q1\td1\t2", "q1\t0\td1\t2", "line 2: must be"),
         ("qrels/test.tsv", "q1\td1\t2", "q1\td1", "line 2: must be"),
         ("qrels/test.tsv", "q1\td2\t1", "q1\td1\t1", "line 3: judges document 'd1' for query 'q1' a second time"),
@@ -285,7 +304,7 @@ def test_empty_and_windows_files(model, folder, file):
             evaluate_retrieval(model, folder)
         write_beir(folder)
     (folder / file).unlink()
-    with pytest.raises(FileNotFoundError, match=r"No such file|has no qrels/test.tsv"):
+    with pytest.raises(FileNotFoundError, match=rf"set: has no {file}; it must be a folder in BEIR's"):
         evaluate_retrieval(model, folder)
 
 

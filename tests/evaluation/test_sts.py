@@ -69,9 +69,10 @@ def test_a_quoted_field_may_go_over_lines(tmp_path):
         (b"a\tb\t1\nc\td\t2\te\n", "line 2: has 4 columns, but must have 3"),
         (b"a\tb\t1\nc\td\tgood\n", "line 2: the score 'good' is not a number"),
         (b"a\tb\t1\nc\td\tnan\n", "line 2: the score 'nan' is not a number"),
-        (b"a\tb\tscore\nc\td\t1\n", "line 1: the score 'score' is not a number"),
-        (b"a\tb\n", "line 1: has 2 columns; write sentence, sentence, score, or name the columns"),
-        (b"one,two,three,four\n", "line 1: has 4 columns; write"),
+        (b"a\tb\tscore\nc\td\t1\n", "line 1: is neither sentence, sentence, score .* nor the names"),
+        (b"score,sentence1,score,sentence2\n1,a,2,b\n", "line 1: is neither .* each once"),
+        (b"a\tb\n", "line 1: is neither sentence, sentence, score"),
+        (b"one,two,three,four\n", "line 1: is neither"),
         (STSB.encode() + b"main\tx\t2012\t7\t1\tonly one\n", "line 3: has 6 columns, but must have 7"),
         (b"a,b,1\nc,d,2\n\"e,f,3\ng,h,4\n", "line 3: is not comma-separated text"),
         ("naïve\tcafé\t1\n".encode("cp1252"), r"pairs.tsv, line 1: is not UTF-8 \(byte 2\); convert the file"),
@@ -156,7 +157,7 @@ def test_protocols_put_different_prompts(model, tmp_path):
         assert report["prompts"] == {"sentence": prompt}
         assert report["provenance"]["sentence"]["prompt"] == prompt
         first, second = (model.encode([prompt + text for text in texts]) for texts in (pairs.first, pairs.second))
-        cosines = model.similarity(first, second).diagonal()
+        cosines = (first.astype(np.float64) * second).sum(axis=1)
         assert report["scores"]["pearson"] == pytest.approx(pearsonr(cosines, pairs.scores).statistic, abs=1e-6)
     assert abs(reports[0]["scores"]["pearson"] - reports[1]["scores"]["pearson"]) > 1e-3
 
