@@ -23,7 +23,7 @@ from e5ref.encoder import E5, Backend, Precision, Truncation, require_jax
 from e5ref.evaluation.protocols import Protocol
 from e5ref.files import decoded_lines, written_whole
 from e5ref.params import leaves
-from e5ref.prompts import find_prompt
+from e5ref.prompts import count_doubled, doubled_prompts, find_prompt
 
 PROMPTS = ("query", "passage", "none")
 SUFFIXES = (".npy", ".safetensors", ".jsonl")
@@ -157,10 +157,7 @@ def embed(
         if output.suffix not in SUFFIXES:
             raise click.UsageError(f"{output}: the name must end in {', '.join(SUFFIXES)}")
         output = output.resolve()
-        if output.is_dir() or not os.access(output.parent, os.W_OK):
-            raise click.UsageError(f"{output}: is a folder, or {output.parent} is none that can be written to")
-        if source not in (None, "-") and output.exists() and output.samefile(source):
-            raise click.UsageError(f"{output} is the input too, and would be lost")
+        _check_output(output, [] if source in (None, "-") else [source])
     lines = _texts(texts, source, "TEXT")
     lines = lines[len(lines) * index // shares : len(lines) * (index + 1) // shares]
     encoder = _load(model, backend, revision=revision, dtype=dtype, precision=precision, threads=threads)
@@ -439,11 +436,8 @@ def _evaluate(
 
     if compare_protocols and protocol:
         raise click.UsageError("give --protocol or --compare-protocols, not both")
-    if output is not None and (output.is_dir() or not os.access(output.resolve().parent, os.W_OK)):
-        raise click.UsageError(f"{output}: is a folder, or its folder is none that can be written to")
-    inputs = [data] if data.is_file() else [*data.glob("*.jsonl"), *data.glob("qrels/*.tsv")]
-    if output is not None and output.exists() and any(map(output.samefile, inputs)):
-        raise click.UsageError(f"{output} is part of the data too, and would be lost")
+    if output is not None:
+        _check_output(output, [data] if data.is_file() else [*data.glob("*.jsonl"), *data.glob("qrels/*.tsv")])
     protocols = get_args(Protocol) if compare_protocols else [protocol or "authors"]
     encoder = _load(model, backend, revision=revision, dtype=dtype, precision=precision)
     reports = run(encoder, data, protocols=protocols, task=task)
@@ -497,11 +491,18 @@ def _share(share: str | None, backend: Backend) -> tuple[int, int]:
     return int(index), int(shares)
 
 
-def _warn_of_doubled(prefix: str, texts: list[str]) -> None:
-    """Warn where a text starts with the prompt that is about to be put before it."""
-    doubled = sum(text.startswith(prefix) for text in texts) if prefix else 0
-    if doubled:
-        warnings.warn(f"{doubled} of {len(texts)} texts start with {prefix!r} already, and get it twice", stacklevel=1)
+def _warn_of_doubled(prompt: str, texts: list[str]) -> None:
+    """Warn where texts start with the prompt that is about to be put before them."""
+    for note in doubled_prompts("texts", prompt, count_doubled(prompt, texts), len(texts)):
+        warnings.warn(note, stacklevel=1)
+
+
+def _check_output(output: Path, inputs: Iterable[str | Path]) -> None:
+    """Refuse, before any work, an output that cannot be written or that is one of the inputs."""
+    if output.is_dir() or not os.access(output.resolve().parent, os.W_OK):
+        raise click.UsageError(f"{output}: is a folder, or {output.resolve().parent} is none that can be written to")
+    if output.exists() and any(map(output.samefile, inputs)):
+        raise click.UsageError(f"{output} is part of the input, and would be lost")
 
 
 def _texts(arguments: tuple[str, ...], source: str | None, metavar: str) -> list[str]:

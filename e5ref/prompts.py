@@ -1,6 +1,6 @@
 """What stands before a text: "query: " and "passage: ", and how a caller names them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 # What every E5 checkpoint was trained with (Wang et al., section 3).
 E5_PROMPTS = {"query": "query: ", "passage": "passage: "}
@@ -34,3 +34,13 @@ def find_prompt(prompts: Mapping[str, str], prompt_name: str | None, prompt: str
         if name in prompts:
             return prompts[name]
     raise ValueError(f"unknown prompt_name {prompt_name!r}: this checkpoint has {sorted(prompts) or 'no prompts'}")
+
+
+def count_doubled(prompt: str, texts: Iterable[str]) -> int:
+    """Count the texts that start with a prompt already, before it is put there."""
+    return sum(text.startswith(prompt) for text in texts) if prompt else 0
+
+
+def doubled_prompts(what: str, prompt: str, doubled: int, texts: int) -> list[str]:
+    """Say, if so, that texts started with their prompt already."""
+    return [f"{doubled} of {texts} {what} start with {prompt!r} already, and get it twice"] if doubled else []

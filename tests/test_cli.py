@@ -153,7 +153,7 @@ def test_the_input_is_not_overwritten(tiny_bert, tmp_path):
     source.write_text('{"text": "query: cat", "id": 7}\n')
     (tmp_path / "link.jsonl").symlink_to(source)
     for output in ("texts.jsonl", "link.jsonl"):
-        assert "is the input too" in fails("embed", "-i", source, "-o", tmp_path / output, "--model", tiny_bert)
+        assert "is part of the input" in fails("embed", "-i", source, "-o", tmp_path / output, "--model", tiny_bert)
     assert source.read_text() == '{"text": "query: cat", "id": 7}\n'
 
 

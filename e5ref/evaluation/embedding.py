@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from e5ref.encoder import E5, PROGRESS_DELAY
 from e5ref.files import written_whole
+from e5ref.prompts import count_doubled
 
-# Texts that NumPy embeds between two steps of the progress bar, a few seconds. JAX gets all at once, to stay busy.
-STEP_TEXTS = 512
+# Texts from which on embedding takes more than a few seconds.
+MANY_TEXTS = 512
 
 # What says where a checkpoint lay rather than what it is, and so may differ between vectors that are the same.
 PLACES = ("model", "revision")
@@ -37,8 +38,8 @@ def provenance(model: E5, prompt: str) -> dict[str, str]:
 
 
 def progress_bar(texts: int) -> "tqdm[Any]":
-    """Make a bar for so many texts, that a terminal shows at once where they are more than one step."""
-    delay = 0 if texts > STEP_TEXTS else PROGRESS_DELAY
+    """Make a bar for so many texts, that a terminal shows at once where they are many: its first step takes a while."""
+    delay = 0 if texts > MANY_TEXTS else PROGRESS_DELAY
     return tqdm(total=texts, desc="embedding", unit="text", delay=delay, disable=None)
 
 
@@ -61,7 +62,7 @@ def embed(
         The vectors, and what they cannot show.
     """
     progress = tqdm(disable=True) if progress is None else progress
-    doubled = sum(text.startswith(prompt) for text in texts) if prompt else 0
+    doubled = count_doubled(prompt, texts)
     if cache is None:
         return Embedded(*_embed(model, texts, prompt, progress), doubled)
     facts = {key: value for key, value in provenance(model, prompt).items() if key not in PLACES}
@@ -78,24 +79,18 @@ def embed(
     return Embedded(vectors, cut, doubled)
 
 
-def doubled_prompts(what: str, prompt: str, doubled: int, texts: int) -> list[str]:
-    """Say, if so, that texts started with their prompt already."""
-    return [f"{doubled} of {texts} {what} start with {prompt!r} already, and get it twice"] if doubled else []
-
-
 def _embed(model: E5, texts: Sequence[str], prompt: str, progress: "tqdm[Any]") -> tuple[NDArray[np.floating], int]:
     """Embed texts: their vectors, and how many were cut."""
-    step = STEP_TEXTS if model.engine.provenance()["backend"] == "numpy" else max(1, len(texts))
-    parts, cut = [np.empty((0, model.checkpoint.config.hidden_size), model.dtype)], 0
-    for start in range(0, len(texts), step):
-        some = texts[start : start + step]
-        vectors = model.encode(
-            some, prompt=prompt, normalize_embeddings=True, truncation="allow", show_progress_bar=False
-        )
-        parts.append(vectors)
-        cut += sum(text.truncated for text in model.tokenizer([prompt + text for text in some]))
-        progress.update(len(some))
-    return np.concatenate(parts), cut
+    vectors = np.empty((len(texts), model.checkpoint.config.hidden_size), model.dtype)
+    cut = stop = 0
+    for part in model.encode_stream(
+        texts, prompt=prompt, normalize_embeddings=True, truncation="allow", show_progress_bar=False
+    ):
+        start, stop = stop, stop + len(part)
+        vectors[start:stop] = part
+        cut += sum(text.truncated for text in model.tokenizer([prompt + text for text in texts[start:stop]]))
+        progress.update(len(part))
+    return vectors, cut
 
 
 def _read(path: Path, facts: dict[str, str]) -> tuple[NDArray[np.floating], int] | None:

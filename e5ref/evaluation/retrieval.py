@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from e5ref.encoder import E5, PROGRESS_DELAY
-from e5ref.evaluation.embedding import doubled_prompts, embed, progress_bar
+from e5ref.evaluation.embedding import embed, progress_bar
 from e5ref.evaluation.protocols import IDENTICAL_IDS, SPLITS, Protocol, Role, Rule, find_rule, find_task
 from e5ref.evaluation.report import make_report, require_extra, warn
 from e5ref.files import decoded_lines
+from e5ref.prompts import doubled_prompts
 
 # Documents embedded, searched and kept together, and queries that are compared with them at a time. A run that is
 # stopped loses the block that it is in: on a laptop's CPU, about a minute of e5-small.

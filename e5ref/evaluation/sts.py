@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.encoder import E5
-from e5ref.evaluation.embedding import doubled_prompts, embed, progress_bar
+from e5ref.evaluation.embedding import embed, progress_bar
 from e5ref.evaluation.protocols import Protocol, find_rule, find_task
 from e5ref.evaluation.report import make_report, require_extra, warn
 from e5ref.files import decoded_lines
+from e5ref.prompts import doubled_prompts
 
 # STS Benchmark's own files: genre, file, year, index, score, two sentences, and in some lines one or two sources.
 STSB_COLUMNS, STSB_WIDTHS = (5, 6, 4), range(7, 10)

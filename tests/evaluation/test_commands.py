@@ -95,7 +95,7 @@ def test_warnings_go_to_standard_error(tiny_bert, pairs):
         (["sts", "pairs.tsv", "--protocol", "authors", "--compare-protocols"], "not both"),
         (["sts", "pairs.tsv", "-o", "no/folder/report.json"], "is none that can be written to"),
         (["sts", "pairs.tsv", "-o", "."], "is a folder"),
-        (["sts", "pairs.tsv", "-o", "../{}/pairs.tsv"], "is part of the data too, and would be lost"),
+        (["sts", "pairs.tsv", "-o", "../{}/pairs.tsv"], "is part of the input, and would be lost"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(tiny_bert, pairs, arguments, message, monkeypatch):

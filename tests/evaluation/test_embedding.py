@@ -25,18 +25,18 @@ def model(tiny_bert):
 def embedded(monkeypatch):
     """The texts that a model embeds, in the order that they come."""
     embedded = []
-    encode = e5ref.E5.encode
+    encode = e5ref.E5.encode_stream
 
     def record(self, texts, **options):
         embedded.extend(texts)
         return encode(self, texts, **options)
 
-    monkeypatch.setattr(e5ref.E5, "encode", record)
+    monkeypatch.setattr(e5ref.E5, "encode_stream", record)
     return embedded
 
 
 def test_vectors_are_those_of_encode(model, monkeypatch):
-    monkeypatch.setattr(embedding, "STEP_TEXTS", 2)
+    monkeypatch.setattr(model.engine, "window_texts", 2)
     vectors, cut, doubled = embedding.embed(model, TEXTS, "query: ")
     np.testing.assert_array_equal(vectors, model.encode_query(TEXTS, truncation="allow"))
     assert (cut, doubled) == (1, 0)
@@ -130,7 +130,7 @@ def test_a_run_that_was_stopped_continues(model, tmp_path, embedded, monkeypatch
     expected = evaluate_retrieval(model, folder)[0]["scores"]
     embedded.clear()
 
-    encode = e5ref.E5.encode
+    encode = e5ref.E5.encode_stream
 
     def stop(self, texts, **options):
         if "water and light" in texts:
@@ -139,7 +139,7 @@ def test_a_run_that_was_stopped_continues(model, tmp_path, embedded, monkeypatch
 
     cache = tmp_path / "cache"
     with monkeypatch.context() as patched:
-        patched.setattr(e5ref.E5, "encode", stop)
+        patched.setattr(e5ref.E5, "encode_stream", stop)
         with pytest.raises(KeyboardInterrupt):
             evaluate_retrieval(model, folder, cache=cache)
     assert len(embedded) == 2 + 4
