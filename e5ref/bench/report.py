@@ -96,16 +96,15 @@ def chart(results: Sequence[Mapping[str, Any]]) -> str:
                 speed = row["tokens_per_second"]
                 least, middle, most = (LEFT + LENGTH * speed[key] / top for key in ("min", "median", "max"))
                 kind = "int8" if row["precision"] == "int8" else "peer" if row["is_peer"] else "ours"
-                label = f"{speed['median']:,.0f} tokens/s" + (", less exact" if kind == "int8" else "")
                 body += [
                     f'<text x="{LEFT - 8}" y="{y + 16}" text-anchor="end">{escape(row["contender"])}</text>',
                     f'<rect class="{kind}" x="{LEFT}" y="{y + 3}" width="{middle - LEFT:.1f}" height="{LINE - 7}"/>',
                     f'<path class="spread" d="M{least:.1f} {y + 11.5}H{most:.1f}"/>',
-                    f'<text x="{most + 8:.1f}" y="{y + 16}">{label}</text>',
+                    f'<text x="{most + 8:.1f}" y="{y + 16}">{speed["median"]:,.0f} tokens/s</text>',
                 ]
                 y += LINE
             y += 12
-    note = "Bars: the median of all rounds; lines: the slowest to the fastest."
+    note = "Bars: the median of all rounds; lines: the slowest to the fastest. Dashed: int8, not of the same precision."
     body.append(f'<text x="12" y="{y + 16}">{note}</text>')
     height = y + 30
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">'
