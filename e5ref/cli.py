@@ -309,20 +309,42 @@ def warm_up(model: str, revision: str | None, dtype: str, precision: Precision |
     metavar="NAME,…",
     help="numpy, jax-highest, jax-high, jax-bfloat16, jax-float16.  [default: those that suit the machine]",
 )
-@click.option("--against", metavar="NAME,…", default="", help="transformers, sentence-transformers, onnxruntime.")
+@click.option(
+    "--against",
+    metavar="NAME,…",
+    default="",
+    help="model-card, transformers, sentence-transformers, fastembed, onnxruntime, onnxruntime-fused, "
+    "onnxruntime-int8.",
+)
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns that each one takes.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, writable=True, path_type=Path),
+    help="Write bench.json and a chart, bench.svg, to this folder too.",
+)
 @json_option
 def bench(
-    models: tuple[str, ...], source: str | None, ours: str | None, against: str, rounds: int, as_json: bool
+    models: tuple[str, ...],
+    source: str | None,
+    ours: str | None,
+    against: str,
+    rounds: int,
+    output: Path | None,
+    as_json: bool,
 ) -> None:
     """Measure e5ref beside its peers, on this machine.
 
     All embed the same inputs in turn: texts of 64, 128 and 512 tokens, and those of --texts. Each is first compared
-    with float64; one that is wrong is not timed.
+    with float64; one that is wrong is not timed. On a CPU, each also starts processes of its own, for the time until
+    the first vector and for the most memory.
     """
     from e5ref.bench import bench as measure
-    from e5ref.bench import suitable_contenders, table
+    from e5ref.bench import suitable_contenders
+    from e5ref.bench.report import chart, table
 
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
     texts = [] if source is None else _texts((), source, "TEXT")
     own = suitable_contenders() if ours is None else ours.split(",")
     results = []
@@ -330,8 +352,13 @@ def bench(
         results.append(measure(model, [*own, *filter(None, against.split(","))], texts=texts, rounds=rounds))
         if not as_json:
             click.echo(table(results[-1]) + "\n")
+    content = json.dumps(results, indent=2) + "\n"
     if as_json:
-        click.echo(json.dumps(results, indent=2))
+        click.echo(content, nl=False)
+    if output is not None:
+        for name, text in (("bench.json", content), ("bench.svg", chart(results))):
+            with written_whole(output.resolve() / name) as file:
+                file.write(text.encode())
 
 
 @commands.group("eval")

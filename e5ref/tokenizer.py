@@ -63,6 +63,12 @@ class Tokenizer:
         """Tokenize texts. Anything but text that can be written as UTF-8 must have been refused before."""
         return [self._tokenized(encoding) for encoding in self._tokenizer.encode_batch_fast(texts)]
 
+    def save(self, path: Path) -> None:
+        """Write a tokenizer.json from which other libraries cut and pad as e5ref does."""
+        tokenizer = FastTokenizer.from_str(self._tokenizer.to_str())
+        tokenizer.enable_padding(pad_id=self.pad_id, pad_token=tokenizer.id_to_token(self.pad_id) or "[PAD]")
+        tokenizer.save(str(path))
+
     def _tokenized(self, encoding: Encoding) -> TokenizedText:
         ids = encoding.ids
         # Only a text that fills its room can have been cut. What was cut off comes in pieces with their own specials.

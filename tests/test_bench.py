@@ -2,12 +2,23 @@
 
 import json
 import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import get_args
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from e5ref import E5, bench, read_checkpoint
-from e5ref.bench import Contender, flops_per_token, product_rates, speed_ratio, table, write_random_checkpoint
+from e5ref.bench import contenders, measure
+from e5ref.bench.contenders import CONTENDERS, Contender, run_engine
+from e5ref.bench.measure import flops_per_token, product_rates, speed_ratio
+from e5ref.bench.prepare import write_exports, write_random_checkpoint
+from e5ref.bench.report import INT8_NOTE, chart, table
+from e5ref.encoder import Precision
 
 TINY = {
     "num_hidden_layers": 1,
@@ -22,9 +33,9 @@ TEXTS = [f"passage: {'how much protein a female eats ' * (1 + number % 12)}" for
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(bench, "PAUSE", 0)
-    monkeypatch.setattr(bench, "FIXED_TOKENS", 256)
-    monkeypatch.setattr(bench, "LATENCY_CALLS", 3)
+    monkeypatch.setattr(measure, "PAUSE", 0)
+    monkeypatch.setattr(measure, "FIXED_TOKENS", 256)
+    monkeypatch.setattr(measure, "LATENCY_CALLS", 3)
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +45,38 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def prepared(folder, tmp_path_factory):
+    """The two folders that contenders load from."""
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package, reason="comes with `pip install e5ref[bench]`")
+    exports = tmp_path_factory.mktemp("exports")
+    write_exports(E5(read_checkpoint(folder)), ["onnxruntime-fused", "onnxruntime-int8"], exports)
+    return folder, exports
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Processes of their own are not started: in those there are no planted contenders."""
+    monkeypatch.setattr(bench, "measure_processes", lambda *arguments: [])
+
+
 def planted(name, change, **facts):
     """Make a peer that computes what e5ref does, then changes it."""
 
-    def make(encoder):
+    def make(checkpoint, exports):
+        encoder = E5(read_checkpoint(checkpoint), truncation="allow")
         yield Contender(
             name,
             lambda texts: change(encoder.encode(texts)),
-            lambda ids: change(bench._run_engine(encoder, ids)),
+            lambda ids: change(run_engine(encoder, ids)),
             **facts,
         )
 
     return make
 
 
-def test_all_installed_contenders_agree_and_are_timed():
+def test_all_installed_contenders_agree_and_are_timed(in_process):
     result = bench.bench(TINY, ["numpy", "jax-highest", "transformers"], texts=TEXTS, lengths=(16, 64), rounds=2)
     assert [inputs["name"] for inputs in result["inputs"]] == ["texts", "16 tokens", "64 tokens"]
     assert [inputs["tokens"] for inputs in result["inputs"][1:]] == [256, 256]
@@ -66,17 +94,33 @@ def test_all_installed_contenders_agree_and_are_timed():
     assert len({len(line) for line in table(result).splitlines() if line.startswith("|")}) <= 3  # a width per table
 
 
-def test_sentence_transformers_takes_texts_only():
+def test_sentence_transformers_takes_texts_only(in_process):
     result = bench.bench(TINY, ["sentence-transformers", "numpy"], texts=TEXTS, lengths=(16,), rounds=1)
     rows = [[row["contender"] for row in inputs["rows"] if row["right"]] for inputs in result["inputs"]]
     assert rows == [["e5ref numpy", "sentence-transformers"], ["e5ref numpy"]]
 
 
-def test_onnxruntime_agrees():
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    result = bench.bench(TINY, ["onnxruntime"], texts=TEXTS, lengths=(16,), rounds=1)
-    assert [row["right"] for inputs in result["inputs"] for row in inputs["rows"]] == [True, True]
+def test_the_model_cards_code_agrees(in_process):
+    result = bench.bench(TINY, ["model-card"], texts=TEXTS, lengths=(), rounds=1)
+    (row,) = result["inputs"][0]["rows"]
+    assert (row["contender"], row["right"]) == ("model card's code", True)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-fused", "onnxruntime-int8", "fastembed"])
+def test_exported_graphs_agree(name, prepared):
+    if name == "fastembed":
+        pytest.importorskip("fastembed", reason="comes with `pip install e5ref[bench]`")
+    (contender,) = CONTENDERS[name](*prepared)
+    (again,) = CONTENDERS[name](*prepared)  # fastembed keeps a list of names
+    expected = E5(read_checkpoint(prepared[0]), truncation="allow").encode(TEXTS)
+    error = np.abs(contender.of_texts(TEXTS) - expected).max()
+    assert error < 5e-7 if contender.precision == "float32" else 1e-4 < error < measure.BOUNDS["int8"] / 3
+    np.testing.assert_array_equal(again.of_texts(TEXTS[:3]), contender.of_texts(TEXTS[:3]))
+
+
+def test_contenders_are_those_of_all_precisions():
+    assert [name for name in CONTENDERS if name.startswith("jax")] == [f"jax-{name}" for name in get_args(Precision)]
+    assert set(contenders.PACKAGES) == {name for name in CONTENDERS if not name.startswith(("numpy", "jax"))}
 
 
 @pytest.mark.parametrize(
@@ -86,11 +130,12 @@ def test_onnxruntime_agrees():
         (lambda vectors: vectors + 2e-5, "float32", False),
         (lambda vectors: vectors + 2e-5, "bfloat16", True),
         (lambda vectors: vectors + 4e-2, "bfloat16", False),
+        (lambda vectors: vectors + 4e-2, "int8", False),
         (lambda vectors: np.full_like(vectors, np.nan), "bfloat16", False),
         (lambda vectors: vectors[::-1], "float32", False),
     ],
 )
-def test_who_is_wrong_is_not_timed(change, precision, right, monkeypatch):
+def test_who_is_wrong_is_not_timed(change, precision, right, monkeypatch, in_process):
     calls = []
     change_and_count = lambda vectors: (calls.append(len(vectors)), change(vectors))[1]  # noqa: E731
     monkeypatch.setitem(bench.CONTENDERS, "planted", planted("planted", change_and_count, precision=precision))
@@ -102,6 +147,69 @@ def test_who_is_wrong_is_not_timed(change, precision, right, monkeypatch):
     assert ("tokens_per_second" in theirs) is right
     assert ("planted" in ours["ratios"]) is right
     assert ("wrong" in table(result)) is not right
+
+
+def test_int8_is_marked_and_no_best_peer(monkeypatch, in_process):
+    monkeypatch.setitem(bench.CONTENDERS, "exact", planted("exact", lambda vectors: time.sleep(0.05) or vectors))
+    monkeypatch.setitem(bench.CONTENDERS, "coarse", planted("coarse", lambda vectors: vectors, precision="int8"))
+    lines = table(bench.bench(TINY, ["exact", "coarse"], lengths=(16,), rounds=1)).splitlines()
+    ratios = {line.split("|")[1].strip(): line.split("|")[5].strip() for line in lines if line.startswith("| ")}
+    assert ratios["exact"] == "1.00"
+    assert float(ratios["coarse"]) > 1
+    assert lines[-1] == INT8_NOTE
+
+
+def test_processes_of_their_own():
+    """The one that imports torch takes longer and more memory; what this process itself holds does not count."""
+    import torch
+
+    held = torch.ones(1 << 27)  # 512 MiB
+    result = bench.bench(TINY, ["numpy", "transformers"], texts=TEXTS, lengths=(), rounds=2)
+    ours, theirs = result["processes"]
+    assert (ours["contender"], theirs["contender"]) == ("e5ref numpy", "transformers float32")
+    assert 0 < ours["first_vector_s"]["min"] <= ours["first_vector_s"]["median"] <= ours["first_vector_s"]["max"]
+    assert ours["ratios"]["transformers float32"] > 1
+    assert theirs["ratios"] == {"transformers float32": 1.0}
+    if Path("/proc/self/status").exists():
+        assert ours["peak_mib"] < theirs["peak_mib"] < held.nbytes / 2**20
+    else:
+        assert ours["peak_mib"] is theirs["peak_mib"] is None
+
+
+def test_a_process_that_fails_says_why(folder, tmp_path):
+    with pytest.raises(ChildProcessError, match=r"'numpy' failed in a process of its own: .*no such folder"):
+        measure._start(["numpy", str(folder / "none"), str(tmp_path), str(tmp_path)], {})
+    with pytest.raises(ChildProcessError, match=r"No such file .*texts\.json"):  # after its first vector
+        measure._start(["numpy", str(folder), str(tmp_path), str(tmp_path / "texts.json")], {})
+
+
+def test_peers_start_without_e5ref_and_the_exporter(prepared, tmp_path):
+    (tmp_path / "texts.json").write_text("[]")
+    code = "import runpy, sys; runpy.run_path(sys.argv[0], run_name='__main__'); print(*sys.modules)"
+    arguments = [contenders.__file__, "onnxruntime", *map(str, prepared), str(tmp_path / "texts.json")]
+    code = f"import sys; sys.argv = {arguments!r}; {code}"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    loaded = {name.split(".")[0] for name in output.splitlines()[-1].split()}
+    assert "onnxruntime" in loaded
+    assert not {"e5ref", "torch", "transformers", "onnx", "safetensors", "jax"} & loaded
+
+
+def test_the_chart_shows_each_input_and_contender(monkeypatch, in_process):
+    monkeypatch.setitem(bench.CONTENDERS, "planted", planted("A & B", lambda vectors: vectors))
+    monkeypatch.setitem(bench.CONTENDERS, "wrong", planted("wrong", lambda vectors: -vectors))
+    result = bench.bench(TINY, ["numpy", "planted", "wrong"], texts=TEXTS, lengths=(16,), rounds=2)
+    image = ElementTree.fromstring(chart([result, result]))
+    written = [element.text for element in image.findall(".//{*}text")]
+    assert written.count("e5ref numpy") == written.count("A & B") == 4
+    assert "random weights, 1 layers of 32. 16 tokens: 16 texts, 256 tokens" in written
+    assert "wrong" not in written
+    bars = [element for element in image.findall(".//{*}rect") if element.get("class") in ("ours", "peer")]
+    speeds = [row["tokens_per_second"] for row in result["inputs"][0]["rows"] if row["right"]]
+    top = max(speed["max"] for speed in speeds)
+    widths = [float(bar.get("width")) for bar in bars[:2]]
+    assert widths == pytest.approx([400 * speed["median"] / top for speed in speeds], abs=0.1)
+    height = float(image.get("height"))
+    assert all(float(element.get("y")) < height for element in image.findall(".//{*}text"))
 
 
 def test_a_random_checkpoint_gives_transformers_our_vectors(folder):
@@ -128,12 +236,12 @@ def test_ratios_are_those_of_rounds():
     assert speed_ratio([2.0], [1.0]) == 0.5
 
 
-def test_a_run_gives_the_ratios_of_its_rounds(monkeypatch):
+def test_a_run_gives_the_ratios_of_its_rounds(monkeypatch, in_process):
     """Round by round ours takes 1, 5 and 2 s, theirs 2, 10 and 20: also where the order turns round."""
     seconds = iter([1.0, 2.0, 10.0, 5.0, 2.0, 20.0])
     monkeypatch.setitem(bench.CONTENDERS, "planted", planted("planted", lambda vectors: vectors))
     monkeypatch.setattr(bench, "product_rates", lambda contenders: [])
-    monkeypatch.setattr(bench, "_seconds", lambda call, times: [next(seconds)])
+    monkeypatch.setattr(measure, "_seconds", lambda call, times: [next(seconds)])
     result = bench.bench(TINY, ["planted", "numpy"], lengths=(16,), rounds=3)
     ours, theirs = result["inputs"][0]["rows"]
     assert ours["ratios"] == {"planted": 2.0}
@@ -160,7 +268,7 @@ def test_half_precisions_share_a_ceiling():
 
 
 def test_attention_is_timed_in_both_forms(folder, monkeypatch):
-    monkeypatch.setattr(bench, "GPU_BATCH_TOKENS", 512)
+    monkeypatch.setattr(measure, "GPU_BATCH_TOKENS", 512)
     rows = bench.attention_times(read_checkpoint(folder).config)
     assert [row["tokens"] for row in rows] == [64, 128, 512]
     assert all(row["plain_ms"] > 0 and row["fast_ms"] > 0 for row in rows)
@@ -170,13 +278,13 @@ def test_a_missing_peer_says_what_to_install(monkeypatch):
     found = bench.find_spec
     monkeypatch.setattr(bench, "find_spec", lambda name: None if name.startswith("onnx") else found(name))
     monkeypatch.setattr(bench, "write_random_checkpoint", None)  # nothing is written before
-    with pytest.raises(ModuleNotFoundError, match=r"'onnxruntime' .*pip install onnx onnxruntime$"):
+    with pytest.raises(ModuleNotFoundError, match=r"'onnxruntime' needs onnx, onnxruntime: pip install 'e5ref"):
         bench.bench(TINY, ["numpy", "onnxruntime"])
 
 
 def test_an_unknown_contender_is_refused():
-    with pytest.raises(ValueError, match="'fastembed' is not one of numpy, jax-highest"):
-        bench.bench(TINY, ["fastembed"])
+    with pytest.raises(ValueError, match="'tensorflow' is not one of numpy, jax-highest"):
+        bench.bench(TINY, ["tensorflow"])
 
 
 def test_other_pooling_is_refused(folder, tmp_path):

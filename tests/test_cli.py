@@ -365,7 +365,11 @@ def test_bench(tiny_bert, tmp_path):
     with_tables = run("bench", *options, "--against", "transformers").stdout.decode()
     assert "| e5ref jax highest " in with_tables
     assert "| transformers float32 " in with_tables
-    (result,) = json.loads(run("bench", *options, "--ours", "numpy", "--json").stdout)
+    written = tmp_path / "bench" / "small"
+    (result,) = json.loads(run("bench", *options, "--ours", "numpy", "--json", "-o", written).stdout)
+    assert json.loads((written / "bench.json").read_text()) == [result]
+    assert (written / "bench.svg").read_text().startswith("<svg ")
+    assert len(list(written.iterdir())) == 2
     assert [inputs["name"] for inputs in result["inputs"]] == ["texts", "64 tokens"]
     assert all(row["right"] for inputs in result["inputs"] for row in inputs["rows"])
 

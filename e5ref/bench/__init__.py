@@ -1,0 +1,146 @@
+"""e5ref measured against its peers: the same weights and inputs, in one run, in rounds in which all take turns.
+
+Speeds wander on a machine that does other things too, so what counts is the ratio of two contenders within a round.
+A contender that computes something else than the float64 reference is reported as wrong, and not timed.
+"""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from e5ref.bench.contenders import CONTENDERS, PACKAGES, Contender
+from e5ref.bench.measure import attention_times, make_inputs, measure_inputs, measure_processes, product_rates
+from e5ref.bench.prepare import SHAPES, SIZES, write_exports, write_random_checkpoint
+from e5ref.checkpoint import read_checkpoint
+from e5ref.encoder import E5, require_jax
+
+
+def bench(
+    model: str | Path | Mapping[str, int],
+    contenders: Sequence[str],
+    *,
+    texts: Sequence[str] = (),
+    lengths: Sequence[int] = (64, 128, 512),
+    rounds: int = 5,
+) -> dict[str, Any]:
+    """Check contenders against the float64 reference, and measure how fast they are, and on a CPU how large.
+
+    Args:
+        model: a name of `SHAPES`, or sizes like those there, for random weights; else a hub name or a folder.
+        contenders: names of `CONTENDERS`.
+        texts: embedded as they are, and cut where too long; without them only the fixed lengths are measured.
+        lengths: tokens of each text, for inputs of one length and of random ids; longer ones than the model takes
+            are left out.
+        rounds: how often each contender embeds each input, and starts a process of its own; at least 1.
+
+    Returns:
+        Everything found, ready for `json.dump`, `table` and `chart`: facts of the machine, rates of matrix products,
+        for each input a row per contender, and "processes", a row per contender on the CPU: seconds from the start of
+        a fresh one to the first vector, and the most memory resident until it had embedded `texts`, in MiB (None
+        outside Linux). "share" is the part of the product's rate, in FLOPs, that a contender gets.
+
+    Raises:
+        ModuleNotFoundError: a contender is not installed; the message says what to install.
+        ValueError: an unknown contender, or a checkpoint that does not pool by mean and normalise.
+        ChildProcessError: a contender failed in a process of its own.
+    """
+    names = list(dict.fromkeys(contenders))
+    _require(names)
+    if PACKAGES.keys() & set(names):
+        logging = importlib.import_module("transformers.utils.logging")
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    # Else JAX takes most of a GPU's memory when it starts, and torch, in the same process, finds none.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    shape = SHAPES.get(model) if isinstance(model, str) else model if isinstance(model, Mapping) else None
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        weights, exports = Path(folder, "weights"), Path(folder, "exports")
+        exports.mkdir()
+        if shape is not None:
+            weights.mkdir()
+            write_random_checkpoint(weights, shape, texts)
+        checkpoint = read_checkpoint(model if isinstance(model, str | Path) and shape is None else weights)
+        if checkpoint.settings.pooling != "mean" or not checkpoint.settings.normalize:
+            raise ValueError(f"{checkpoint.name}: must pool by mean and normalise, as E5 does and the peers do here")
+        encoder = E5(checkpoint, truncation="allow")
+        entrants: dict[Contender, str] = {}
+        with tqdm(total=len(names) + 1, desc="preparing", disable=None, leave=False) as progress:
+            progress.set_postfix_str("files of the peers")
+            write_exports(encoder, names, exports)
+            progress.update()
+            for name in names:
+                progress.set_postfix_str(name)
+                entrants |= dict.fromkeys(CONTENDERS[name](checkpoint.folder, exports), name)
+                progress.update()
+        entrants = dict(sorted(entrants.items(), key=lambda item: item[0].is_peer))
+        on_cpu = {entrant: name for entrant, name in entrants.items() if entrant.device == "cpu"}
+        ours = {entrant.device for entrant in entrants if not entrant.is_peer}
+        result: dict[str, Any] = {
+            "machine": _machine(names),
+            "model": {"name": "random weights" if shape else str(model)}
+            | {size: getattr(checkpoint.config, size) for size in ("vocab_size", *SIZES)},
+            "rounds": rounds,
+            "product_rates": product_rates(list(entrants)),
+            "attention": attention_times(checkpoint.config) if ours - {"cpu"} else [],
+            "inputs": [],
+        }
+        inputs = make_inputs(encoder, texts, lengths, on_accelerator=len(on_cpu) < len(entrants))
+        turns = len(inputs) * len(entrants) * (1 + rounds) + len(on_cpu) * rounds
+        with tqdm(total=turns, desc="measuring", disable=None) as progress:
+            for one in inputs:
+                rows = measure_inputs(one, list(entrants), checkpoint.config, result["product_rates"], rounds, progress)
+                counts = {"texts": len(one.ids), "tokens": sum(map(len, one.ids))}
+                result["inputs"].append({"name": one.name, **counts, "rows": rows})
+            wrong = {row["contender"] for one in result["inputs"] for row in one["rows"] if not row["right"]}
+            right = {entrant: name for entrant, name in on_cpu.items() if entrant.name not in wrong}
+            result["processes"] = measure_processes(right, checkpoint.folder, exports, texts, rounds, progress)
+    return result
+
+
+def suitable_contenders() -> list[str]:
+    """Name the forms of e5ref that suit this machine: NumPy and exact JAX on a CPU, JAX's precisions elsewhere."""
+    if find_spec("jax") is None:
+        return ["numpy"]
+    import jax
+
+    if jax.default_backend() == "cpu":
+        return ["numpy", "jax-highest"]
+    return [name for name in CONTENDERS if name.startswith("jax")]
+
+
+def _require(names: Sequence[str]) -> None:
+    """Check that all contenders are known and installed, before anything is fetched or written."""
+    for name in names:
+        if name not in CONTENDERS:
+            raise ValueError(f"contender {name!r} is not one of {', '.join(CONTENDERS)}")
+        if name.startswith("jax"):
+            require_jax()
+        missing = [package for package in PACKAGES.get(name, ()) if not find_spec(package.replace("-", "_"))]
+        if missing:
+            raise ModuleNotFoundError(
+                f"contender {name!r} needs {', '.join(missing)}: pip install 'e5ref[bench]', which all peers come with"
+            )
+
+
+def _machine(names: Sequence[str]) -> dict[str, Any]:
+    """Say what the figures were measured on and with."""
+    packages = {"e5ref", "numpy"}.union(*(PACKAGES.get(name, ()) for name in names))
+    facts = {"machine": platform.machine(), "processor": platform.processor(), "cores": os.cpu_count()}
+    if any(name.startswith("jax") for name in names):
+        import jax
+
+        packages.add("jax")
+        facts["jax device"] = f"{jax.local_device_count()} x {jax.devices()[0].device_kind}"
+    if "torch" in packages:
+        cuda = importlib.import_module("torch").cuda
+        facts["torch device"] = cuda.get_device_name() if cuda.is_available() else "cpu"
+    versions = {package: importlib.metadata.version(package) for package in sorted(packages)}
+    return facts | {"python": platform.python_version()} | versions

@@ -1,0 +1,309 @@
+"""Who is compared: each contender is a name and a loader, which makes of files something that embeds texts.
+
+Run as a script, this file is a contender's process of its own, in which nothing else has been imported or done: see
+`main`. So its first lines import next to nothing, and each loader what it needs.
+"""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from e5ref.encoder import E5, Precision
+
+Floats = NDArray[np.floating]
+Ids = list[list[int]]
+
+# Peer → the packages that it needs.
+PACKAGES = {
+    "model-card": ("torch", "transformers"),
+    "transformers": ("torch", "transformers"),
+    "sentence-transformers": ("torch", "transformers", "sentence-transformers"),
+    "fastembed": ("torch", "transformers", "onnx", "onnxruntime", "fastembed"),
+    "onnxruntime": ("torch", "transformers", "onnx", "onnxruntime"),
+    "onnxruntime-fused": ("torch", "transformers", "onnx", "onnxruntime"),
+    "onnxruntime-int8": ("torch", "transformers", "onnx", "onnxruntime"),
+}
+
+# torch's name of a device → JAX's.
+JAX_NAMES = {"cpu": "cpu", "cuda": "gpu"}
+
+# The peers' batches on a CPU, and on a GPU.
+CPU_BATCH_TEXTS, GPU_BATCH_TEXTS, GPU_BATCH_TOKENS = 32, 256, 1 << 15
+
+QUERY = "query: how much protein should a female eat"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something that turns texts into unit vectors, [n, D].
+
+    Attributes:
+        name: what tables call it.
+        of_texts: embeds texts.
+        of_ids: embeds token ids; None for one that takes texts only.
+        precision: one of `measure.BOUNDS`.
+        is_peer: whether it is one that e5ref is compared with.
+        device: "cpu", or what JAX calls an accelerator: "gpu", "tpu".
+        devices: how many of them it uses.
+    """
+
+    name: str
+    of_texts: Callable[[list[str]], Floats]
+    of_ids: Callable[[Ids], Floats] | None
+    precision: str = "float32"
+    is_peer: bool = True
+    device: str = "cpu"
+    devices: int = 1
+
+    @property
+    def ceiling(self) -> tuple[str, str]:
+        """Device and precision of the product whose rate bounds it; devices multiply both halves at one rate."""
+        return self.device, "bfloat16" if self.precision == "float16" else self.precision
+
+
+def _e5ref(precision: "Precision | None", checkpoint: Path, exports: Path) -> Iterator[Contender]:
+    """e5ref itself, in NumPy or, given a precision, in JAX."""
+    from e5ref.checkpoint import read_checkpoint
+    from e5ref.encoder import E5
+
+    backend: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    if precision is not None:
+        import jax
+
+        backend = {"backend": "jax", "precision": precision}
+        facts = {"device": jax.default_backend(), "devices": jax.local_device_count()}
+        facts["precision"] = "float32" if precision == "highest" else precision
+    encoder = E5(read_checkpoint(checkpoint), truncation="allow", **backend)
+    of_texts = partial(encoder.encode, prompt="", show_progress_bar=False)
+    name = f"e5ref jax {precision}" if precision else "e5ref numpy"
+    yield Contender(name, of_texts, partial(run_engine, encoder), is_peer=False, **facts)
+
+
+def _model_card(checkpoint: Path, exports: Path) -> Iterator[Contender]:
+    """What the card of e5-small-v2 shows, in batches of a corpus as it comes; but without gradients, which it keeps."""
+    torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+    model = transformers.AutoModel.from_pretrained(checkpoint, dtype="float32", local_files_only=True)
+    max_length = _max_length(exports)
+
+    def of_texts(texts: list[str]) -> Floats:
+        vectors = []
+        with torch.no_grad():
+            for start in range(0, len(texts), CPU_BATCH_TEXTS):
+                batch = tokenizer(
+                    texts[start : start + CPU_BATCH_TEXTS],
+                    max_length=max_length,
+                    padding=True,
+                    truncation=True,
+                    return_tensors="pt",
+                )
+                mask = batch["attention_mask"][..., None]
+                states = model(**batch).last_hidden_state.masked_fill(mask == 0, 0.0)
+                vectors.append(torch.nn.functional.normalize(states.sum(dim=1) / mask.sum(dim=1)))
+        return torch.cat(vectors).numpy()
+
+    yield Contender("model card's code", of_texts, None)
+
+
+def _transformers(checkpoint: Path, exports: Path) -> Iterator[Contender]:
+    """torch in float32, the longest texts first; on a GPU in bfloat16 too, as it is and compiled."""
+    torch = importlib.import_module("torch")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = _Tokenizer(exports)
+
+    def of_ids(network: Any, ids: Ids) -> Floats:
+        order: list[int] = []
+        sums = []
+        with torch.inference_mode():
+            for rows, *arrays in _padded_batches(ids, tokenizer.pad_id, device):
+                input_ids, mask = (torch.from_numpy(array).to(device) for array in arrays)
+                states = network(input_ids=input_ids, attention_mask=mask).last_hidden_state
+                sums.append((states.float() * mask[..., None]).sum(dim=1))
+                order += rows
+            vectors = torch.nn.functional.normalize(torch.cat(sums)).cpu().numpy()
+        return vectors[np.argsort(order)]
+
+    for precision in ("float32", "bfloat16") if device == "cuda" else ("float32",):
+        network = load_network(checkpoint, "sdpa", precision).to(device)
+        compiled = {", compiled": torch.compile(network)} if precision == "bfloat16" else {}
+        for suffix, form in {"": network, **compiled}.items():
+            embed = partial(of_ids, form)
+            name = f"transformers {precision}{suffix}"
+            yield Contender(name, tokenizer.before(embed), embed, precision, device=JAX_NAMES[device])
+
+
+def _sentence_transformers(checkpoint: Path, exports: Path) -> Iterator[Contender]:
+    modules = importlib.import_module("sentence_transformers.sentence_transformer.modules")
+    local = {"local_files_only": True}
+    transformer = modules.Transformer(
+        str(checkpoint),
+        max_seq_length=_max_length(exports),
+        model_kwargs=local | {"add_pooling_layer": False},
+        processor_kwargs=local,
+        config_kwargs=local,
+    )
+    pooling = modules.Pooling(transformer.get_embedding_dimension(), "mean")
+    package = importlib.import_module("sentence_transformers")
+    model = package.SentenceTransformer(modules=[transformer, pooling, modules.Normalize()])
+    batch_size = CPU_BATCH_TEXTS if model.device.type == "cpu" else GPU_BATCH_TEXTS
+    of_texts = partial(model.encode, batch_size=batch_size, show_progress_bar=False)
+    yield Contender("sentence-transformers", of_texts, None, device=JAX_NAMES[model.device.type])
+
+
+def _fastembed(checkpoint: Path, exports: Path) -> Iterator[Contender]:
+    """fastembed with a model of one's own: onnxruntime's graph, on all cores of the CPU."""
+    package = importlib.import_module("fastembed")
+    descriptions = importlib.import_module("fastembed.common.model_description")
+    name = f"e5ref/{exports}"  # fastembed keeps a list of names in which each may stand once
+    if name not in (model["model"] for model in package.TextEmbedding.list_supported_models()):
+        package.TextEmbedding.add_custom_model(
+            name,
+            pooling=descriptions.PoolingType.MEAN,
+            normalization=True,
+            sources=descriptions.ModelSource(hf=name),
+            dim=json.loads((checkpoint / "config.json").read_text())["hidden_size"],
+            model_file="model.onnx",
+        )
+    model = package.TextEmbedding(
+        name, threads=os.cpu_count(), providers=["CPUExecutionProvider"], specific_model_path=str(exports)
+    )
+
+    def of_texts(texts: list[str]) -> Floats:
+        return np.stack(list(model.embed(texts, batch_size=CPU_BATCH_TEXTS)))
+
+    yield Contender("fastembed", of_texts, None)
+
+
+def _onnxruntime(form: str, precision: str, checkpoint: Path, exports: Path) -> Iterator[Contender]:
+    """The graph that torch exported, or a form of it, on all cores of the CPU, the longest texts first."""
+    onnxruntime = importlib.import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    # Its threads spin between operations, as they do unless told otherwise: that is up to a fifth faster.
+    options.intra_op_num_threads = os.cpu_count()
+    file = exports / (f"model-{form}.onnx" if form else "model.onnx")
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    tokenizer = _Tokenizer(exports)
+
+    def of_ids(ids: Ids) -> Floats:
+        order: list[int] = []
+        sums = []
+        for rows, input_ids, mask in _padded_batches(ids, tokenizer.pad_id, "cpu"):
+            (states,) = session.run(None, {"input_ids": input_ids, "attention_mask": mask})
+            sums.append((states * mask[..., None].astype(np.float32)).sum(axis=1))
+            order += rows
+        vectors = np.concatenate(sums)[np.argsort(order)]
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    yield Contender(f"onnxruntime {form}".strip(), tokenizer.before(of_ids), of_ids, precision)
+
+
+# Name → what loads the contenders of that name (on a CPU, one), given two folders: the checkpoint, and what
+# `prepare.write_exports` has made of it.
+CONTENDERS: dict[str, Callable[[Path, Path], Iterator[Contender]]] = {
+    "numpy": partial(_e5ref, None),
+    "jax-highest": partial(_e5ref, "highest"),
+    "jax-high": partial(_e5ref, "high"),
+    "jax-bfloat16": partial(_e5ref, "bfloat16"),
+    "jax-float16": partial(_e5ref, "float16"),
+    "model-card": _model_card,
+    "transformers": _transformers,
+    "sentence-transformers": _sentence_transformers,
+    "fastembed": _fastembed,
+    "onnxruntime": partial(_onnxruntime, "", "float32"),
+    "onnxruntime-fused": partial(_onnxruntime, "fused", "float32"),
+    "onnxruntime-int8": partial(_onnxruntime, "int8", "int8"),
+}
+
+
+class _Tokenizer:
+    """The checkpoint's tokenizer, for peers that bring none, without anything of e5ref's."""
+
+    def __init__(self, exports: Path) -> None:
+        self._tokenizer = importlib.import_module("tokenizers").Tokenizer.from_file(str(exports / "tokenizer.json"))
+        self.pad_id: int = self._tokenizer.padding["pad_id"]
+        self._tokenizer.no_padding()
+
+    def before(self, of_ids: Callable[[Ids], Floats]) -> Callable[[list[str]], Floats]:
+        """Turn what embeds ids into what embeds texts."""
+        return lambda texts: of_ids([encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)])
+
+
+def _max_length(exports: Path) -> int:
+    return json.loads((exports / "tokenizer_config.json").read_text())["model_max_length"]
+
+
+def load_network(checkpoint: Path, attention: str, dtype: str) -> Any:
+    """Load the encoder in transformers, without its pooler."""
+    options = {"attn_implementation": attention, "dtype": dtype, "add_pooling_layer": False, "local_files_only": True}
+    return importlib.import_module("transformers").AutoModel.from_pretrained(checkpoint, **options).eval()
+
+
+def run_engine(encoder: "E5", ids: Ids) -> Floats:
+    """Embed token ids with e5ref."""
+    from e5ref.numpy_engine import Batch
+
+    vectors = np.empty((len(ids), encoder.checkpoint.config.hidden_size), encoder.dtype)
+    groups = encoder.engine.batches([len(text) for text in ids], max_texts=None)
+    batches = (Batch([ids[row] for row in rows], vectors, rows) for rows in groups)
+    for _ in encoder.engine.run(batches, normalize=True):
+        pass
+    return vectors
+
+
+def _padded_batches(ids: Ids, pad_id: int, device: str) -> Iterator[tuple[list[int], Any, Any]]:
+    """Yield indices, input_ids and attention_mask of the batches of a peer, the longest texts first."""
+    order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
+    while order:
+        width = len(ids[order[0]])
+        count = CPU_BATCH_TEXTS if device == "cpu" else max(1, GPU_BATCH_TOKENS // width)
+        input_ids = np.array([ids[index] + [pad_id] * (width - len(ids[index])) for index in order[:count]])
+        lengths = np.array([len(ids[index]) for index in order[:count]])
+        yield order[:count], input_ids, (np.arange(width) < lengths[:, None]).astype(np.int64)
+        order = order[count:]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Be a contender's own process: load it, embed a query and say so; embed texts and say how much memory it took.
+
+    Prints `READY` once the query's vector is there, and at the end the most memory that was ever resident, in MiB; 0
+    where the system does not tell.
+
+    Args:
+        arguments: a name of `CONTENDERS`, its two folders, and a JSON file with a list of texts.
+    """
+    name, checkpoint, exports, texts = arguments
+    (contender,) = CONTENDERS[name](Path(checkpoint), Path(exports))
+    contender.of_texts([QUERY])
+    print(READY, flush=True)
+    if corpus := json.loads(Path(texts).read_text()):
+        contender.of_texts(corpus)
+    print(peak_memory())
+
+
+READY = "the first vector is there"
+
+
+def peak_memory() -> float:
+    """Return the most memory of this process that was ever resident, in MiB; 0 where there is no Linux to tell.
+
+    What `getrusage` calls that counts in the parent's memory too, from which the process was forked.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
+
+
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[2]))  # behind all others: finds e5ref where it is not installed
+    main(sys.argv[1:])

@@ -1,0 +1,274 @@
+"""What is measured: speed in rounds, one query's latency, fresh processes, and the products that bound it all."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from e5ref.bench.contenders import GPU_BATCH_TOKENS, QUERY, READY, Contender, Floats, Ids, run_engine
+from e5ref.checkpoint import read_checkpoint
+from e5ref.config import BertConfig
+from e5ref.encoder import E5
+
+# Precision → how far a number of a unit vector may be from the float64 reference's, all of it rounding; but for int8,
+# which rounds the weights to 255 values: its bound only tells it from another computation.
+BOUNDS = {"float32": 1e-6, "high": 5e-3, "bfloat16": 3e-2, "float16": 5e-3, "int8": 3e-2}
+
+# Tokens of each input of fixed length, on a CPU and elsewhere.
+FIXED_TOKENS, FIXED_TOKENS_ACCELERATOR = 1 << 12, 1 << 18
+
+# The most of each input that is compared with the reference.
+CHECKED_TEXTS, CHECKED_TOKENS = 16, 2048
+
+LATENCY_CALLS = 50
+
+# Seconds between two timings: threads of NumPy, torch and onnxruntime wait for more work at full speed, for up to a
+# tenth of a second, and would slow whoever comes next.
+PAUSE = 0.3
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What all contenders embed, as texts or, where there are none, as token ids; and what is true of some of it."""
+
+    name: str
+    ids: Ids
+    texts: list[str] | None
+    checked: list[int]  # indices of what the reference has embedded
+    truth: Floats  # [checked, D] in float64
+
+    def embedding_by(self, contender: Contender) -> Callable[[], Floats] | None:
+        """Return the call that embeds all of it; None if the contender cannot."""
+        if self.texts is not None:
+            return partial(contender.of_texts, self.texts)
+        return partial(contender.of_ids, self.ids) if contender.of_ids else None
+
+
+def make_inputs(encoder: E5, texts: Sequence[str], lengths: Sequence[int], *, on_accelerator: bool) -> list[Inputs]:
+    """Make what all contenders embed, and embed some of it in float64."""
+    tokens = FIXED_TOKENS_ACCELERATOR if on_accelerator else FIXED_TOKENS
+    config, random = encoder.checkpoint.config, np.random.default_rng(0)
+    ids_by_name: dict[str, Ids] = {"texts": [text.ids for text in encoder.tokenizer(texts)]} if texts else {}
+    for length in (length for length in lengths if length <= encoder.tokenizer.max_length):
+        drawn = random.integers(config.vocab_size - 1, size=(max(1, tokens // length), length))
+        ids_by_name[f"{length} tokens"] = (drawn + (drawn >= encoder.tokenizer.pad_id)).tolist()  # no padding
+    reference = E5(read_checkpoint(encoder.checkpoint.folder, dtype="float64"))
+    inputs = []
+    for name, ids in ids_by_name.items():
+        count = min(len(ids), CHECKED_TEXTS, max(1, CHECKED_TOKENS * len(ids) // sum(map(len, ids))))
+        checked = np.linspace(0, len(ids) - 1, count, dtype=int).tolist()
+        truth = run_engine(reference, [ids[index] for index in checked])
+        inputs.append(Inputs(name, ids, list(texts) if name == "texts" else None, checked, truth))
+    return inputs
+
+
+def measure_inputs(
+    inputs: Inputs,
+    contenders: Sequence[Contender],
+    config: BertConfig,
+    rates: Sequence[Mapping[str, Any]],
+    rounds: int,
+    progress: "tqdm[Any]",
+) -> list[dict[str, Any]]:
+    """Let all contenders embed one input: once to check them, which also compiles, then in rounds. -> their rows."""
+    rows, calls = {}, {}
+    for contender in contenders:
+        progress.set_postfix_str(f"{inputs.name}, {contender.name}")
+        call = inputs.embedding_by(contender)
+        if call is not None:
+            vectors = call()[inputs.checked]
+            difference = float(np.abs(vectors - inputs.truth).max())
+            right = difference <= BOUNDS[contender.precision]  # so written, a NaN is wrong
+            cosine = float((vectors * inputs.truth).sum(axis=1).min())
+            facts = {key: getattr(contender, key) for key in ("is_peer", "device", "precision")}
+            rows[contender] = {"contender": contender.name, **facts, "right": right, "max_abs": difference}
+            rows[contender]["cosine"] = cosine
+            if right:
+                calls[contender] = call
+        progress.update(1 if contender in calls else 1 + rounds)
+
+    seconds: dict[Contender, list[float]] = {contender: [] for contender in calls}
+    for number in range(rounds):
+        for contender in list(calls)[:: -1 if number % 2 else 1]:
+            progress.set_postfix_str(f"{inputs.name}, {contender.name}")
+            seconds[contender] += _seconds(calls[contender], 1)
+            progress.update()
+
+    lengths = np.array([len(text) for text in inputs.ids])
+    flops = flops_per_token(config, lengths) @ lengths
+    for contender, taken in seconds.items():
+        ceilings = [rate["teraflops"] for rate in rates if contender.ceiling == (rate["device"], rate["precision"])]
+        speeds = {"median": median(taken), "min": max(taken), "max": min(taken)}
+        rows[contender] |= {
+            "tokens_per_second": {name: float(lengths.sum() / taken) for name, taken in speeds.items()},
+            "texts_per_second": len(lengths) / median(taken),
+            "share": flops / median(taken) / 1e12 / max(ceilings) / contender.devices if ceilings else None,
+            "ratios": {peer.name: speed_ratio(taken, seconds[peer]) for peer in seconds if peer.is_peer},
+            "latency_ms": _latency(contender) if inputs.texts and contender.device == "cpu" else None,
+        }
+    return list(rows.values())
+
+
+def speed_ratio(seconds: Sequence[float], peer_seconds: Sequence[float]) -> float:
+    """Say how many times as fast as a peer a contender is: the median over the rounds of the ratio within each."""
+    return median(peer / own for own, peer in zip(seconds, peer_seconds, strict=True))
+
+
+def flops_per_token(config: BertConfig, length: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Count the FLOPs of matrix products for a token of a text of this length: layers (24 D² + 4 T D) if F is 4 D."""
+    D, F = config.hidden_size, config.intermediate_size
+    return config.num_hidden_layers * (8 * D * D + 4 * D * F + 4 * length * D)
+
+
+def _latency(contender: Contender) -> dict[str, float]:
+    """Time single queries, in milliseconds: the median and the 95th percentile."""
+    _seconds(partial(contender.of_texts, [QUERY]), 3)  # JAX compiles
+    taken = _seconds(partial(contender.of_texts, [QUERY]), LATENCY_CALLS)
+    return {f"p{percent}": float(1e3 * np.percentile(taken, percent)) for percent in (50, 95)}
+
+
+def _seconds(call: Callable[[], Any], times: int) -> list[float]:
+    """Time a call several times in a row, once the threads of others are asleep."""
+    time.sleep(PAUSE)
+    clock = [time.perf_counter()]
+    for _ in range(times):
+        call()
+        clock.append(time.perf_counter())
+    return np.diff(clock).tolist()
+
+
+def measure_processes(
+    contenders: Mapping[Contender, str],
+    checkpoint: Path,
+    exports: Path,
+    texts: Sequence[str],
+    rounds: int,
+    progress: "tqdm[Any]",
+) -> list[dict[str, Any]]:
+    """Let each contender embed a query, then texts, in fresh processes of its own, in rounds. -> a row for each.
+
+    Args:
+        contenders: those to measure, on the CPU, with their names in `CONTENDERS`.
+        checkpoint: what they load.
+        exports: what they load of `prepare.write_exports`.
+        texts: embedded after the query; without them there is a peak of memory all the same, that of the query.
+        rounds: how many processes each one gets.
+        progress: counts the processes.
+    """
+    starts: dict[Contender, list[tuple[float, float]]] = {contender: [] for contender in contenders}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        file, programs = Path(folder, "texts.json"), Path(folder, "programs")
+        file.write_text(json.dumps(list(texts)))
+        # JAX keeps what it compiles, as e5ref's command line has it do: all but the first process find it there.
+        kept = {"JAX_COMPILATION_CACHE_DIR": str(programs), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        for number in range(rounds):
+            for contender in list(contenders)[:: -1 if number % 2 else 1]:
+                progress.set_postfix_str(f"a process of its own, {contender.name}")
+                arguments = [contenders[contender], str(checkpoint), str(exports), str(file)]
+                starts[contender].append(_start(arguments, os.environ | kept))
+                progress.update()
+    rows = []
+    for contender, figures in starts.items():
+        seconds, peaks = zip(*figures, strict=True)
+        times = {"median": median(seconds), "min": min(seconds), "max": max(seconds)}
+        facts = {key: getattr(contender, key) for key in ("is_peer", "precision")}
+        rows.append({"contender": contender.name, **facts, "first_vector_s": times})
+        rows[-1]["ratios"] = {
+            peer.name: speed_ratio(seconds, [start[0] for start in starts[peer]]) for peer in starts if peer.is_peer
+        }
+        rows[-1]["peak_mib"] = median(peaks) or None
+    return rows
+
+
+def _start(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[float, float]:
+    """Run a contender in a process of its own -> seconds to the first vector, and its peak of memory in MiB."""
+    time.sleep(PAUSE)
+    # -P: the interpreter does not look for packages beside the script.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("contenders.py")), *arguments]
+    with tempfile.TemporaryFile("w+") as errors:
+        start = time.perf_counter()
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
+        ) as process:
+            try:
+                assert process.stdout is not None
+                ready = any(line == READY + "\n" for line in process.stdout)
+                seconds = time.perf_counter() - start
+                output = process.stdout.read()
+            except BaseException:  # Ctrl-C
+                process.kill()
+                raise
+        if not ready or process.returncode != 0:
+            errors.seek(0)
+            last = (errors.read().splitlines() or ["it said nothing"])[-1]
+            raise ChildProcessError(f"contender {arguments[0]!r} failed in a process of its own: {last}")
+    return seconds, float(output.splitlines()[-1])
+
+
+def product_rates(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
+    """Measure how fast NumPy and JAX, where contenders use them, multiply large square matrices on one device.
+
+    Returns:
+        A row for each library and precision: "library", "device", "precision", "teraflops".
+    """
+    wanted = {contender.ceiling for contender in contenders if contender.precision != "int8"}
+    a, b = np.random.default_rng(0).standard_normal((2, 2048, 2048), np.float32)
+    rates = []
+    if ("cpu", "float32") in wanted:
+        teraflops = 2 * 2048**3 / 1e12 / median(_seconds(lambda: a @ b, 6)[1:])
+        rates.append({"library": "numpy", "device": "cpu", "precision": "float32", "teraflops": teraflops})
+    if any(contender.name.startswith("e5ref jax") for contender in contenders):
+        import jax
+        import jax.numpy as jnp
+
+        size, times = (2048, 1) if jax.default_backend() == "cpu" else (8192, 10)
+        for device, precision in sorted(wanted):
+            if device == jax.default_backend():
+                dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+                factors = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
+                product = jax.jit(partial(jnp.matmul, precision="high" if precision == "high" else "highest"))
+                teraflops = 2 * size**3 / 1e12 / _device_seconds(product, factors, times)
+                rates.append({"library": "jax", "device": device, "precision": precision, "teraflops": teraflops})
+    return rates
+
+
+def attention_times(config: BertConfig) -> list[dict[str, float]]:
+    """Time the JAX twin's attention in bfloat16, in its plain form and in that for this device, at several lengths."""
+    import jax
+    import jax.numpy as jnp
+
+    from e5ref import jax_model
+
+    plain, fast = jax.jit(lambda *x: jax_model.dot_product_attention(*x)[0]), jax.jit(jax_model.fast_attention)
+    rows = []
+    for tokens in (64, 128, 512):
+        texts = GPU_BATCH_TOKENS // tokens
+        shape = (3, texts, config.num_attention_heads, tokens, config.head_size)
+        inputs = (*jax.random.normal(jax.random.key(0), shape, jnp.bfloat16), jnp.ones((texts, tokens), bool))
+        milliseconds = (1e3 * _device_seconds(form, inputs, 10) for form in (plain, fast))
+        rows.append(dict(zip(("tokens", "plain_ms", "fast_ms"), (tokens, *milliseconds), strict=True)))
+    return rows
+
+
+def _device_seconds(function: Callable[..., Any], arguments: Iterable[Any], times: int) -> float:
+    """Time a JAX function: the median of 5 runs of so many calls, between which the device does not wait."""
+    arguments = tuple(arguments)
+
+    def run() -> None:
+        for _ in range(times):
+            result = function(*arguments)
+        result.block_until_ready()
+
+    return median(_seconds(run, 6)[1:]) / times  # the first compiles

@@ -1,0 +1,101 @@
+"""The files that contenders load: a checkpoint of random weights, and what is exported from a checkpoint for peers."""
+
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from tokenizers import BertWordPieceTokenizer
+
+from e5ref.bench.contenders import PACKAGES, QUERY, load_network
+from e5ref.config import read_config
+from e5ref.encoder import E5
+from e5ref.params import build_params
+
+# The sizes of E5's checkpoints, and what else e5ref and transformers want to know of a random one.
+SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+SHAPES = {
+    "small": dict(zip(SIZES, (12, 384, 12, 1536), strict=True)),
+    "base": dict(zip(SIZES, (12, 768, 12, 3072), strict=True)),
+    "large": dict(zip(SIZES, (24, 1024, 16, 4096), strict=True)),
+}
+CONFIG = {"architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu", "layer_norm_eps": 1e-12}
+CONFIG |= {"vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2, "pad_token_id": 0}
+CONFIG |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def write_random_checkpoint(folder: Path, shape: Mapping[str, int], texts: Sequence[str] = ()) -> None:
+    """Write a BERT of random weights that e5ref and transformers both read, with a tokenizer trained on `texts`.
+
+    Args:
+        folder: where to; it must exist.
+        shape: sizes for config.json, such as one of `SHAPES`.
+        texts: what the tokenizer learns its vocabulary from.
+    """
+    (folder / "config.json").write_text(json.dumps(CONFIG | dict(shape)))
+    config = read_config(folder / "config.json")
+    random = np.random.default_rng(0)
+    tensors: dict[str, NDArray[Any]] = {}
+
+    def tensor(name: str, shape: tuple[int, ...]) -> None:
+        tensors[name] = 0.02 * random.standard_normal(shape, np.float32) + name.endswith("LayerNorm.weight")
+
+    build_params(tensor, config)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    learner = BertWordPieceTokenizer(lowercase=True)
+    learner.train_from_iterator(texts or [QUERY], vocab_size=config.vocab_size, show_progress=False)
+    # Made anew from its vocabulary, a tokenizer puts [CLS] and [SEP] around a text; the one that learnt does not.
+    BertWordPieceTokenizer(learner.get_vocab(), lowercase=True).save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": config.max_tokens}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def write_exports(encoder: E5, contenders: Sequence[str], folder: Path) -> None:
+    """Write what contenders load beside the checkpoint: its tokenizer and, for those with onnxruntime, graphs.
+
+    Args:
+        encoder: the checkpoint.
+        contenders: names of those who take part.
+        folder: where to; it must exist.
+    """
+    encoder.tokenizer.save(folder / "tokenizer.json")
+    settings = {"model_max_length": encoder.tokenizer.max_length}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if any("onnxruntime" in PACKAGES.get(name, ()) for name in contenders):
+        _export(encoder.checkpoint.folder, folder / "model.onnx")
+    config = encoder.checkpoint.config
+    logging.disable(logging.WARNING)  # what follows recommends steps before and after, none of which helps here
+    if "onnxruntime-fused" in contenders:
+        optimizer = importlib.import_module("onnxruntime.transformers.optimizer")
+        sizes = {"num_heads": config.num_attention_heads, "hidden_size": config.hidden_size}
+        fused = optimizer.optimize_model(str(folder / "model.onnx"), "bert", opt_level=1, **sizes)
+        fused.save_model_to_file(str(folder / "model-fused.onnx"))
+    if "onnxruntime-int8" in contenders:
+        quantization = importlib.import_module("onnxruntime.quantization")
+        quantization.quantize_dynamic(folder / "model.onnx", folder / "model-int8.onnx")
+    logging.disable(logging.NOTSET)
+
+
+def _export(checkpoint: Path, path: Path) -> None:
+    """Let torch write the encoder as a graph: input_ids and attention_mask, [B, T] → last_hidden_state [B, T, D]."""
+    torch = importlib.import_module("torch")
+
+    class LastHiddenState(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            return self.network(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    module = LastHiddenState()
+    module.network = load_network(checkpoint, "eager", "float32")
+    names = ["input_ids", "attention_mask", "last_hidden_state"]
+    axes = {name: {0: "texts", 1: "tokens"} for name in names}
+    example = (torch.ones(2, 8, dtype=torch.int64),) * 2
+    how = {"input_names": names[:2], "output_names": names[2:], "dynamic_axes": axes}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this exporter is no longer torch's first choice
+        torch.onnx.export(module, example, path, opset_version=17, dynamo=False, **how)
