@@ -156,7 +156,7 @@ def softmax(scores: Array) -> Array:
         scores: any shape [..., n, m]; overwritten.
 
     Returns:
-        `scores`, each column [n] now positive and of sum 1. (Along rows, NumPy's max takes four times as long.)
+        `scores`, each column [n] now positive and of sum 1. (Along rows, NumPy's max takes two to four times as long.)
     """
     scores -= scores.max(axis=-2, keepdims=True)
     np.exp(scores, out=scores)
