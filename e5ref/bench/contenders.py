@@ -176,7 +176,11 @@ def _fastembed(checkpoint: Path, exports: Path) -> Iterator[Contender]:
             model_file="model.onnx",
         )
     model = package.TextEmbedding(
-        name, threads=os.cpu_count(), providers=["CPUExecutionProvider"], specific_model_path=str(exports)
+        name,
+        cache_dir=str(exports),  # else it makes a folder of its own
+        threads=os.cpu_count(),
+        providers=["CPUExecutionProvider"],
+        specific_model_path=str(exports),
     )
 
     def of_texts(texts: list[str]) -> Floats:
