@@ -134,10 +134,10 @@ class E5:
             if precision is not None:
                 raise ValueError("precision is for backend='jax'; NumPy computes everything in dtype")
             return NumpyEngine(self.checkpoint, pad_id=self.tokenizer.pad_id, threads=threads)
-        if threads is not None:
-            raise ValueError("threads is for backend='numpy'; JAX takes whole devices")
         if backend != "jax":
             raise ValueError(f"backend is {backend!r}, but must be 'numpy' or 'jax'")
+        if threads is not None:
+            raise ValueError("threads is for backend='numpy'; JAX takes whole devices")
         require_jax()
         from e5ref.jax_engine import JaxEngine
 

@@ -35,7 +35,7 @@ def timed(name: str, operation: Callable, seconds: dict[str, float], inside: lis
 
 
 def main(folder: str, source: str) -> None:
-    """Print microseconds per token for each operation, and how often each is called per thousand tokens."""
+    """Print microseconds per token for each operation."""
     model = e5ref.load(folder, threads=1, truncation="allow")
     texts = Path(source).read_text(encoding="utf-8").splitlines()
     tokens = sum(len(text.ids) for text in model.tokenizer(texts))

@@ -54,6 +54,15 @@ def test_block(language, block, environment, tmp_path):
     assert result.stdout or "-o " in block or language == "python"
 
 
+def test_operations_are_timed(tiny_bert, tmp_path):
+    """docs/performance.md names this command without a block of its own, since it wants a checkpoint's folder."""
+    texts = tmp_path / "texts.txt"
+    texts.write_text("query: cat\npassage: the dog eats\n")
+    command = [sys.executable, "-m", "tests.operations", str(tiny_bert), str(texts)]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {"matmul_rows", "gelu", "softmax"} <= {line.split()[0] for line in output.splitlines()}
+
+
 def test_there_is_something_to_run():
     assert len(BLOCKS) > 8
 
