@@ -21,6 +21,7 @@ from e5ref.params import NAME_PREFIXES, UNUSED_NAMES, BertParams, build_params
 from e5ref.prompts import DOCUMENT_NAMES, E5_PROMPTS
 
 DEFAULT_CHECKPOINT = "intfloat/e5-small-v2"
+BUNDLED_CHECKPOINT = "e5ref-nano"  # a folder of weights/, so it comes with every installation
 
 # All that e5ref reads of a checkpoint, and so all that it fetches from the hub.
 FILES = [
@@ -111,17 +112,19 @@ class Checkpoint:
 
 
 def known_checkpoints() -> dict[str, dict[str, Any]]:
-    """Return the table of known checkpoints: hub name → revision, sizes, prompts, licence."""
+    """Return the table of known checkpoints: name → revision, sizes, prompts, licence."""
     return read_data("checkpoints.toml")
 
 
 def read_data(name: str) -> dict[str, Any]:
     """Read one of the tables that travel with the package."""
+    return tomllib.loads((weights_folder() / name).read_text(encoding="utf-8"))
+
+
+def weights_folder() -> Path:
+    """Return the folder of what travels with the package: beside it in a source tree, inside it once installed."""
     package = Path(__file__).parent
-    # Beside the package in a source tree, inside it once installed.
-    folders = (package / "weights", package.parent / "weights")
-    path = next(folder / name for folder in folders if folder.is_dir())
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    return next(folder for folder in (package / "weights", package.parent / "weights") if folder.is_dir())
 
 
 def read_checkpoint(
@@ -130,7 +133,8 @@ def read_checkpoint(
     """Read a checkpoint: find its files, check them, and build the parameter tree.
 
     Args:
-        name_or_folder: a hub name such as "intfloat/e5-small-v2", or a folder, for which no socket is opened.
+        name_or_folder: a hub name such as "intfloat/e5-small-v2", or "e5ref-nano", the small model that comes with
+            e5ref, or a folder; for the last two no socket is opened.
         revision: the hub's commit, tag or branch; None takes the one that e5ref pins for a known name, and else
             `main`, with a warning that names the commit. Anything but a commit is resolved to one first.
         dtype: "float32" or "float64", what the weights are computed in.
@@ -160,7 +164,7 @@ def locate(name_or_folder: str | Path, revision: str | None = None) -> tuple[Pat
     """Find the folder that holds a checkpoint's files, fetching them from the hub where they are not here yet.
 
     Args:
-        name_or_folder: a folder or a hub name; a Path is never a hub name.
+        name_or_folder: a folder, a hub name, or "e5ref-nano"; a Path is always a folder.
         revision: as in `read_checkpoint`.
 
     Returns:
@@ -169,10 +173,14 @@ def locate(name_or_folder: str | Path, revision: str | None = None) -> tuple[Pat
     Raises:
         CheckpointError: there is no such folder, the hub cannot be reached or has no such thing, or a file in the
             local cache is not what the hub gave.
-        ValueError: a revision for a folder.
+        ValueError: a revision for a folder or for e5ref-nano.
     """
     name = str(name_or_folder)
     folder = Path(os.path.expanduser(name))
+    if name_or_folder == BUNDLED_CHECKPOINT and not folder.exists():
+        if revision is not None:
+            raise ValueError(f"{name} comes with e5ref, and has no revisions; leave revision out")
+        return weights_folder() / name, None
     if name and folder.is_dir():
         if revision is not None:
             raise ValueError(f"{name} is a folder, which has no revisions; leave revision out")
@@ -236,7 +244,11 @@ def _fetch(name: str, revision: str) -> Path:
         # Another program may have fetched a part of the files only.
         return folder if (folder / "config.json").exists() and any(folder.glob("model*.safetensors")) else None
 
-    mend = "check the network, or bring the checkpoint's folder here and pass its path"
+    mend = (
+        f"check the network; or run `hf download {name} --revision {revision} --local-dir FOLDER` on a machine that "
+        f"reaches the hub, bring FOLDER here and pass its path; or try e5ref with {BUNDLED_CHECKPOINT!r}, the small "
+        "model that it brings along"
+    )
     try:
         # A commit never changes: what is here needs no look at the hub.
         if len(revision) == 40 and listed() and (folder := cached()):

@@ -105,6 +105,19 @@ def input_option(what: str) -> Callable[[Callable[..., None]], Callable[..., Non
 
 
 @commands.command()
+@json_option
+def demo(as_json: bool) -> None:
+    """Try e5ref with the small model that comes with it: two questions, two passages, and which answers which."""
+    from e5ref.demo import PASSAGES, QUERIES, explain, score
+
+    scores = score()
+    if as_json:
+        click.echo(json.dumps({"queries": QUERIES, "passages": PASSAGES, "scores": scores.tolist()}))
+    else:
+        click.echo(explain(scores))
+
+
+@commands.command()
 @click.argument("texts", nargs=-1)
 @input_option("Texts to embed")
 @click.option("-o", "--output", type=Path, help=f"Write to OUT{'|'.join(SUFFIXES)} instead of standard output.")
@@ -242,7 +255,7 @@ def rank(
 def models(as_json: bool) -> None:
     """List the known checkpoints, and which are on this machine."""
     rows = [
-        {"name": name, **row, "on_this_machine": is_cached(name, row.get("revision"))}
+        {"name": name, **row, "on_this_machine": "bundled" in row or is_cached(name, row.get("revision"))}
         for name, row in e5ref.known_checkpoints().items()
     ]
     if as_json:
@@ -253,7 +266,7 @@ def models(as_json: bool) -> None:
         mark = "* " if row["on_this_machine"] else "  "
         click.echo(
             f"{mark}{row['name']:34}{row['num_hidden_layers']:7}{row['hidden_size']:7}{row['vocab_size']:11}  "
-            f"{row['licence']:8} {row.get('revision', 'main (not pinned)')}"
+            f"{row['licence']:8} {row.get('revision', 'comes with e5ref' if 'bundled' in row else 'main (not pinned)')}"
         )
     click.echo("* on this machine")
 

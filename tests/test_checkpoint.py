@@ -437,7 +437,7 @@ def test_broken_prompts(tiny_copy, written, message):
 def test_known_checkpoints():
     known = e5ref.known_checkpoints()
     assert known["intfloat/e5-small-v2"]["revision"] == "dca8b1a9dae0d4575df2bf423a5edb485a431236"
-    assert len(known) == 12
+    assert len(known) == 13
     for row in known.values():
         assert row["prompts"] == {"query": "query: ", "passage": "passage: "}
         assert row["licence"] == "MIT"

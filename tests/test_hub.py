@@ -198,8 +198,8 @@ def test_a_commit_is_taken_without_a_word(hub, cls_bert, tmp_path):
         (OTHER, "v9", True, "look it up on the model's page"),
         (OTHER, ABSENT, True, "look it up on the model's page"),
         (GATED, None, True, "give it there, then run `hf auth login`"),
-        (KNOWN, None, False, "check the network, or bring the checkpoint's folder here"),
-        (OTHER, None, False, "check the network, or bring the checkpoint's folder here"),
+        (KNOWN, None, False, "bring FOLDER here and pass its path; or try e5ref with 'e5ref-nano'"),
+        (OTHER, None, False, "bring FOLDER here and pass its path; or try e5ref with 'e5ref-nano'"),
         ("a/b/c", None, True, f"such as '{KNOWN}'"),
     ],
 )
@@ -320,9 +320,9 @@ def test_models_marks_what_is_on_this_machine(home, hub):
     hub.requests.clear()
     rows = json.loads(python(COMMAND, "models", "--json", hub=hub, home=home).stdout)
     assert [row["name"] for row in rows] == list(e5ref.known_checkpoints())
-    assert {row["name"] for row in rows if row["on_this_machine"]} == {KNOWN, KNOWN_UNPINNED}
+    assert {row["name"] for row in rows if row["on_this_machine"]} == {KNOWN, KNOWN_UNPINNED, "e5ref-nano"}
     lines = python(COMMAND, "models", hub=hub, home=home).stdout.splitlines()[:-1]
-    assert {line.split()[1] for line in lines if line.startswith("*")} == {KNOWN, KNOWN_UNPINNED}
+    assert {line.split()[1] for line in lines if line.startswith("*")} == {KNOWN, KNOWN_UNPINNED, "e5ref-nano"}
     assert hub.requests == []
 
 

@@ -1,0 +1,146 @@
+"""The recipe of e5ref-nano, on a small scale: the documentation that comes with Python stands in for textbooks."""
+
+import gzip
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import pytest
+
+import e5ref
+from weights import train_nano
+
+STEPS = 200
+SMALL = replace(
+    train_nano.CONFIG,
+    vocab_size=2000,
+    hidden_size=128,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=256,
+    max_position_embeddings=64,
+)
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    paragraphs = [
+        {"book": "Python", "title": title, "section": "", "text": " ".join(text.split())}
+        for title, topic in sorted(topics.items())
+        for text in topic.split("\n\n")
+        if 12 <= len(text.split()) <= 60
+    ]
+    write_lines(folder / "openstax.jsonl.gz", paragraphs[:1500])
+    meanings = [
+        {"terms": ["cat", "puss"], "pos": "n", "definition": "an animal that hunts mice", "examples": ["the cat sat"]},
+        {"terms": ["run"], "pos": "v", "definition": "move fast on foot", "examples": ["do not run in the hall"]},
+    ]
+    write_lines(folder / "wordnet.jsonl.gz", meanings)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(minilm) -> e5ref.E5:
+    return e5ref.load(minilm, truncation="allow")
+
+
+@pytest.fixture(scope="module")
+def trained(data, teacher, tmp_path_factory) -> tuple[Path, list[dict]]:
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, train_nano.train(folder, data, teacher, config=SMALL, steps=STEPS, score_every=STEPS // 2)
+
+
+def test_it_learns(trained):
+    """The loss falls, and pairs that it has not seen are told apart better than at its start."""
+    folder, lines = trained
+    assert [line["step"] for line in lines] == [0, STEPS // 2, STEPS]
+    assert lines[2]["loss"] < lines[1]["loss"]
+    assert lines[2]["distance"] < lines[1]["distance"]
+    assert lines[2]["held_out"] > lines[0]["held_out"]
+    assert [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()] == lines
+
+
+def test_it_goes_on_where_it_stopped_with_the_same_result(data, teacher, tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    arguments = {"config": SMALL, "steps": 4, "score_every": 2}
+    lines = train_nano.train(whole, data, teacher, **arguments)
+    write_state = train_nano.write_state
+
+    def stop(path, state, lines, settings):
+        write_state(path, state, lines, settings)
+        if lines[-1]["step"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_nano, "write_state", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_nano.train(stopped, data, teacher, **arguments)
+    monkeypatch.undo()
+    assert train_nano.train(stopped, data, teacher, **arguments) == lines
+    for name in ("model.safetensors", "tokenizer.json", "config.json", "training.jsonl"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+    with pytest.raises(ValueError, match="other settings"):
+        train_nano.train(stopped, data, teacher, **arguments, seed=1)
+
+
+def test_a_start_of_chance_is_worse(trained, data, teacher, tmp_path, monkeypatch):
+    """Planted: token embeddings that the teacher has not given."""
+    first_params = train_nano.first_params
+
+    def of_chance(config, token_vectors, seed):
+        return first_params(config, np.random.default_rng(0).normal(size=token_vectors.shape), seed)
+
+    monkeypatch.setattr(train_nano, "first_params", of_chance)
+    (line, *_) = train_nano.train(tmp_path, data, teacher, config=SMALL, steps=1)
+    start, _, end = trained[1]
+    assert line["held_out"] < start["held_out"]
+    assert 1.2 * line["held_out"] < end["held_out"]
+
+
+def test_held_out_pairs_are_not_trained_on(data, teacher, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train_nano, "dev_scores", lambda folder, held_out, *_: seen.extend(held_out) or {})
+    examples = []
+    monkeypatch.setattr(train_nano.Data, "batches", lambda self, seed: examples.append(self) or iter([]))
+    train_nano.train(tmp_path, data, teacher, config=SMALL, steps=1)
+    tokenizer = e5ref.load(tmp_path, truncation="allow").tokenizer
+    trained = {tuple(examples[0].query_ids[text]) for pair in examples[0].pairs for text in pair}
+    assert len(seen) > 10
+    for text in tokenizer([f"query: {text}" for pair in seen for text in (pair.query, pair.passage)]):
+        if text.n_tokens > 12:  # two short texts may well have the same tokens
+            assert tuple(text.ids) not in trained
+
+
+def test_pairs(data):
+    pairs = train_nano.read_pairs(data, 0)
+    assert pairs == train_nano.read_pairs(data, 0) != train_nano.read_pairs(data, 1)
+    kinds = {pair.kind for pair in pairs}
+    # Of the one synonym that there is, chance decides.
+    textbook = {"heading", "sentence", "next sentence", "next paragraph"}
+    assert kinds | {"synonym"} == textbook | {"definition", "example", "synonym", "changed"}
+    for pair in pairs:
+        if pair.kind == "sentence":
+            assert pair.query in pair.passage
+        if pair.kind == "changed":
+            assert pair.query != pair.passage
+
+
+def test_without_texts(tmp_path, teacher):
+    with pytest.raises(ValueError, match="must have openstax"):
+        train_nano.train(tmp_path / "out", tmp_path, teacher, steps=1)
+
+
+def test_the_command_says_what_it_wants():
+    command = [sys.executable, str(train_nano.__file__), "out", "--data", "nowhere", "--teacher", "x"]
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert result.returncode == 2
+    assert "Directory 'nowhere' does not exist" in result.stderr
