@@ -10,6 +10,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +120,9 @@ def sentence_transformers_runner(encoder: E5, names: Collection[str], dtype: str
 
     watched = Watched(names)
     watched.network(model[0].auto_model)
-    for module, point, key in zip(
-        model, ("last_hidden_state", "pooled", "normalized"), ("token_embeddings", *2 * ["sentence_embedding"])
-    ):
-        watched.module(module, point, lambda features, key=key: features[key])
+    caught = {"last_hidden_state": "token_embeddings"} | dict.fromkeys(("pooled", "normalized"), "sentence_embedding")
+    for module, (point, key) in zip(model, caught.items(), strict=False):  # without Normalize there is one less
+        watched.module(module, point, itemgetter(key))
 
     def run(input_ids: Ids, attention_mask: Ids) -> Points:
         with torch.inference_mode():
@@ -157,7 +157,7 @@ def onnx_runner(encoder: E5, file: Path, names: Collection[str], dtype: str | No
     outputs = {one.name: known.get(one.name) for one in session.get_outputs()}
     if unknown := [name for name, point in outputs.items() if point is None]:
         warnings.warn(f"{file}: outputs that e5ref does not know are left out: {', '.join(unknown)}", stacklevel=2)
-    asked = {name: point for name, point in outputs.items() if point in names}
+    asked = {name: point for name, point in outputs.items() if point is not None and point in names}
     if not asked:
         raise ValueError(f"{file}: has the outputs {', '.join(outputs)}, none of which is among the points to record")
 

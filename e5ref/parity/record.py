@@ -1,5 +1,6 @@
 """Record a run: texts through a model, every named point kept."""
 
+import json
 import math
 import warnings
 from collections.abc import Collection, Sequence
@@ -15,6 +16,7 @@ import e5ref
 from e5ref.batching import pad_ids
 from e5ref.checkpoint import Checkpoint
 from e5ref.encoder import E5, PROGRESS_DELAY, E5Warning
+from e5ref.parity.run import FORMAT, Run
 from e5ref.parity.runners import DTYPES, Ids, Runner, jax_runner, numpy_runner
 from e5ref.prompts import find_prompt
 
@@ -81,9 +83,10 @@ def choose_points(shapes: dict[str, tuple[int, ...]], only: Sequence[str] | None
         return [name for name in shapes if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
     if only is not None:
+        examples = ", ".join(name for name in shapes if not name.startswith("layers.") or name.startswith("layers.0."))
         for pattern in only:
             if not fitting([pattern]):
-                raise ValueError(f"there is no point {pattern!r}; this model has {', '.join(_examples(shapes))}")
+                raise ValueError(f"there is no point {pattern!r}; this model has {examples}")
         return fitting(only), []
     for patterns in CHOICES:
         names = fitting(patterns)
@@ -94,7 +97,7 @@ def choose_points(shapes: dict[str, tuple[int, ...]], only: Sequence[str] | None
 
 def record(
     model_name_or_path: str | Path,
-    texts: Sequence[str],
+    texts: str | Sequence[str],
     *,
     revision: str | None = None,
     backend: str = "numpy",
@@ -102,12 +105,12 @@ def record(
     prompt_name: str | None = None,
     prompt: str | None = None,
     only: Sequence[str] | None = None,
-) -> "Run":
+) -> Run:
     """Run texts through a model and keep every named point.
 
     Args:
         model_name_or_path: a hub name or a folder.
-        texts: what to embed.
+        texts: one text, or several.
         revision: the hub's commit, tag or branch; None takes the commit that e5ref pins for a known name.
         backend: "numpy", "jax", "transformers", "sentence-transformers", or "onnx:" and the file of a graph.
         dtype: one of `DTYPES` of the backend; None for "float32". For a graph: what it computes in, if that is not
@@ -132,6 +135,7 @@ def record(
         raise ValueError(f"backend is {backend!r}, but must be one of {', '.join(BACKENDS)}")
     if dtype is not None and dtype not in DTYPES.get(kind, DTYPES["jax"]):
         raise ValueError(f"dtype is {dtype!r}, but backend {kind!r} has {', '.join(DTYPES.get(kind, DTYPES['jax']))}")
+    texts = [texts] if isinstance(texts, str) else texts
     if not texts:
         raise ValueError("there are no texts to record")
     encoder = e5ref.load(model_name_or_path, revision=revision, dtype="float64" if dtype == "float64" else "float32")
@@ -149,14 +153,42 @@ def record(
     names, left_out = choose_points(shapes, only)
     if left_out:
         warnings.warn(
-            f"{len(left_out)} of {len(shapes)} points are left out, to keep the run small; `only` chooses which are kept",
+            f"{len(left_out)} of {len(shapes)} points are left out, to keep the run small; `only` chooses",
             E5Warning,
             stacklevel=2,
         )
-    runner = _runner(encoder, kind, file, names, dtype)
-    input_ids, attention_mask = pad_ids(runner.tokenize(texts), encoder.tokenizer.pad_id)
-    arrays = _run_batches(runner, input_ids, attention_mask)
-    return ...
+    return run_texts(encoder, _runner(encoder, kind, file, names, dtype), texts, names, prefix)
+
+
+def run_texts(encoder: E5, runner: Runner, texts: Sequence[str], names: Sequence[str], prompt: str = "") -> Run:
+    """Tokenize texts, run them, and say where the result comes from.
+
+    Args:
+        encoder: the model.
+        runner: what computes.
+        texts: with their prompts.
+        names: the points to keep, in order; those that the runner does not give are left out.
+        prompt: what stands before each text, for the provenance.
+
+    Returns:
+        The run.
+    """
+    ids = runner.tokenize(texts)
+    input_ids, attention_mask = pad_ids(ids, encoder.tokenizer.pad_id)
+    points = run_batches(runner, input_ids, attention_mask)
+    arrays = {"input_ids": input_ids, "attention_mask": attention_mask}
+    arrays |= {name: points[name] for name in names if name in points}
+    dtype = runner.dtype or str(next(iter(points.values())).dtype)
+    metadata = {
+        "format": FORMAT,
+        "dtype": dtype,
+        "texts": json.dumps(texts, ensure_ascii=False),
+        "tokens": json.dumps([encoder.tokenizer.token_strings(row) for row in ids], ensure_ascii=False),
+        "provenance": json.dumps(
+            {**encoder.provenance(prompt), "dtype": dtype, **runner.facts}, ensure_ascii=False
+        ),
+    }
+    return Run(arrays, metadata)
 
 
 def _runner(encoder: E5, kind: str, file: str, names: Collection[str], dtype: str | None) -> Runner:
