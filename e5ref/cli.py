@@ -549,8 +549,25 @@ def golden(model: str, output: Path, **options: Any) -> None:
 def check(kit: Path, runs: Path, only: str | None) -> None:
     """Judge a port by a golden KIT: RUNS is a folder with a run for each of the kit's batches, named as there.
 
-    Exit code 1 if anything is further from float64 than rounding takes it.
+    Exit code 1 if anything is further from float64 than rounding takes it, missing or unreadable.
     """
+    from e5ref.parity.golden import check_kit
+    from e5ref.parity.run import RunError
+
+    results = check_kit(kit, runs, only=only.split(",") if only else None)
+    failed = 0
+    for batch, result in results.items():
+        if isinstance(result, RunError):
+            failed += 1
+            click.echo(f"{'[BROKEN]':10} {batch}: {result}")
+            continue
+        for verdict in result.verdicts:
+            failed += verdict.verdict != "OK"
+            figures = f"error {verdict.max_error:.1e}, {verdict.factor:.2g} times what rounding costs"
+            click.echo(f"{f'[{verdict.verdict}]':10} {f'{batch}: {verdict.name}':40} {verdict.detail or figures}")
+    click.echo(f"{failed} failed" if failed else "passed")
+    if failed:
+        sys.exit(1)
 
 
 def _load(model: str, backend: Backend, **options: Any) -> E5:

@@ -2,7 +2,8 @@
 
 import itertools
 import json
-import shutil
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +13,12 @@ from tqdm import tqdm
 import e5ref
 from e5ref.encoder import E5, PROGRESS_DELAY
 from e5ref.files import written_whole
+from e5ref.parity.compare import Comparison, allowed_errors, compare
 from e5ref.parity.kit_readme import readme
-from e5ref.parity.record import choose_points, point_shapes, run_texts
-from e5ref.parity.run import Run, read_run, write_run
-from e5ref.parity.runners import numpy_runner
+from e5ref.parity.record import choose_points, point_shapes, record_reference
+from e5ref.parity.run import DTYPES, Run, RunError, read_run, write_run
 
 FORMAT = "e5ref-kit 1"
-KIT = "kit.json"
 
 # Short texts of different lengths.
 RAGGED = ["query: how much protein should a female eat", "a", "passage: Café, 日本", "", "query: plants need light"]
@@ -88,7 +88,7 @@ def long_text(encoder: E5, tokens: int) -> str:
 def write_kit(
     model_name_or_path: str | Path, folder: Path, *, size: Size = "small", revision: str | None = None
 ) -> None:
-    """Write a golden kit.
+    """Write a golden kit; the same model gives the same bytes on the same machine.
 
     Args:
         model_name_or_path: a hub name or a folder.
@@ -105,28 +105,80 @@ def write_kit(
     encoder = e5ref.load(model_name_or_path, revision=revision, dtype="float64", truncation="allow")
     folder.mkdir(parents=True, exist_ok=True)
     texts = kit_texts(encoder)
-    batches: dict[str, Any] = {}
-    with tqdm(total=len(texts), desc="golden", unit="batch", delay=PROGRESS_DELAY, disable=None) as progress:
-        for name, patterns in POINTS[size].items():
-            run = _truth(encoder, texts[name], patterns)
-            write_run(run, folder / f"{name}.safetensors")
-            batches[name] = {"texts": texts[name], "points": list(run.arrays)[2:], "tolerances": tolerances(run)}
-            progress.update()
-    provenance = json.loads(run.metadata["provenance"])
-    kit = {"format": FORMAT, "size": size, "reference": provenance, "batches": batches}
-    content = json.dumps(kit, ensure_ascii=False, indent=1) + "\n"
-    readme = README.format(model=provenance["model"], batches=_table(folder, batches))
-    for name, text in ((KIT, content), ("README.md", readme), ("check.py", CHECKER.read_text(encoding="utf-8"))):
+    batches: dict[str, dict[str, Any]] = {}
+    for batch, patterns in tqdm(POINTS[size].items(), desc="golden", unit="batch", delay=PROGRESS_DELAY, disable=None):
+        run = _truth(encoder, texts[batch], patterns)
+        write_run(run, folder / f"{batch}.safetensors")
+        batches[batch] = {
+            "texts": texts[batch],
+            "tokens": run.input_ids.shape[1],
+            "points": list(run.points),
+            "tolerances": _tolerances(run),
+        }
+    kit = {"format": FORMAT, "size": size, "reference": run.provenance, "batches": batches}
+    contents = {
+        "kit.json": json.dumps(kit, ensure_ascii=False, indent=1) + "\n",
+        "README.md": readme(kit, encoder.checkpoint.config),
+        "check.py": Path(__file__).with_name("kit_check.py").read_text(encoding="utf-8"),
+    }
+    for name, content in contents.items():
         with written_whole(folder.resolve() / name) as file:
-            file.write(text.encode())
+            file.write(content.encode())
+
+
+def check_kit(kit: Path, runs: Path, *, only: Sequence[str] | None = None) -> dict[str, Comparison | RunError]:
+    """Judge a port's runs by a kit.
+
+    Args:
+        kit: the kit's folder.
+        runs: a folder that holds a run for each batch of the kit, named as there.
+        only: names, or patterns such as "layers.*.output", of the points to judge; batches without any are left out.
+
+    Returns:
+        Batch → the comparison of the kit's points, or why there is none.
+
+    Raises:
+        RunError: the kit is none, or damaged.
+        ValueError: `only` fits no point of the kit.
+    """
+    try:
+        content = json.loads((kit / "kit.json").read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"it is of format {content['format']!r}, but this e5ref reads {FORMAT!r}")
+        points = {batch: entry["points"] for batch, entry in content["batches"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"{kit}: is not a golden kit ({error}); write one with e5ref golden") from None
+    results: dict[str, Comparison | RunError] = {}
+    for batch, names in points.items():
+        chosen = [name for name in names if only is None or any(fnmatchcase(name, pattern) for pattern in only)]
+        if not chosen:
+            continue
+        reference = read_run(kit / f"{batch}.safetensors")
+        try:
+            results[batch] = compare(read_run(runs / f"{batch}.safetensors"), reference, only=chosen)
+        except RunError as error:
+            results[batch] = error
+    if not results:
+        raise ValueError(f"no point of the kit is one of {', '.join(only or ())}")
+    return results
 
 
 def _truth(encoder: E5, texts: list[str], patterns: Sequence[str]) -> Run:
-    """Run a batch in float64, and keep the points in float32, which is exact enough for any port but one in float64."""
-    tokens = encoder.tokenize(texts)["input_ids"].shape
-    names, _ = choose_points(point_shapes(encoder.checkpoint, *tokens), patterns)
-    run = run_texts(encoder, numpy_runner(encoder, names), texts, names)
-    arrays = {name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in run.arrays.items()}
-    provenance = json.loads(run.metadata["provenance"])
-    provenance["model"] = Path(provenance["model"]).name if not provenance["revision"] else provenance["model"]
-    ...
+    """Run a batch in float64. It is kept in float32, whose rounding is small beside that of a whole forward pass."""
+    tokens = encoder.tokenize(texts)
+    names, _ = choose_points(point_shapes(encoder.checkpoint, *tokens["input_ids"].shape), patterns)
+    run = record_reference(encoder, texts, names)
+    provenance = run.provenance
+    if not provenance["revision"]:  # a folder of this machine
+        provenance["model"] = Path(provenance["model"]).resolve().name
+    points = {name: array.astype(np.float32) for name, array in run.points.items()}
+    arrays = {"input_ids": run.input_ids.astype(np.int32), "attention_mask": run.attention_mask.astype(np.int8)}
+    return Run(arrays | points, {**run.metadata, "provenance": json.dumps(provenance, ensure_ascii=False)})
+
+
+def _tolerances(run: Run) -> dict[str, dict[str, dict[str, float]]]:
+    """Return what errors pass: dtype → point → "max" and "rms"."""
+    return {
+        dtype: {name: dict(zip(("max", "rms"), allowed_errors(run, name, dtype), strict=True)) for name in run.points}
+        for dtype in DTYPES
+    }

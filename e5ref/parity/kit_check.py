@@ -1,7 +1,7 @@
-"""Judge the runs of a port by this golden kit: `python check.py RUNS`. Needs NumPy alone.
+"""Judge a port by this golden kit: `python check.py RUNS`. Needs NumPy alone; the verdict is that of `e5ref check`.
 
-RUNS is a folder that holds a run for each batch of the kit, named as there; README.md says what a run is. The verdict is
-that of `e5ref check`. Exit code 0: all is within rounding. 1: something is not. 2: the kit itself cannot be read.
+RUNS is a folder with a run for each batch of the kit, named as there; README.md says what is in a run. Exit code 0: all
+is within rounding. 1: something is not, is missing, or cannot be read. 2: nothing could be judged.
 """
 
 import argparse
@@ -10,15 +10,105 @@ import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-# How safetensors names what a tensor is made of, and how NumPy reads it. NumPy has no bfloat16: its two bytes are the
-# upper half of a float32.
-FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-WHOLE = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"}
-NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# What safetensors calls floats, the most exact first, and whole numbers; and how NumPy reads them. NumPy has no
+# bfloat16: its two bytes are the upper half of a float32.
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+WHOLE = {"BOOL": "?"} | {f"{kind.upper()}{8 * size}": f"<{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
+STORED = WHOLE | {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+Verdict = tuple[str, str, str]  # of what, the verdict, a detail
+Tolerances = dict[str, dict[str, dict[str, float]]]  # dtype → point → "max" and "rms"
+
+
+class Run:
+    """A run's file.
+
+    Attributes:
+        arrays: name → array; bfloat16 as float32.
+        dtype: what was computed in: as the file says, else the least exact dtype of a point.
+        mask: where there are real tokens, [B, T].
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read a safetensors file: 8 bytes of header length, the header in JSON, the numbers.
+
+        Raises:
+            ValueError: the file is cut short, or no run.
+        """
+        content = path.read_bytes()
+        try:
+            start = 8 + int.from_bytes(content[:8], "little")
+            header = json.loads(content[8:start])
+            metadata = header.pop("__metadata__", {})
+            self.arrays = {}
+            for name, entry in header.items():
+                begin, end = (start + offset for offset in entry["data_offsets"])
+                array = np.frombuffer(content[begin:end], STORED[entry["dtype"]]).reshape(entry["shape"])
+                self.arrays[name] = (array.astype("u4") << 16).view("f4") if entry["dtype"] == "BF16" else array
+            ids, mask = self.arrays["input_ids"], self.arrays["attention_mask"]
+            stored = {
+                name: entry["dtype"] for name, entry in header.items() if name not in ("input_ids", "attention_mask")
+            }
+            lists = [json.loads(metadata[name]) for name in ("texts", "tokens") if name in metadata]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path.name}: cut short, or no run in a safetensors file ({error!r})") from None
+        if wrong := [name for name, kind in stored.items() if kind not in FLOATS]:
+            raise ValueError(f"{path.name}: {wrong[0]!r} is not of floats")
+        least = max(stored.values(), key=list(FLOATS).index, default="")
+        self.dtype = metadata.get("dtype") or FLOATS.get(least)
+        self.mask = mask == 1
+        if self.dtype not in FLOATS.values() or metadata.get("format", "e5ref-run 1") != "e5ref-run 1":
+            raise ValueError(f"{path.name}: dtype or format in the metadata is none that this kit knows")
+        if (
+            mask.ndim != 2
+            or mask.shape != ids.shape
+            or not np.isin(mask, (0, 1)).all()
+            or any(len(values) != len(ids) for values in lists)
+        ):
+            raise ValueError(f"{path.name}: input_ids, attention_mask, texts and tokens are not of the same texts")
+
+    @property
+    def ids(self) -> list[list[int]]:
+        """The ids of each text's real tokens; how far and on which side texts are padded does not matter."""
+        return [row[real].tolist() for row, real in zip(self.arrays["input_ids"], self.mask, strict=True)]
+
+    def values(self, name: str) -> np.ndarray:
+        """All numbers of a point, [B, D], [B, T, n] or [B, N, T, T], that belong to real tokens, in float64."""
+        array = self.arrays[name]
+        parts = []
+        for text, real in zip(array, self.mask, strict=True):
+            parts.append(text if array.ndim == 2 else text[real] if array.ndim == 3 else text[:, real][:, :, real])
+        return np.concatenate([part.ravel() for part in parts]).astype(np.float64)
+
+
+def judge(run: Run, truth: Run, names: list[str], tolerances: Tolerances) -> Iterator[Verdict]:
+    """Yield the verdict of a run's ids, and if those are right, of each named point."""
+    if run.ids != truth.ids:
+        pairs = enumerate(zip(run.ids, truth.ids, strict=False))
+        text = next((text for text, (ours, theirs) in pairs if ours != theirs), "beyond the last")
+        yield "input_ids", "DIFF", f"the ids of text {text} are others; nothing else is compared"
+        return
+    for name in names:
+        if name not in run.arrays:
+            yield name, "MISSING", ""
+            continue
+        shape, length = list(truth.arrays[name].shape), run.mask.shape[1]
+        for axis in {3: (1,), 4: (2, 3)}.get(len(shape), ()):
+            shape[axis] = length
+        if list(run.arrays[name].shape) != shape:
+            yield name, "SHAPE", f"{list(run.arrays[name].shape)}, but must be {shape}"
+            continue
+        values = run.values(name)
+        if not np.isfinite(values).all():
+            yield name, "NAN", ""
+            continue
+        error = np.abs(values - truth.values(name))
+        allowed = tolerances[run.dtype][name]
+        ratio = max(error.max() / allowed["max"], np.sqrt(np.mean(error**2)) / allowed["rms"])
+        yield name, "OK" if ratio <= 1 else "DIFF", f"error {error.max():.1e}, {ratio:.2g} of what may pass"
 
 
 def main() -> int:
@@ -28,103 +118,23 @@ def main() -> int:
     parser.add_argument("--only", metavar="NAME,…", default="*", help="judge these points alone, such as normalized")
     arguments = parser.parse_args()
     folder, patterns = Path(__file__).parent, arguments.only.split(",")
-    verdicts = []
     kit = json.loads((folder / "kit.json").read_text(encoding="utf-8"))
+    lines: list[Verdict] = []
     for batch, entry in kit["batches"].items():
         names = [name for name in entry["points"] if any(fnmatchcase(name, pattern) for pattern in patterns)]
-        for name, verdict, detail in judge_batch(
-            arguments.runs / f"{batch}.safetensors", folder / f"{batch}.safetensors", names, entry["tolerances"]
-        ):
-            verdicts.append(verdict)
-            print(f"{f'[{verdict}]':10}{batch}: {name}  {detail}")
-    failed = sum(verdict != "OK" for verdict in verdicts)
-    print(f"FAILED: {failed} of {len(verdicts)}" if failed or not verdicts else f"passed: all {len(verdicts)}")
-    return 0 if verdicts and not failed else 1
-
-
-def judge_batch(path: Path, reference: Path, names: list[str], tolerances: Tolerances) -> Iterator[Line]:
-    """Yield a line for the token ids of a run, and if those are right for each named point.
-
-    Args:
-        path: the port's run.
-        reference: the kit's.
-        names: the points to judge.
-        tolerances: dtype → point → the largest and the root mean square error that rounding accounts for.
-    """
-    expected = read_run(reference)[0]
-    if not path.exists():
-        yield "run", "MISSING", f"there is no {path}"
-        return
-    try:
-        arrays, dtypes, metadata = read_run(path)
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        yield "run", "BROKEN", f"{path}: cut short, or no safetensors file ({error!r})"
-        return
-    mask = expected["attention_mask"] == 1
-    for name in ("attention_mask", "input_ids"):
-        verdict, detail = judge_ids(arrays.get(name), expected[name], mask)
-        yield name, verdict, detail
-        if verdict != "OK":
-            return  # of other tokens everything differs
-    for name in names:
-        if name not in arrays:
-            yield name, "MISSING", "the run has no such point"
-            continue
-        dtype = metadata.get("dtype", dtypes[name])
-        if dtype not in tolerances:
-            yield name, "DIFF", f"is of {dtype or 'whole numbers'}, but must be of {', '.join(tolerances)}"
-            continue
-        yield name, *judge_point(arrays[name], expected[name], mask, tolerances[dtype][name])
-
-
-def judge_ids(actual: np.ndarray | None, expected: np.ndarray, mask: np.ndarray) -> tuple[str, str]:
-    """Compare input_ids or attention_mask [B, T]; what stands at padding does not matter, the mask itself does."""
-    if actual is None:
-        return "MISSING", "the run does not have it"
-    if actual.shape != expected.shape:
-        return "SHAPE", f"{actual.shape}, but must be {expected.shape}"
-    wrong = np.argwhere((actual != expected) & (mask | (expected <= 1) ...
-    if len(wrong):
-        text, token = wrong[0]
-        return "DIFF", f"text {text}, token {token}: {actual[text, token]}, but must be {expected[text, token]}"
-    return "OK", ""
-
-
-def judge_point(actual: np.ndarray, expected: np.ndarray, mask: np.ndarray, tolerance: dict[str, float]) -> tuple[str, str]:
-    """Compare a point [B, T, n], [B, N, T, T] or [B, D] over the real tokens."""
-    if actual.shape != expected.shape:
-        return "SHAPE", f"{actual.shape}, but must be {expected.shape}"
-    if actual.ndim == 4:  # [B, N, T, T] -> [pairs of real tokens, N]
-        pairs = mask[:, :, None] & mask[:, None, :]
-        actual, expected = (array.transpose(0, 2, 3, 1)[pairs] for array in (actual, expected))
-    elif actual.ndim == 3:  # [B, T, n] -> [real tokens, n]
-        actual, expected = actual[mask], expected[mask]
-    if not np.isfinite(actual).all():
-        return "NAN", "holds NaN or infinity"
-    error = np.abs(actual.astype(np.float64) - expected)
-    largest, rms = error.max(), np.sqrt(np.mean(error * error))
-    ratio = max(largest / tolerance["max"], rms / tolerance["rms"])
-    return "OK" if ratio <= 1 else "DIFF", f"error {largest:.1e}, {ratio:.2g} of what rounding may cost"
-
-
-def read_run(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], dict[str, str]]:
-    """Read a safetensors file: 8 bytes of header length, the header in JSON, the numbers.
-
-    Returns:
-        Name → array, name → what it is made of, and the metadata.
-    """
-    content = path.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:start])
-    metadata = header.pop("__metadata__", {})
-    arrays, dtypes = {}, {}
-    for name, entry in header.items():
-        begin, end = (start + offset for offset in entry["data_offsets"])
-        array = np.frombuffer(content[begin:end], (FLOATS | WHOLE)[entry["dtype"]]).reshape(entry["shape"])
-        if entry["dtype"] == "BF16":
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        arrays[name], dtypes[name] = array, NAMES.get(entry["dtype"], "")
-    return arrays, dtypes, metadata
+        file = f"{batch}.safetensors"
+        try:
+            found = judge(Run(arguments.runs / file), Run(folder / file), names, entry["tolerances"]) if names else ()
+            lines += [(f"{batch}: {name}", verdict, detail) for name, verdict, detail in found]
+        except FileNotFoundError:
+            lines.append((batch, "MISSING", f"there is no {arguments.runs / file}"))
+        except ValueError as error:
+            lines.append((batch, "BROKEN", str(error)))
+    for name, verdict, detail in lines:
+        print(f"[{verdict}]".ljust(10), name.ljust(40), detail)
+    failed = sum(verdict != "OK" for _, verdict, _ in lines)
+    print(f"FAILED: {failed} of {len(lines)}" if failed else f"PASSED: {len(lines)}")
+    return 1 if failed else 0 if lines else 2
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from e5ref.batching import Ids
 from e5ref.checkpoint import Checkpoint
 from e5ref.encoder import E5
-from e5ref.parity.runners import Ids, Points, Runner, own_tokenize
+from e5ref.parity.runners import Points, Runner, own_tokenize
 
 # What people call the outputs of their graphs → our names. Outputs with our own names need no entry.
 GRAPH_OUTPUTS = {"token_embeddings": "last_hidden_state"}

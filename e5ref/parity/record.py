@@ -13,29 +13,18 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import e5ref
-from e5ref.batching import pad_ids
+from e5ref.batching import Ids, pad_ids
 from e5ref.checkpoint import Checkpoint
 from e5ref.encoder import E5, PROGRESS_DELAY, E5Warning
-from e5ref.parity.run import FORMAT, Run
-from e5ref.parity.runners import DTYPES, Ids, Runner, jax_runner, numpy_runner
+from e5ref.parity.rounding import rounding_costs
+from e5ref.parity.run import LAYER_POINTS, Run
+from e5ref.parity.runners import DTYPES, Runner, jax_runner, numpy_runner
 from e5ref.prompts import find_prompt
 
 BACKENDS = (*DTYPES, "onnx:FILE")
 
 # Tokens of a batch, padding counted: so many keep every library busy, and their points are a few hundred MB at most.
 BATCH_TOKENS = 1024
-
-# The points of one layer, in the forward pass's order, and how wide each is. Probabilities are squares.
-LAYER_POINTS = {
-    "query": "hidden_size",
-    "key": "hidden_size",
-    "value": "hidden_size",
-    "attention_probabilities": "",
-    "context": "hidden_size",
-    "attention_output": "hidden_size",
-    "feed_forward_activation": "intermediate_size",
-    "output": "hidden_size",
-}
 
 # What is recorded unless points are chosen: the first of these choices that has at most so many numbers, 1 GiB in
 # float32. It does not depend on backend or dtype, so that two runs of the same texts hold the same points.
@@ -56,11 +45,13 @@ def point_shapes(checkpoint: Checkpoint, texts: int, tokens: int) -> dict[str, t
     """
     config = checkpoint.config
     states, vectors = (texts, tokens, config.hidden_size), (texts, config.hidden_size)
+    others = {
+        "attention_probabilities": (texts, config.num_attention_heads, tokens, tokens),
+        "feed_forward_activation": (texts, tokens, config.intermediate_size),
+    }
     shapes: dict[str, tuple[int, ...]] = {"embeddings": states}
     for index in range(config.num_hidden_layers):
-        for name, width in LAYER_POINTS.items():
-            squares = (texts, config.num_attention_heads, tokens, tokens)
-            shapes[f"layers.{index}.{name}"] = (texts, tokens, getattr(config, width)) if width else squares
+        shapes |= {f"layers.{index}.{name}": others.get(name, states) for name in LAYER_POINTS}
     shapes |= {"last_hidden_state": states, "pooled": vectors}
     return shapes | ({"normalized": vectors} if checkpoint.settings.normalize else {})
 
@@ -157,7 +148,26 @@ def record(
             E5Warning,
             stacklevel=2,
         )
+    if (kind, dtype) == ("numpy", "float64"):
+        return record_reference(encoder, texts, names, prefix)
     return run_texts(encoder, _runner(encoder, kind, file, names, dtype), texts, names, prefix)
+
+
+def record_reference(encoder: E5, texts: Sequence[str], names: Sequence[str], prompt: str = "") -> Run:
+    """Run texts in float64, and measure what rounding costs: what others are compared with.
+
+    Args:
+        encoder: the model, loaded in float64, with NumPy.
+        texts: with their prompts.
+        names: the points to keep, in order.
+        prompt: as for `run_texts`.
+
+    Returns:
+        The run, with "rounding" in its metadata.
+    """
+    run = run_texts(encoder, numpy_runner(encoder, names), texts, names, prompt)
+    costs = rounding_costs(encoder.checkpoint, run.input_ids, run.attention_mask, only=names)
+    return Run(run.arrays, {**run.metadata, "rounding": json.dumps(costs)})
 
 
 def run_texts(encoder: E5, runner: Runner, texts: Sequence[str], names: Sequence[str], prompt: str = "") -> Run:
@@ -180,13 +190,10 @@ def run_texts(encoder: E5, runner: Runner, texts: Sequence[str], names: Sequence
     arrays |= {name: points[name] for name in names if name in points}
     dtype = runner.dtype or str(next(iter(points.values())).dtype)
     metadata = {
-        "format": FORMAT,
         "dtype": dtype,
         "texts": json.dumps(texts, ensure_ascii=False),
         "tokens": json.dumps([encoder.tokenizer.token_strings(row) for row in ids], ensure_ascii=False),
-        "provenance": json.dumps(
-            {**encoder.provenance(prompt), "dtype": dtype, **runner.facts}, ensure_ascii=False
-        ),
+        "provenance": json.dumps({**encoder.provenance(prompt), "dtype": dtype, **runner.facts}, ensure_ascii=False),
     }
     return Run(arrays, metadata)
 

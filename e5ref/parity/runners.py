@@ -4,17 +4,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from e5ref import numpy_model
+from e5ref.batching import Ids
 from e5ref.checkpoint import Checkpoint
 from e5ref.encoder import E5, require_jax
+from e5ref.parity.reference import run_reference
 
-Ids = NDArray[np.integer]
 Points = Mapping[str, NDArray[Any]]
 
 # What `record` computes in, by the backend's name; a graph of ONNX is what it is.
@@ -53,26 +54,7 @@ def own_tokenize(encoder: E5) -> Callable[[Sequence[str]], list[list[int]]]:
 
 def numpy_runner(encoder: E5, names: Collection[str]) -> Runner:
     """Run the NumPy twin, in the dtype that `encoder` was loaded in."""
-    checkpoint = encoder.checkpoint
-
-    def run(input_ids: Ids, attention_mask: Ids) -> Points:
-        points: dict[str, NDArray[Any]] = {}
-
-        def keep(name: str, array: NDArray[Any]) -> None:
-            if name in names:
-                points[name] = array
-
-        numpy_model.embed(
-            checkpoint.params,
-            input_ids,
-            attention_mask,
-            config=checkpoint.config,
-            pooling=checkpoint.settings.pooling,
-            normalize=checkpoint.settings.normalize,
-            tap=keep,
-        )
-        return points
-
+    run = partial(run_reference, encoder.checkpoint, only=names)
     return Runner(run, own_tokenize(encoder), str(encoder.dtype), facts={"backend": "numpy"})
 
 
