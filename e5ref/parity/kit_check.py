@@ -58,7 +58,7 @@ class Run:
         if wrong := [name for name, kind in stored.items() if kind not in FLOATS]:
             raise ValueError(f"{path.name}: {wrong[0]!r} is not of floats")
         least = max(stored.values(), key=list(FLOATS).index, default="")
-        self.dtype = metadata.get("dtype") or FLOATS.get(least)
+        self.dtype: str = metadata.get("dtype") or FLOATS.get(least, "")
         self.mask = mask == 1
         if self.dtype not in FLOATS.values() or metadata.get("format", "e5ref-run 1") != "e5ref-run 1":
             raise ValueError(f"{path.name}: dtype or format in the metadata is none that this kit knows")

@@ -10,7 +10,7 @@ BATCHES = {
     "alone": "one short text, in a batch of its own",
     "ragged": "short texts of different lengths, an empty one among them, so that all but one are padded",
     "reversed": "the same in the other order: each text keeps its vector",
-    "traps": "prompts with and without their space, upper case, accents, CJK, emoji, control characters, one text twice",
+    "traps": "prompts with and without a space, capitals, accents, CJK, emoji, control characters, one text twice",
     "long": "a text of as many tokens as the model takes, one of one token more, which is cut, and a short one between",
 }
 
@@ -57,8 +57,8 @@ numbers.
 | `pooled`{normalized_name} | [B, {D}] | the vector of a text{normalized_shape} |
 
 B texts, T tokens of the longest one. Points are float64, float32, float16 or bfloat16; what a model computed in, if its
-arrays do not show it, goes into the header's metadata as `dtype`. What stands at padding is not looked at. The kit's own
-files are runs too, with points in float32, except that not every batch holds every point.
+arrays do not show it, goes into the header's metadata as `dtype`. What stands at padding is not looked at, and where it
+stands and how much does not matter. The kit's own files are runs too, with points in float32.
 
 ## When it passes
 

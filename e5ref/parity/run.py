@@ -137,11 +137,9 @@ class Run:
         return self._read("rounding", "an object of dtype → point → max and rms", _is_rounding) or {}
 
     def token(self, text: int, token: int) -> str | None:
-        """Return the string of a token, if it is known."""
+        """Return the string of a real token of a text, if it is known."""
         row = self.tokens[text] if self.tokens is not None else []
-        # Padding may stand on the left, and has no string.
-        place = int(self.attention_mask[text, :token].sum())
-        return row[place] if place < len(row) else None
+        return row[token] if token < len(row) else None
 
     def _read(self, name: str, what: str, fits: Callable[[Any], bool]) -> Any:
         """Read an entry of the metadata that is JSON."""
