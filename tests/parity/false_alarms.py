@@ -99,7 +99,9 @@ def _rounded(ids: list[int]) -> int:
     return -(-len(ids) // ROUND_LENGTHS_TO) * ROUND_LENGTHS_TO
 
 
-def comparisons(folder: Path, texts: list[str], graph: Path | None) -> Iterator[tuple[str, str, int, Comparison]]:
+def comparisons(
+    folder: Path, texts: list[str], graph: Path | None, points: list[str]
+) -> Iterator[tuple[str, str, int, Comparison]]:
     """Yield library, dtype, threads and what the judge says, for each batch of texts and each candidate."""
     encoder = e5ref.load(folder)
     names, _ = choose_points(point_shapes(encoder.checkpoint, 1, 1), points)
