@@ -15,7 +15,7 @@ from e5ref.parity.run import Run, RunError, forward_order, read_run
 
 # A run passes at a point while its largest error, and the root of its mean squared error, stay within so many times
 # what rounding alone costs the reference there. docs/judge.md has the evidence.
-FACTOR = 4.0
+FACTOR = 8.0
 
 # How many of the worst tokens of each point to keep.
 WORST = 5
