@@ -16,7 +16,7 @@ from e5ref.encoder import E5, PROGRESS_DELAY
 from e5ref.files import written_whole
 from e5ref.parity.compare import FACTOR, Comparison, compare, expected_errors
 from e5ref.parity.kit_readme import readme
-from e5ref.parity.record import choose_points, point_shapes, record_reference
+from e5ref.parity.recording import choose_points, point_shapes, record_reference
 from e5ref.parity.rounding import ErrorSum, text_rows
 from e5ref.parity.run import DTYPES, Run, RunError, read_run, write_run
 

@@ -267,7 +267,7 @@ def test_a_reference_must_be_one(right, reference):
     array[0, 0] = np.nan
     with pytest.raises(RunError, match="the reference holds NaN or infinity at 'pooled'"):
         compare(right, changed(reference, pooled=array))
-    with pytest.raises(RunError, match="the reference's 'pooled' is .*, which is no known shape"):
+    with pytest.raises(RunError, match=r"the reference's 'pooled' is .*, which is no known shape"):
         compare(right, changed(reference, pooled=array[0]))
 
 

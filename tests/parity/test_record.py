@@ -10,8 +10,8 @@ import pytest
 import e5ref
 from e5ref import numpy_model
 from e5ref.parity import peers
-from e5ref.parity import record as recording
-from e5ref.parity.record import choose_points, point_shapes, record
+from e5ref.parity import recording
+from e5ref.parity.recording import choose_points, point_shapes, record
 from e5ref.parity.run import read_run
 from tests.conftest import write_random_bert
 from tests.peers import first_departure
@@ -87,7 +87,7 @@ def test_batches_change_nothing(backend, tiny_bert, monkeypatch):
 
 @pytest.mark.parametrize("backend", ["transformers", "sentence-transformers"])
 def test_trained_weights_with_a_tokenizer_of_their_own(backend, minilm):
-    """sentence-transformers' folder layout, modules.json and all; fused attention, as no probabilities are asked for."""
+    """sentence-transformers' folder layout, modules.json and all; fused attention, as nobody asks for probabilities."""
     texts = ["naïve café, 日本語 and 🙂", "a", "word " * 300]
     only = ["layers.*.output", "last_hidden_state", "pooled", "normalized"]
     with pytest.warns(e5ref.E5Warning, match="1 of 3 texts are longer than 256 tokens"):
@@ -260,6 +260,8 @@ def test_a_missing_package_is_named(backend, tiny_bert, monkeypatch):
 
 
 def test_nothing_heavy_comes_with_the_reference(tiny_bert):
-    code = f"import sys; from e5ref.parity.record import record; record({str(tiny_bert)!r}, 'cat'); print(*sys.modules)"
+    code = (
+        f"import sys; from e5ref.parity.recording import record; record({str(tiny_bert)!r}, 'cat'); print(*sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"jax", "torch", "transformers", "onnxruntime"} & set(result.split())
