@@ -9,8 +9,7 @@ import pytest
 
 import e5ref
 from e5ref import numpy_model
-from e5ref.parity import peers
-from e5ref.parity import recording
+from e5ref.parity import peers, recording
 from e5ref.parity.recording import choose_points, point_shapes, record
 from e5ref.parity.run import read_run
 from tests.conftest import write_random_bert
