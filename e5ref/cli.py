@@ -527,7 +527,7 @@ def record(model: str, source: str | None, output: Path, only: str | None, **opt
     type=click.Choice(["small", "full"]),
     default="small",
     show_default=True,
-    help="small holds the states of one layer and the output of each; full every point of every layer.",
+    help="small holds the states of one layer and the output of each, full every point of every layer.",
 )
 def golden(model: str, output: Path, **options: Any) -> None:
     """Write what a port of MODEL to another language can be tested on: texts, ids, states, vectors, tolerances.

@@ -16,7 +16,7 @@ from e5ref.encoder import E5, PROGRESS_DELAY
 from e5ref.files import written_whole
 from e5ref.parity.compare import FACTOR, Comparison, compare, expected_errors
 from e5ref.parity.kit_readme import readme
-from e5ref.parity.recording import choose_points, point_shapes, record_reference
+from e5ref.parity.recording import point_shapes, record_reference
 from e5ref.parity.rounding import ErrorSum, text_rows
 from e5ref.parity.run import DTYPES, Run, RunError, read_run, write_run
 
@@ -62,7 +62,8 @@ STATES = ("embeddings", "layers.0.*", "layers.*.output", "last_hidden_state", *V
 Size = Literal["small", "full"]
 POINTS: dict[Size, dict[str, tuple[str, ...]]] = {
     "small": {"alone": STATES, "ragged": STATES, "reversed": VECTORS, "traps": VECTORS, "long": VECTORS},
-    "full": {"alone": ("*",), "ragged": ("*",), "reversed": ("*",), "traps": VECTORS, "long": VECTORS},
+    "full": {"alone": ("*",), "ragged": ("*",)}
+    | dict.fromkeys(("reversed", "traps", "long"), ("last_hidden_state", *VECTORS)),
 }
 
 
@@ -167,8 +168,8 @@ def check_kit(kit: Path, runs: Path, *, only: Sequence[str] | None = None) -> di
 
 def _truth(encoder: E5, texts: list[str], patterns: Sequence[str]) -> Run:
     """Run a batch in float64. It is kept in float32, whose rounding is small beside that of a whole forward pass."""
-    tokens = encoder.tokenize(texts)
-    names, _ = choose_points(point_shapes(encoder.checkpoint, *tokens["input_ids"].shape), patterns)
+    points = point_shapes(encoder.checkpoint, *encoder.tokenize(texts)["input_ids"].shape)
+    names = [name for name in points if any(fnmatchcase(name, pattern) for pattern in patterns)]
     run = record_reference(encoder, texts, names)
     provenance = run.provenance
     if not provenance["revision"]:  # a folder of this machine

@@ -278,6 +278,15 @@ def test_the_commands(tiny_bert, right, tmp_path):
     assert "long.safetensors: cannot be read" in fails("check", tmp_path / "kit", right)
 
 
+def test_a_model_that_does_not_normalise(cls_checkpoint, tmp_path):
+    write_kit(cls_checkpoint, tmp_path)
+    assert list(read_run(tmp_path / "long.safetensors").points) == ["pooled"]
+    text = (tmp_path / "README.md").read_text()
+    assert "pooled by cls, not normalised" in text
+    assert "`normalized`" not in text
+    assert own_verdicts(tmp_path, tmp_path)[0] == 0
+
+
 def test_the_readme_tells_what_is_there(kit, batches):
     text = (kit / "README.md").read_text()
     for batch, entry in batches.items():

@@ -99,25 +99,13 @@ def test_trained_weights_with_a_tokenizer_of_their_own(backend, minilm):
     assert json.loads(recorded.metadata["provenance"])["attention"] == "sdpa"
 
 
-def test_cls_pooling_without_norm(minilm, tiny_copy):
+def test_cls_pooling_without_norm(cls_checkpoint):
     """What the checkpoint's own modules say, in every backend."""
-    (tiny_copy / "1_Pooling").mkdir()
-    kinds = [
-        ("", "base.modules.transformer.Transformer"),
-        ("1_Pooling", "sentence_transformer.modules.pooling.Pooling"),
-    ]
-    modules = [
-        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.{kind}"}
-        for index, (path, kind) in enumerate(kinds)
-    ]
-    (tiny_copy / "modules.json").write_text(json.dumps(modules))
-    pooling = {"embedding_dimension": 32, "pooling_mode": "cls", "include_prompt": True}
-    (tiny_copy / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    reference = record(tiny_copy, TEXTS, dtype="float64")
+    reference = record(cls_checkpoint, TEXTS, dtype="float64")
     assert list(reference.arrays)[-1] == "pooled"
     np.testing.assert_array_equal(reference.arrays["pooled"], reference.arrays["last_hidden_state"][:, 0])
     for backend in FULL_BACKENDS:
-        recorded = record(tiny_copy, TEXTS, backend=backend, dtype="float64")
+        recorded = record(cls_checkpoint, TEXTS, backend=backend, dtype="float64")
         mask = reference.arrays["attention_mask"]
         assert first_departure(points(recorded), points(reference), mask, "float64") is None
 
