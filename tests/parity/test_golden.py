@@ -75,11 +75,18 @@ def assert_judged_alike(kit: Path, runs: Path, *, passes: bool) -> list[str]:
 
 def test_the_same_kit_twice_has_the_same_bytes(kit, tiny_bert, tmp_path):
     write_kit(tiny_bert, tmp_path)
+    write_kit(tiny_bert, tmp_path)  # over the first
     files = sorted(path.name for path in kit.iterdir())
     assert files == sorted(
         ["README.md", "check.py", "kit.json", *(f"{batch}.safetensors" for batch in POINTS["small"])]
     )
     assert [(tmp_path / file).read_bytes() for file in files] == [(kit / file).read_bytes() for file in files]
+
+
+def test_only_a_kit_is_written_over(tiny_copy):
+    before = sorted(tiny_copy.iterdir())
+    assert "holds something else than a golden kit" in fails("golden", tiny_copy, "-o", tiny_copy)
+    assert sorted(tiny_copy.iterdir()) == before
 
 
 def test_a_kit_names_no_folder_of_this_machine(kit, tiny_bert):
@@ -279,12 +286,13 @@ def test_the_commands(tiny_bert, right, tmp_path):
 
 
 def test_a_model_that_does_not_normalise(cls_checkpoint, tmp_path):
-    write_kit(cls_checkpoint, tmp_path)
-    assert list(read_run(tmp_path / "long.safetensors").points) == ["pooled"]
-    text = (tmp_path / "README.md").read_text()
+    kit = tmp_path / "kit"  # the checkpoint lies beside it
+    write_kit(cls_checkpoint, kit)
+    assert list(read_run(kit / "long.safetensors").points) == ["pooled"]
+    text = (kit / "README.md").read_text()
     assert "pooled by cls, not normalised" in text
     assert "`normalized`" not in text
-    assert own_verdicts(tmp_path, tmp_path)[0] == 0
+    assert own_verdicts(kit, kit)[0] == 0
 
 
 def test_the_readme_tells_what_is_there(kit, batches):

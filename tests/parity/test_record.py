@@ -142,7 +142,7 @@ def test_large_runs_keep_fewer_points(texts, kept, tiny_bert):
 
 def test_what_is_left_out_is_said(tiny_bert, monkeypatch):
     monkeypatch.setattr(recording, "DEFAULT_NUMBERS", 8000)
-    with pytest.warns(e5ref.E5Warning, match="14 of 20 points are left out"):
+    with pytest.warns(e5ref.E5Warning, match="14 of 20 points are left out to keep"):
         recorded = record(tiny_bert, TEXTS)
     assert list(points(recorded)) == [
         "embeddings",
