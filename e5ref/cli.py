@@ -502,8 +502,8 @@ def record(model: str, source: str | None, output: Path, only: str | None, **opt
 
     MODEL is a hub name or a folder. docs/parity.md describes RUN, so that any program can write one.
     """
-    from e5ref.parity.record import record as record_run
-    from e5ref.parity.run import write_run
+    from e5ref.parity import record as record_run
+    from e5ref.parity import write_run
 
     _check_output(output, [] if source in (None, "-") else [str(source)])
     texts = _texts((), source, "TEXT")
@@ -527,7 +527,7 @@ def record(model: str, source: str | None, output: Path, only: str | None, **opt
     type=click.Choice(["small", "full"]),
     default="small",
     show_default=True,
-    help="small holds the states of one layer and the output of each; full every point of every layer.",
+    help="small holds the states of one layer and the output of each, full every point of every layer.",
 )
 def golden(model: str, output: Path, **options: Any) -> None:
     """Write what a port of MODEL to another language can be tested on: texts, ids, states, vectors, tolerances.
@@ -550,9 +550,9 @@ def check(kit: Path, runs: Path, only: str | None) -> None:
 
     Exit code 1 if anything is further from float64 than rounding takes it, missing or unreadable.
     """
+    from e5ref.parity import RunError
     from e5ref.parity.golden import check_kit
     from e5ref.parity.report import text_report
-    from e5ref.parity.run import RunError
 
     results = check_kit(kit, runs, only=only.split(",") if only else None)
     for batch, result in results.items():

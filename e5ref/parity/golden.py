@@ -2,9 +2,11 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -13,14 +15,14 @@ from tqdm import tqdm
 
 import e5ref
 from e5ref.encoder import E5, PROGRESS_DELAY
-from e5ref.files import written_whole
 from e5ref.parity.compare import FACTOR, Comparison, compare, expected_errors
 from e5ref.parity.kit_readme import readme
-from e5ref.parity.record import choose_points, point_shapes, record_reference
+from e5ref.parity.recording import point_shapes, record_reference
 from e5ref.parity.rounding import ErrorSum, text_rows
 from e5ref.parity.run import DTYPES, Run, RunError, read_run, write_run
 
 FORMAT = "e5ref-kit 1"
+KIT = "kit.json"
 
 # Short texts of different lengths.
 RAGGED = ["query: how much protein should a female eat", "a", "passage: Café, 日本", "", "query: plants need light"]
@@ -62,7 +64,8 @@ STATES = ("embeddings", "layers.0.*", "layers.*.output", "last_hidden_state", *V
 Size = Literal["small", "full"]
 POINTS: dict[Size, dict[str, tuple[str, ...]]] = {
     "small": {"alone": STATES, "ragged": STATES, "reversed": VECTORS, "traps": VECTORS, "long": VECTORS},
-    "full": {"alone": ("*",), "ragged": ("*",), "reversed": ("*",), "traps": VECTORS, "long": VECTORS},
+    "full": {"alone": ("*",), "ragged": ("*",)}
+    | dict.fromkeys(("reversed", "traps", "long"), ("last_hidden_state", *VECTORS)),
 }
 
 
@@ -100,32 +103,34 @@ def write_kit(
 
     Raises:
         CheckpointError: as `e5ref.load`.
-        ValueError: an unknown size.
+        ValueError: an unknown size, or a folder that holds other files.
     """
     if size not in POINTS:
         raise ValueError(f"size is {size!r}, but must be one of {', '.join(POINTS)}")
+    if folder.exists() and any(folder.iterdir()) and not (folder / KIT).exists():
+        raise ValueError(f"{folder}: holds something else than a golden kit; give a new folder, or an empty one")
     encoder = e5ref.load(model_name_or_path, revision=revision, dtype="float64", truncation="allow")
-    folder.mkdir(parents=True, exist_ok=True)
     texts = kit_texts(encoder)
-    batches: dict[str, dict[str, Any]] = {}
-    for batch, patterns in tqdm(POINTS[size].items(), desc="golden", unit="batch", delay=PROGRESS_DELAY, disable=None):
-        run = _truth(encoder, texts[batch], patterns)
-        write_run(run, folder / f"{batch}.safetensors")
-        batches[batch] = {
-            "texts": texts[batch],
-            "tokens": run.input_ids.shape[1],
-            "points": list(run.points),
-            "tolerances": _tolerances(run),
-        }
-    kit = {"format": FORMAT, "size": size, "reference": run.provenance, "batches": batches}
-    contents = {
-        "kit.json": json.dumps(kit, ensure_ascii=False, indent=1) + "\n",
-        "README.md": readme(kit, encoder.checkpoint.config),
-        "check.py": Path(__file__).with_name("kit_check.py").read_text(encoding="utf-8"),
-    }
-    for name, content in contents.items():
-        with written_whole(folder.resolve() / name) as file:
-            file.write(content.encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".golden-", dir=folder) as name:
+        part = Path(name)
+        batches: dict[str, dict[str, Any]] = {}
+        points = POINTS[size].items()
+        for batch, patterns in tqdm(points, desc="golden", unit="batch", delay=PROGRESS_DELAY, disable=None):
+            run = _truth(encoder, texts[batch], patterns)
+            write_run(run, part / f"{batch}.safetensors")
+            batches[batch] = {
+                "texts": texts[batch],
+                "tokens": run.input_ids.shape[1],
+                "points": list(run.points),
+                "tolerances": _tolerances(run),
+            }
+        kit = {"format": FORMAT, "size": size, "reference": run.provenance, "batches": batches}
+        (part / KIT).write_text(json.dumps(kit, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", newline="\n")
+        (part / "README.md").write_text(readme(kit, encoder.checkpoint.config), encoding="utf-8", newline="\n")
+        shutil.copyfile(Path(__file__).with_name("kit_check.py"), part / "check.py")
+        for path in part.iterdir():  # only now that all is there
+            path.replace(folder / path.name)
 
 
 def check_kit(kit: Path, runs: Path, *, only: Sequence[str] | None = None) -> dict[str, Comparison | RunError]:
@@ -144,7 +149,7 @@ def check_kit(kit: Path, runs: Path, *, only: Sequence[str] | None = None) -> di
         ValueError: `only` fits no point of the kit.
     """
     try:
-        content = json.loads((kit / "kit.json").read_text(encoding="utf-8"))
+        content = json.loads((kit / KIT).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"it is of format {content['format']!r}, but this e5ref reads {FORMAT!r}")
         points = {batch: entry["points"] for batch, entry in content["batches"].items()}
@@ -167,8 +172,8 @@ def check_kit(kit: Path, runs: Path, *, only: Sequence[str] | None = None) -> di
 
 def _truth(encoder: E5, texts: list[str], patterns: Sequence[str]) -> Run:
     """Run a batch in float64. It is kept in float32, whose rounding is small beside that of a whole forward pass."""
-    tokens = encoder.tokenize(texts)
-    names, _ = choose_points(point_shapes(encoder.checkpoint, *tokens["input_ids"].shape), patterns)
+    points = point_shapes(encoder.checkpoint, *encoder.tokenize(texts)["input_ids"].shape)
+    names = [name for name in points if any(fnmatchcase(name, pattern) for pattern in patterns)]
     run = record_reference(encoder, texts, names)
     provenance = run.provenance
     if not provenance["revision"]:  # a folder of this machine

@@ -49,14 +49,13 @@ class Run:
                 array = np.frombuffer(content[begin:end], STORED[entry["dtype"]]).reshape(entry["shape"])
                 self.arrays[name] = (array.astype("u4") << 16).view("f4") if entry["dtype"] == "BF16" else array
             ids, mask = self.arrays["input_ids"], self.arrays["attention_mask"]
-            stored = {
-                name: entry["dtype"] for name, entry in header.items() if name not in ("input_ids", "attention_mask")
-            }
+            stored = {name: entry["dtype"] for name, entry in header.items()}
+            whole = [stored.pop(name) in WHOLE for name in ("input_ids", "attention_mask")]
             lists = [json.loads(metadata[name]) for name in ("texts", "tokens") if name in metadata]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path.name}: cut short, or no run in a safetensors file ({error!r})") from None
-        if wrong := [name for name, kind in stored.items() if kind not in FLOATS]:
-            raise ValueError(f"{path.name}: {wrong[0]!r} is not of floats")
+        if not all(whole) or not all(kind in FLOATS for kind in stored.values()):
+            raise ValueError(f"{path.name}: ids and mask must be of whole numbers, and all else of floats")
         least = max(stored.values(), key=list(FLOATS).index, default="")
         self.dtype: str = metadata.get("dtype") or FLOATS.get(least, "")
         self.mask = mask == 1
@@ -86,9 +85,11 @@ class Run:
 
 def judge(run: Run, truth: Run, names: list[str], tolerances: Tolerances) -> Iterator[Verdict]:
     """Yield the verdict of a run's ids, and if those are right, of each named point."""
+    if len(run.ids) != len(truth.ids):
+        yield "input_ids", "SHAPE", f"{len(run.ids)} texts, but must be {len(truth.ids)}"
+        return
     if run.ids != truth.ids:
-        pairs = enumerate(zip(run.ids, truth.ids, strict=False))
-        text = next((text for text, (ours, theirs) in pairs if ours != theirs), "beyond the last")
+        text = next(text for text, ids in enumerate(run.ids) if ids != truth.ids[text])
         yield "input_ids", "DIFF", f"the ids of text {text} are others; nothing else is compared"
         return
     for name in names:
@@ -130,8 +131,9 @@ def main() -> int:
             lines.append((batch, "MISSING", f"there is no {arguments.runs / file}"))
         except ValueError as error:
             lines.append((batch, "BROKEN", str(error)))
+    width = max((len(name) for name, _, _ in lines), default=0)
     for name, verdict, detail in lines:
-        print(f"[{verdict}]".ljust(10), name.ljust(40), detail)
+        print(f"{f'[{verdict}]':10}{name:{width}}  {detail}")
     failed = sum(verdict != "OK" for _, verdict, _ in lines)
     print(f"FAILED: {failed} of {len(lines)}" if failed else f"PASSED: {len(lines)}")
     return 1 if failed else 0 if lines else 2

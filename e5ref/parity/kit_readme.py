@@ -27,8 +27,8 @@ float64, with how far from that rounding may take another implementation, in flo
 
 1. Run each batch of `kit.json` through the port, its `texts` as they are: prompts are part of them.
 2. For each batch write `RUNS/BATCH.safetensors`: `input_ids` and `attention_mask`, and the batch's `points`.
-3. Run `python check.py RUNS`, which needs NumPy alone, or `e5ref check KIT RUNS`. The first line that is not `[OK]` is
-   where to look.
+3. Run `python check.py RUNS` (Python 3.10 and NumPy are all that it needs) or `e5ref check KIT RUNS`. The first line
+   that is not `[OK]` is where to look.
 
 `--only "embeddings,layers.0.*"` judges those points alone while the rest is not written yet, and
 `--only normalized` the vectors.

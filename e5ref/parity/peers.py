@@ -1,7 +1,7 @@
 """What computes a run: transformers, sentence-transformers, and graphs of ONNX, so that they yield our named points.
 
-Their modules are watched through hooks, so nothing of the library is changed. Everything heavy is imported when asked
-for.
+Their modules are watched through hooks, so nothing of a library is changed. All run on the CPU, in the process's own
+threads, and everything heavy is imported when asked for.
 """
 
 import importlib

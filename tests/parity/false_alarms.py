@@ -25,7 +25,7 @@ from e5ref.batching import pad_ids
 from e5ref.bench.prepare import write_exports
 from e5ref.parity import peers
 from e5ref.parity.compare import Comparison, compare
-from e5ref.parity.record import choose_points, point_shapes
+from e5ref.parity.recording import choose_points, point_shapes
 from e5ref.parity.runners import Runner, jax_runner, numpy_runner
 from e5ref.table import aligned
 from tests.conftest import SHARED

@@ -9,9 +9,8 @@ import pytest
 
 import e5ref
 from e5ref import numpy_model
-from e5ref.parity import peers
-from e5ref.parity import record as recording
-from e5ref.parity.record import choose_points, point_shapes, record
+from e5ref.parity import peers, recording
+from e5ref.parity.recording import choose_points, point_shapes, record
 from e5ref.parity.run import read_run
 from tests.conftest import write_random_bert
 from tests.peers import first_departure
@@ -87,7 +86,7 @@ def test_batches_change_nothing(backend, tiny_bert, monkeypatch):
 
 @pytest.mark.parametrize("backend", ["transformers", "sentence-transformers"])
 def test_trained_weights_with_a_tokenizer_of_their_own(backend, minilm):
-    """sentence-transformers' folder layout, modules.json and all; fused attention, as no probabilities are asked for."""
+    """sentence-transformers' folder layout, modules.json and all; fused attention, as nobody asks for probabilities."""
     texts = ["naïve café, 日本語 and 🙂", "a", "word " * 300]
     only = ["layers.*.output", "last_hidden_state", "pooled", "normalized"]
     with pytest.warns(e5ref.E5Warning, match="1 of 3 texts are longer than 256 tokens"):
@@ -100,25 +99,13 @@ def test_trained_weights_with_a_tokenizer_of_their_own(backend, minilm):
     assert json.loads(recorded.metadata["provenance"])["attention"] == "sdpa"
 
 
-def test_cls_pooling_without_norm(minilm, tiny_copy):
+def test_cls_pooling_without_norm(cls_checkpoint):
     """What the checkpoint's own modules say, in every backend."""
-    (tiny_copy / "1_Pooling").mkdir()
-    kinds = [
-        ("", "base.modules.transformer.Transformer"),
-        ("1_Pooling", "sentence_transformer.modules.pooling.Pooling"),
-    ]
-    modules = [
-        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.{kind}"}
-        for index, (path, kind) in enumerate(kinds)
-    ]
-    (tiny_copy / "modules.json").write_text(json.dumps(modules))
-    pooling = {"embedding_dimension": 32, "pooling_mode": "cls", "include_prompt": True}
-    (tiny_copy / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    reference = record(tiny_copy, TEXTS, dtype="float64")
+    reference = record(cls_checkpoint, TEXTS, dtype="float64")
     assert list(reference.arrays)[-1] == "pooled"
     np.testing.assert_array_equal(reference.arrays["pooled"], reference.arrays["last_hidden_state"][:, 0])
     for backend in FULL_BACKENDS:
-        recorded = record(tiny_copy, TEXTS, backend=backend, dtype="float64")
+        recorded = record(cls_checkpoint, TEXTS, backend=backend, dtype="float64")
         mask = reference.arrays["attention_mask"]
         assert first_departure(points(recorded), points(reference), mask, "float64") is None
 
@@ -155,7 +142,7 @@ def test_large_runs_keep_fewer_points(texts, kept, tiny_bert):
 
 def test_what_is_left_out_is_said(tiny_bert, monkeypatch):
     monkeypatch.setattr(recording, "DEFAULT_NUMBERS", 8000)
-    with pytest.warns(e5ref.E5Warning, match="14 of 20 points are left out"):
+    with pytest.warns(e5ref.E5Warning, match="14 of 20 points are left out to keep"):
         recorded = record(tiny_bert, TEXTS)
     assert list(points(recorded)) == [
         "embeddings",
@@ -260,6 +247,8 @@ def test_a_missing_package_is_named(backend, tiny_bert, monkeypatch):
 
 
 def test_nothing_heavy_comes_with_the_reference(tiny_bert):
-    code = f"import sys; from e5ref.parity.record import record; record({str(tiny_bert)!r}, 'cat'); print(*sys.modules)"
+    code = (
+        f"import sys; from e5ref.parity.recording import record; record({str(tiny_bert)!r}, 'cat'); print(*sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"jax", "torch", "transformers", "onnxruntime"} & set(result.split())

@@ -144,7 +144,7 @@ def record(
     names, left_out = choose_points(shapes, only)
     if left_out:
         warnings.warn(
-            f"{len(left_out)} of {len(shapes)} points are left out, to keep the run small; `only` chooses",
+            f"{len(left_out)} of {len(shapes)} points are left out to keep the run small; `only` (--only) chooses others",
             E5Warning,
             stacklevel=2,
         )
