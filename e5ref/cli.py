@@ -500,7 +500,7 @@ def _evaluate(
 def record(model: str, source: str | None, output: Path, only: str | None, **options: Any) -> None:
     """Run texts through MODEL, and keep every named point inside it for `e5ref compare`.
 
-    MODEL is a hub name or a folder. docs/parity.md describes RUN, so that any program can write one.
+    MODEL is a hub name or a folder. docs/judge.md describes RUN, so that any program can write one.
     """
     from e5ref.parity import record as record_run
     from e5ref.parity import write_run
