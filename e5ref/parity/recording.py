@@ -144,7 +144,7 @@ def record(
     names, left_out = choose_points(shapes, only)
     if left_out:
         warnings.warn(
-            f"{len(left_out)} of {len(shapes)} points are left out to keep the run small; `only` (--only) chooses others",
+            f"{len(left_out)} of {len(shapes)} points are left out to keep the run small; choose others with `only`",
             E5Warning,
             stacklevel=2,
         )
