@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from e5ref.parity.inputs import other_inputs
 from e5ref.parity.rounding import UNIT_ROUNDOFF, ErrorSum, cost_at, text_rows
 from e5ref.parity.run import Run, RunError, forward_order, read_run
 
@@ -158,8 +159,8 @@ def compare(run: Run | str | Path, reference: Run | str | Path, *, only: Sequenc
         )
     names = _chosen({*run.points, *reference.points}, only)
     layers = 1 + max((int(name.split(".")[1]) for name in reference.points if name.startswith("layers.")), default=-1)
-    if other := _other_inputs(run, reference):
-        return Comparison(run.dtype, (other,), layers)
+    if difference := other_inputs(run, reference):
+        return Comparison(run.dtype, (PointVerdict("input_ids", "DIFF", difference),), layers)
     return Comparison(run.dtype, tuple(_judge(name, run, reference) for name in names), layers)
 
 
@@ -193,52 +194,6 @@ def _chosen(names: Collection[str], only: Sequence[str] | None) -> list[str]:
         (name for name in names if only is None or any(fnmatchcase(name, pattern) for pattern in only)),
         key=forward_order,
     )
-
-
-def _other_inputs(run: Run, reference: Run) -> PointVerdict | None:
-    """Tell whether two runs are of other inputs. Where padding stands, and how much there is, does not count."""
-    ours, theirs = (
-        [ids[mask == 1].tolist() for ids, mask in zip(one.input_ids, one.attention_mask, strict=True)]
-        for one in (run, reference)
-    )
-    if ours == theirs:
-        return None
-    if len(ours) != len(theirs):
-        return PointVerdict("input_ids", "SHAPE", f"{len(ours)} texts for {len(theirs)}")
-    if sorted(ours) == sorted(theirs):
-        return PointVerdict("input_ids", "DIFF", "the same texts in another order")
-    text = next(index for index, row in enumerate(ours) if row != theirs[index])
-    if run.texts and reference.texts and run.texts[text] != reference.texts[text]:
-        return PointVerdict(
-            "input_ids", "DIFF", f"text {text} is {_short(run.texts[text])} for {_short(reference.texts[text])}"
-        )
-    pairs = list(zip(ours[text], theirs[text], strict=False))
-    if (
-        ours[text][:-1] == theirs[text][: len(ours[text]) - 1]
-        or theirs[text][:-1] == ours[text][: len(theirs[text]) - 1]
-    ):
-        return PointVerdict(
-            "input_ids",
-            "DIFF",
-            f"text {text} has {len(ours[text])} real tokens for {len(theirs[text])}: cut, or masked, otherwise",
-        )
-    token = next((index for index, (a, b) in enumerate(pairs) if a != b), len(pairs))
-    return PointVerdict(
-        "input_ids",
-        "DIFF",
-        f"text {text}, token {token} is {_token(run, ours, text, token)} for {_token(reference, theirs, text, token)}",
-    )
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:59] + "…")
-
-
-def _token(run: Run, ids: list[list[int]], text: int, token: int) -> str:
-    if token >= len(ids[text]):
-        return "nothing"
-    string = run.token(text, token)
-    return f"{ids[text][token]}" + ("" if string is None else f" ({string})")
 
 
 def _judge(name: str, run: Run, reference: Run) -> PointVerdict:

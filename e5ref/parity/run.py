@@ -81,7 +81,7 @@ class Run:
         if not self.points:
             _refuse("holds ids alone; record at least one point, such as 'normalized'")
         for name, array in self.points.items():
-            if array.dtype.kind != "f":
+            if str(array.dtype) not in DTYPES:
                 _refuse(f"{name!r} is of {array.dtype}, but must be of {', '.join(DTYPES)}")
         if self.dtype not in DTYPES:
             _refuse(f"says that it was computed in {self.dtype!r}, but dtype must be one of {', '.join(DTYPES)}")
