@@ -125,7 +125,7 @@ def write_kit(
                 "points": list(run.points),
                 "tolerances": _tolerances(run),
             }
-        kit = {"format": FORMAT, "size": size, "reference": run.provenance, "batches": batches}
+        kit = {"format": FORMAT, "size": size, "factor": FACTOR, "reference": run.provenance, "batches": batches}
         (part / KIT).write_text(json.dumps(kit, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", newline="\n")
         (part / "README.md").write_text(readme(kit, encoder.checkpoint.config), encoding="utf-8", newline="\n")
         shutil.copyfile(Path(__file__).with_name("kit_check.py"), part / "check.py")
@@ -152,9 +152,15 @@ def check_kit(kit: Path, runs: Path, *, only: Sequence[str] | None = None) -> di
         content = json.loads((kit / KIT).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"it is of format {content['format']!r}, but this e5ref reads {FORMAT!r}")
+        if content["factor"] != FACTOR:  # its own checker would come to another verdict
+            raise ValueError(
+                f"it allows {content['factor']} times what rounding costs, this e5ref {FACTOR}: use check.py"
+            )
         points = {batch: entry["points"] for batch, entry in content["batches"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(f"{kit}: is not a golden kit ({error}); write one with e5ref golden") from None
+        raise RunError(
+            f"{kit}: is no golden kit that this e5ref can judge by ({error}); write one with e5ref golden"
+        ) from None
     results: dict[str, Comparison | RunError] = {}
     for batch, names in points.items():
         chosen = [name for name in names if only is None or any(fnmatchcase(name, pattern) for pattern in only)]

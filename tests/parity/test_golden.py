@@ -280,7 +280,7 @@ def test_the_commands(tiny_bert, right, tmp_path):
     (tmp_path / "none").mkdir()
     failed = run("check", tmp_path / "kit", tmp_path / "none", code=1).stdout.decode()
     assert failed.count("[BROKEN]") == 5
-    assert "is not a golden kit" in fails("check", right, right)
+    assert "is no golden kit that this e5ref can judge by" in fails("check", right, right)
     (tmp_path / "kit" / "long.safetensors").unlink()
     assert "long.safetensors: cannot be read" in fails("check", tmp_path / "kit", right)
 
@@ -293,6 +293,12 @@ def test_a_model_that_does_not_normalise(cls_checkpoint, tmp_path):
     assert "pooled by cls, not normalised" in text
     assert "`normalized`" not in text
     assert own_verdicts(kit, kit)[0] == 0
+
+
+def test_a_kit_of_another_factor_is_not_judged_otherwise_than_it_judges(kit, right, tmp_path):
+    (tmp_path / "kit.json").write_text(json.dumps(json.loads((kit / "kit.json").read_text()) | {"factor": 2.0}))
+    with pytest.raises(RunError, match=r"it allows 2\.0 times what rounding costs"):
+        check_kit(tmp_path, right)
 
 
 def test_the_readme_tells_what_is_there(kit, batches):
