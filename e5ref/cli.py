@@ -566,3 +566,48 @@ def _write_json_lines(texts: list[str], parts: Iterable[NDArray[np.floating]], f
     """Write a line per text. Numbers are the shortest that read back as the same float32 or float64."""
     for text, vector in zip(texts, itertools.chain.from_iterable(parts), strict=True):
         file.write(f'{{"text": {json.dumps(text)}, "embedding": [{", ".join(map(str, vector))}]}}\n')
+
+
+@commands.command()
+@click.option("--texts", "source", metavar="FILE|-", required=True, help="The texts; read as -i of embed.")
+@click.option("--vectors", type=Path, metavar="FILE.npy", help="Their vectors, one row each.")
+@click.option("--endpoint", metavar="URL", help="Ask this service: its /v1/embeddings (OpenAI's way) or /embed.")
+@click.option("--endpoint-model", default="", help="What the service at --endpoint calls the model.")
+@click.option("--model", "models", multiple=True, help="What it should be.  [default: e5-small-v2] May be given again.")
+@click.option("--prompt-name", help="The prompt that is believed to be there: query or passage.  [default: either]")
+@json_option
+def diagnose(
+    source: str,
+    vectors: Path | None,
+    endpoint: str | None,
+    endpoint_model: str,
+    models: tuple[str, ...],
+    prompt_name: str | None,
+    as_json: bool,
+) -> None:
+    """Say what was done to make vectors from texts.
+
+    Tells vectors that are as the model card says from those with a prefix missing, another pooling, other tokens,
+    another precision or order, and says what these texts cannot tell. Exit code 1 for all but the first. The key of a
+    service is taken from the environment variable E5REF_API_KEY.
+    """
+    from e5ref.parity.diagnose import diagnose as find
+    from e5ref.parity.endpoint import fetch_vectors
+
+    if (vectors is None) == (endpoint is None):
+        raise click.UsageError("give --vectors or --endpoint, one of the two")
+    lines = _texts((), source, "TEXT")
+    if vectors is not None:
+        try:
+            rows = np.load(vectors, allow_pickle=False)
+        except (ValueError, EOFError):
+            raise ValueError(f"{vectors}: is not a .npy file of numbers") from None
+        if not isinstance(rows, np.ndarray):
+            raise ValueError(f"{vectors}: holds several arrays; save the vectors alone, with numpy.save")
+    else:
+        rows = fetch_vectors(str(endpoint), lines, model=endpoint_model)
+    diagnosis = find(lines, rows, list(models) or None, prompt_name=prompt_name)
+    click.echo(json.dumps(diagnosis.to_dict(), indent=2) if as_json else str(diagnosis))
+    sys.stdout.flush()
+    if diagnosis.verdict != "correct":
+        sys.exit(1)
