@@ -142,7 +142,7 @@ def diagnose(
     with tqdm(
         desc="hypotheses", delay=2, disable=None if show_progress_bar is None else not show_progress_bar
     ) as progress:
-        candidates = []
+        candidates: list[_Candidate] = []
         for encoder in _encoders(models, given.width):
             if encoder.checkpoint.config.hidden_size < given.width:
                 width = encoder.checkpoint.config.hidden_size
@@ -154,10 +154,11 @@ def diagnose(
         for number, stage in enumerate(zip(*stages, strict=True)):
             for candidate, hypotheses in zip(candidates, stage, strict=True):
                 progress.total = (progress.total or 0) + len(hypotheses)
-                for hypothesis in hypotheses:
-                    if first := candidate.first_texts(hypothesis):
-                        tried.append(_Tried(candidate, hypothesis, given, indices, first))
-                    progress.update()
+                wanted = [(one, first) for one in hypotheses if (first := candidate.first_texts(one))]
+                candidate.predictions.prepare(wanted)
+                for hypothesis, first in wanted:
+                    tried.append(_Tried(candidate, hypothesis, given, indices, first))
+                progress.update(len(hypotheses))
             finalists = [one for one in tried if one.promising]
             for one in sorted(finalists, key=lambda one: one.fit.median)[:FINALISTS]:
                 one.try_all()
@@ -412,7 +413,7 @@ def _mixture(ranked: list[_Tried]) -> str | None:
     complete = [one for one in ranked if one.complete]
     left = {text for one in complete for text in one.texts}
     total = len(left)
-    parts = []
+    parts: list[str] = []
     while left:
         counted = []
         for one in complete:

@@ -24,6 +24,7 @@ Floats = NDArray[np.floating]
 Ids = tuple[int, ...]
 
 BATCH_TOKENS = 2048
+INT8_KINDS = ("onnxruntime", "onnxruntime by channel", "torch")
 LENGTHS = (64, 128, 256, 384, 512)
 
 # Pooling → what it is called where the card says otherwise.
@@ -75,7 +76,7 @@ class Hypothesis:
     Attributes:
         text, token: what the encoder got.
         run: "plain"; "padded" (padding hidden from attention, as is usual) or "unmasked" (padding attended to); or
-            "int8 by tensor" or "int8 by channel" (`int8_model`).
+            "int8 " and a kind (`int8_model`).
         length: how far texts are padded; 0 for the longest of them.
         pooling: a key of POOLINGS or of OVER_PADDING.
     """
@@ -169,9 +170,7 @@ class Predictions:
         self._models = {
             "plain": numpy_model,
             "unmasked": numpy_model,
-            "int8 by tensor": int8_model(by_channel=False),
-            "int8 by channel": int8_model(by_channel=True),
-        }
+        } | {f"int8 {kind}": int8_model(kind) for kind in INT8_KINDS}
 
     def _token_variants(self) -> list[TokenVariant]:
         card = self.encoder.tokenizer.max_length
@@ -227,17 +226,29 @@ class Predictions:
         ids = self.ids(hypothesis.text, hypothesis.token)
         return min(max(hypothesis.length, *map(len, ids), 0), self.config.max_tokens)
 
+    def prepare(self, wanted: Iterable[tuple[Hypothesis, Sequence[int]]]) -> None:
+        """Compute what several hypotheses need for some of the texts, in batches of good size."""
+        missing: dict[tuple[str, int], dict[Ids, None]] = {}
+        for hypothesis, indices in wanted:
+            length = self.longest(hypothesis) if hypothesis.run in ("padded", "unmasked") else 0
+            ids = self.ids(hypothesis.text, hypothesis.token)
+            new = missing.setdefault((hypothesis.run, length), {})
+            for index in indices:
+                if (hypothesis.run, length, ids[index]) not in self._pooled:
+                    new[ids[index]] = None
+        for (run, length), keys_of_run in missing.items():
+            keys = list(keys_of_run)
+            # States have one scale for the whole array in 8 bits, and so the texts are run one by one.
+            most = 1 if run.startswith("int8") else None
+            for batch in token_batches([length or len(key) for key in keys], tokens=BATCH_TOKENS, max_texts=most):
+                self._compute(run, length, [keys[index] for index in batch])
+
     def __call__(self, hypothesis: Hypothesis, indices: Sequence[int]) -> Floats:
-        """Predict the vectors of some texts, not normalised. -> [len(indices), D], float32."""
-        all_ids = self.ids(hypothesis.text, hypothesis.token)
-        ids = [all_ids[index] for index in indices]
+        """Predict the vectors of some texts, not normalised. -> [len(indices), D], float64."""
+        self.prepare([(hypothesis, indices)])
+        ids = self.ids(hypothesis.text, hypothesis.token)
         length = self.longest(hypothesis) if hypothesis.run in ("padded", "unmasked") else 0
-        missing = [key for key in dict.fromkeys(ids) if (hypothesis.run, length, key) not in self._pooled]
-        # States have one scale for the whole array in 8 bits, and so the texts are run one by one.
-        most = 1 if hypothesis.run.startswith("int8") else None
-        for batch in token_batches([length or len(key) for key in missing], tokens=BATCH_TOKENS, max_texts=most):
-            self._compute(hypothesis.run, length, [missing[index] for index in batch])
-        return np.stack([self._pooled[hypothesis.run, length, key][hypothesis.pooling] for key in ids])
+        return np.stack([self._pooled[hypothesis.run, length, ids[index]][hypothesis.pooling] for index in indices])
 
     def _compute(self, run: str, length: int, batch: list[Ids]) -> None:
         shape = (len(batch), length) if length else None
@@ -272,8 +283,8 @@ class Predictions:
         yield [one for one in padded if one.length == 0 or self.longest(replace(one, length=0)) < one.length]
         yield plain(product([text for text in self.texts if text not in right], self.tokens[1:]))
         yield [
-            Hypothesis(text, card, run, 0, pooling)
-            for text, run, pooling in product(likely, ("int8 by tensor", "int8 by channel"), POOLINGS)
+            Hypothesis(text, card, f"int8 {kind}", 0, pooling)
+            for text, kind, pooling in product(likely, INT8_KINDS, POOLINGS)
         ]
 
 

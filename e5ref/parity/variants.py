@@ -70,29 +70,35 @@ def rounded_model(round_to: Round) -> ModuleType:
     )
 
 
-def int8_model(*, by_channel: bool) -> ModuleType:
-    """Return the forward pass with linear layers' factors and embeddings in 8 bits, as dynamic quantisation has them.
+def int8_model(kind: str) -> ModuleType:
+    """Return the forward pass with 8-bit products, as a library's dynamic quantisation makes them.
 
-    States and embeddings have one scale and one zero for the whole array; weights one scale, or `by_channel` one for
-    each output.
+    Args:
+        kind: "onnxruntime" (states of 8 bits; weights with one scale each, embeddings too), "onnxruntime by channel"
+            (a scale for each output of a weight) or "torch" (states of 7 bits, embeddings untouched).
     """
+    steps = 127 if kind == "torch" else 255
 
-    def rounded(x: Floats) -> Floats:
+    def rounded(x: Floats) -> Floats:  # with one scale and one zero for the whole array
         low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
-        step = (high - low) / 255
+        step = (high - low) / steps
         zero = round(low / step)
-        return (np.clip(np.rint(x / step), zero, zero + 255) * step).astype(x.dtype)
+        return (np.clip(np.rint(x / step), zero, zero + steps) * step).astype(x.dtype)
 
     def linear(x: Floats, weight: Floats, bias: Floats) -> Floats:
-        scale = np.abs(weight).max(axis=1 if by_channel else None, keepdims=True) / 127
-        return numpy_model.linear(rounded(x), (np.rint(weight / scale) * scale).astype(x.dtype), bias)
+        axis = 1 if kind == "onnxruntime by channel" else None
+        scale = np.abs(weight).max(axis=axis, keepdims=True) / (127.5 if kind == "torch" else 127)
+        whole = np.clip(np.rint(weight / scale), -128, 127)
+        return numpy_model.linear(rounded(x), (whole * scale).astype(x.dtype), bias)
 
+    if kind == "torch":
+        return copied(linear=linear)
     tables: dict[int, Embeddings] = {}
 
     def embed_tokens(params: Embeddings, *args: Ids, config: BertConfig) -> Floats:
         if id(params) not in tables:
-            whole = {name: rounded(getattr(params, name)) for name in ("word", "position", "token_type")}
-            tables[id(params)] = params._replace(**whole)
+            word, position, token_type = (rounded(table) for table in params[:3])
+            tables[id(params)] = Embeddings(word, position, token_type, params.layer_norm)
         return numpy_model.embed_tokens(tables[id(params)], *args, config=config)
 
     return copied(linear=linear, embed_tokens=embed_tokens)
@@ -106,5 +112,5 @@ def to_float16(x: Floats) -> Floats:
 def to_bfloat16(x: Floats) -> Floats:
     """Round to what bfloat16 holds, ties to even, and keep the dtype."""
     bits = np.asarray(x, np.float32).view(np.uint32)
-    bits = bits + 0x7FFF + ((bits >> 16) & 1) & 0xFFFF0000
-    return bits.view(np.float32).astype(x.dtype)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return rounded.astype(np.uint32).view(np.float32).astype(x.dtype)
