@@ -35,10 +35,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", UserWarning)
     try:
-        commands(standalone_mode=False)
+        status = commands(standalone_mode=False)  # of a command that ended in click's Exit, its code; else None
         sys.stdout.flush()
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        sys.exit(status)
     except click.UsageError as error:
         error.show()
         sys.exit(2)
@@ -473,6 +472,33 @@ def _evaluate(
         with written_whole(output.resolve()) as file:
             file.write(content.encode())
     click.echo(content if as_json else table(reports) + "\n", nl=False)
+
+
+@commands.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("reference", type=click.Path(path_type=Path))
+@click.option(
+    "--only", metavar="NAME,…", help='Compare these points alone, such as "layers.*.output,normalized".  [default: all]'
+)
+@json_option
+@click.option("--html", "page", type=Path, metavar="FILE", help="Write a page with a chart and the worst tokens too.")
+def compare(run: Path, reference: Path, only: str | None, as_json: bool, page: Path | None) -> None:
+    """Say where RUN departs from REFERENCE first, by how much, and whether rounding explains it.
+
+    REFERENCE is what `e5ref record MODEL --dtype float64` wrote for the same texts. Nobody picks a tolerance: RUN may
+    err by a few times what rounding alone costs at each point. Exit code 1 if it errs by more anywhere.
+    """
+    from e5ref.parity.compare import compare as compare_runs
+    from e5ref.parity.report import html_report, json_report, text_report
+
+    if page is not None:
+        _check_output(page, [run, reference])
+    comparison = compare_runs(run, reference, only=only.split(",") if only else None)
+    click.echo(json.dumps(json_report(comparison), indent=2) if as_json else text_report(comparison))
+    if page is not None:
+        with written_whole(page.resolve()) as file:
+            file.write(html_report(comparison, f"{run.name} beside {reference.name}").encode())
+    raise click.exceptions.Exit(0 if comparison.passed else 1)
 
 
 def _load(model: str, backend: Backend, **options: Any) -> E5:

@@ -26,16 +26,17 @@ FIRST_TEXTS = 4
 
 # The most hypotheses of a stage that are then tried on all texts, and the most short texts for those with padding.
 FINALISTS = 12
-PADDED_TEXTS = 7
+PADDED_TEXTS = 4
 
 # A distance that no rounding causes; unrelated vectors are at 1.41.
 FAR = 0.6
 
 COARSE = {"float16", "bfloat16", "int8"}
 
-# How near 8-bit vectors must be to our simulation of them, as a share of what 8 bits cost there. Measured: 0.3 to 0.75
-# for torch's and onnxruntime's; whatever has nothing to do with it is above 1.
-INT8_SHARE = 0.85
+# What tells 8 bits: vectors are moved by them in about the direction of our simulation (the median cosine between the
+# two; 0.6 and more for torch's and onnxruntime's, near 0 for all else), and not much further than that.
+INT8_AGREEMENT = 0.4
+INT8_MOST = 2.5
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ class _Candidate:
 
         None where its tokens are never its own: the same hypothesis with the card's tokens stands for it.
         """
-        first = self.shortest[: FIRST_TEXTS if hypothesis.length == 0 else 2]
+        first = self.shortest[: 2 if hypothesis.run in ("padded", "unmasked") else FIRST_TEXTS]
         if hypothesis.token.deviation is None:
             return first
         differing = self.differing(hypothesis)
@@ -262,14 +263,15 @@ class _Tried:
             return "", self.given.stored_level
         if not self.hypothesis.run.startswith("int8"):
             return self.candidate.levels.explain(self.fit, self.given)
-        # 8 bits of another kind go another way from the unrounded vectors, but not the whole way.
-        plain = numpy_model.l2_normalize(
-            self.candidate.predictions(replace(self.hypothesis, run="plain"), self.texts)[:, : self.given.width]
-        )
-        cost = float(np.median(np.linalg.norm(plain - self.fit.predicted, axis=1)))
-        distances = self.fit.distances
-        near = self.fit.median <= INT8_SHARE * cost and self.fit.worst <= 2 * cost
-        return ("int8" if near and np.quantile(distances, 0.25) >= LEAST * cost else ""), cost
+        # 8 bits move vectors far, but in a direction that can be computed.
+        unrounded = self.candidate.predictions(replace(self.hypothesis, run="plain"), self.texts)
+        plain = numpy_model.l2_normalize(unrounded[:, : self.given.width])
+        simulated = self.fit.predicted - plain
+        found = self.given.directions[[self.indices[text] for text in self.texts]] - plain
+        cost, moved = np.linalg.norm(simulated, axis=1), np.linalg.norm(found, axis=1)
+        agreement = float(np.median(np.sum(simulated * found, axis=1) / np.maximum(cost * moved, 1e-12)))
+        alike = (moved <= INT8_MOST * cost.max()) & (moved >= LEAST * cost)
+        return ("int8" if agreement >= INT8_AGREEMENT and alike.all() else ""), float(np.median(cost))
 
     @property
     def explains(self) -> bool:

@@ -95,7 +95,9 @@ def _post(url: str, body: dict[str, Any], timeout: float) -> Any:
         with urllib.request.build_opener(_NoRedirects).open(request, timeout=timeout) as response:
             content = response.read(MAX_ANSWER + 1)
     except urllib.error.HTTPError as error:
-        said = " ".join(error.read(2000).decode(errors="replace").split())[:200]
+        with error:
+            start = error.read(2000)
+        said = " ".join(start.decode(errors="replace").split())[:200]
         said = said.replace(key, "…") if key else said
         hint = f"; is the key in {KEY_VARIABLE} right?" if error.code in (401, 403) else ""
         hint = "; give the address that it redirects to" if 300 <= error.code < 400 else hint

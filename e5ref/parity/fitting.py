@@ -11,7 +11,7 @@ from e5ref import numpy_model
 from e5ref.batching import pad_ids
 from e5ref.checkpoint import read_checkpoint
 from e5ref.encoder import E5
-from e5ref.parity.variants import rounded_model, to_bfloat16, to_float16
+from e5ref.parity.reference import round_params, round_to, rounded_model
 
 Floats = NDArray[np.floating]
 
@@ -91,9 +91,9 @@ def _storage(vectors: Floats, norms: Floats) -> tuple[str, float]:
         if (np.abs(vectors - np.round(vectors, decimals)) <= 6.1e-8 * np.abs(vectors)).all():
             return f"rounded to {decimals} decimals", cost(0.1**decimals)
     powers = 2.0 ** np.floor(np.log2(np.abs(vectors) + 1e-30))
-    if np.array_equal(vectors, to_bfloat16(vectors)):
+    if np.array_equal(vectors, round_to(vectors, "bfloat16")):
         return "stored as bfloat16", cost(powers * 2.0**-7)
-    if np.abs(vectors).max() < 65504 and np.array_equal(vectors, to_float16(vectors)):
+    if np.abs(vectors).max() < 65504 and np.array_equal(vectors, round_to(vectors, "float16")):
         return "stored as float16", cost(powers * 2.0**-10)
     return "", 0.0
 
@@ -251,17 +251,11 @@ def measure_levels(encoder: E5, ids: Sequence[Sequence[int]]) -> Levels:
         return numpy_model.l2_normalize(pooled.astype(np.float64))
 
     truth = vectors(numpy_model, exact)
-    models = {
-        "float32": numpy_model,
-        "float16": rounded_model(to_float16),
-        "bfloat16": rounded_model(to_bfloat16),
-    }
-    return Levels(
-        {
-            name: float(np.linalg.norm(vectors(model, checkpoint.params) - truth, axis=1).max())
-            for name, model in models.items()
-        }
-    )
+    levels = {}
+    for dtype in FACTORS:
+        made = vectors(rounded_model(dtype), round_params(checkpoint.params, dtype))
+        levels[dtype] = float(np.linalg.norm(made - truth, axis=1).max())
+    return Levels(levels)
 
 
 def tell_apart(one: Fit, other: Fit) -> bool:

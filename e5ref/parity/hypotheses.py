@@ -16,7 +16,8 @@ from tokenizers.normalizers import BertNormalizer
 from e5ref import numpy_model
 from e5ref.batching import pad_ids, token_batches
 from e5ref.encoder import E5
-from e5ref.parity.variants import int8_model, padded_model
+from e5ref.parity.int8 import int8_model
+from e5ref.parity.reference import padded_model
 from e5ref.prompts import E5_PROMPTS, find_prompt
 from e5ref.tokenizer import read_tokenizer
 
@@ -169,6 +170,7 @@ class Predictions:
         self._pooled: dict[tuple[str, int, Ids], dict[str, Floats]] = {}
         self._models = {
             "plain": numpy_model,
+            "padded": padded_model(),
             "unmasked": numpy_model,
         } | {f"int8 {kind}": int8_model(kind) for kind in INT8_KINDS}
 
@@ -254,9 +256,8 @@ class Predictions:
         shape = (len(batch), length) if length else None
         input_ids, attention_mask = pad_ids(batch, self.encoder.tokenizer.pad_id, shape)
         params, config = self.encoder.checkpoint.params, self.config
-        seen = np.ones_like(attention_mask) if length else attention_mask
-        model = padded_model(attention_mask) if run == "padded" else self._models[run]
-        states = model.forward(params, input_ids, seen, config=config)
+        seen = np.ones_like(attention_mask) if run == "unmasked" else attention_mask
+        states = self._models[run].forward(params, input_ids, seen, config=config)
         for key, rows in zip(batch, states, strict=True):
             self._pooled[run, length, key] = _poolings(rows, len(key), bool(length))
 
