@@ -475,6 +475,95 @@ def _evaluate(
 
 
 @commands.command()
+@click.argument("model")
+@input_option("Texts to run")
+@click.option("-o", "--output", type=Path, required=True, metavar="RUN", help="Where to: a .safetensors file.")
+@revision_option
+@click.option(
+    "--backend",
+    default="numpy",
+    show_default=True,
+    help="numpy, jax, transformers, sentence-transformers, or onnx:FILE for a graph.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float64", "bfloat16", "float16"]),
+    help="What to compute in.  [default: float32; what an onnx graph gives]",
+)
+@click.option("--prompt-name", help="Put this prompt of the checkpoint before each text, such as query or passage.")
+@click.option("--prompt", help="Put this before each text.")
+@click.option(
+    "--only",
+    metavar="NAME,…",
+    help='Which points to keep, such as "layers.*.output,normalized".  [default: all, fewer if they are very large]',
+)
+def record(model: str, source: str | None, output: Path, only: str | None, **options: Any) -> None:
+    """Run texts through MODEL, and keep every named point inside it for `e5ref compare`.
+
+    MODEL is a hub name or a folder. docs/parity.md describes RUN, so that any program can write one.
+    """
+    from e5ref.parity.record import record as record_run
+    from e5ref.parity.run import write_run
+
+    _check_output(output, [] if source in (None, "-") else [str(source)])
+    texts = _texts((), source, "TEXT")
+    run = record_run(model, texts, only=only.split(",") if only else None, **options)
+    write_run(run, output)
+
+
+@commands.command()
+@click.argument("model")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, writable=True, path_type=Path),
+    required=True,
+    metavar="KIT",
+    help="Where to: a folder.",
+)
+@revision_option
+@click.option(
+    "--size",
+    type=click.Choice(["small", "full"]),
+    default="small",
+    show_default=True,
+    help="small holds the states of one layer and the output of each; full every point of every layer.",
+)
+def golden(model: str, output: Path, **options: Any) -> None:
+    """Write what a port of MODEL to another language can be tested on: texts, ids, states, vectors, tolerances.
+
+    MODEL is a hub name or a folder. KIT explains itself: see its README.md.
+    """
+    from e5ref.parity.golden import write_kit
+
+    write_kit(model, output, **options)
+    size = sum(path.stat().st_size for path in output.iterdir())
+    click.echo(f"{output}: {size / 1e6:.1f} MB; its README.md says what a port has to write, and check.py judges that")
+
+
+@commands.command()
+@click.argument("kit", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("runs", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--only", metavar="NAME,…", help='Judge these points alone, such as "normalized".')
+def check(kit: Path, runs: Path, only: str | None) -> None:
+    """Judge a port by a golden KIT: RUNS is a folder with a run for each of the kit's batches, named as there.
+
+    Exit code 1 if anything is further from float64 than rounding takes it, missing or unreadable.
+    """
+    from e5ref.parity.golden import check_kit
+    from e5ref.parity.report import text_report
+    from e5ref.parity.run import RunError
+
+    results = check_kit(kit, runs, only=only.split(",") if only else None)
+    for batch, result in results.items():
+        report = f"[BROKEN]  {result}" if isinstance(result, RunError) else text_report(result)
+        click.echo(f"{batch}\n{report}\n")
+    failed = [batch for batch, result in results.items() if isinstance(result, RunError) or not result.passed]
+    click.echo(f"FAILED: {', '.join(failed)}" if failed else f"Passed: {', '.join(results)}")
+    raise click.exceptions.Exit(1 if failed else 0)
+
+
+@commands.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("reference", type=click.Path(path_type=Path))
 @click.option(

@@ -63,6 +63,10 @@ class Tokenizer:
         """Tokenize texts. Anything but text that can be written as UTF-8 must have been refused before."""
         return [self._tokenized(encoding) for encoding in self._tokenizer.encode_batch_fast(texts)]
 
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """Return the tokens that ids stand for, such as "[CLS]" and "##ing"; "" for an id that stands for none."""
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in ids]
+
     def save(self, path: Path) -> None:
         """Write a tokenizer.json from which other libraries cut and pad as e5ref does."""
         tokenizer = FastTokenizer.from_str(self._tokenizer.to_str())

@@ -253,11 +253,6 @@ def _judge(name: str, run: Run, reference: Run) -> PointVerdict:
     if _shape(actual, run) != wanted:
         sizes = [str(run.input_ids.shape[1]) if size == "T" else str(size) for size in wanted]
         return PointVerdict(name, "SHAPE", f"{list(actual.shape)} for [{', '.join(sizes)}]")
-    try:
-        max_cost, rms_cost = cost_at(reference.rounding, run.dtype, name)
-    except KeyError:
-        raise RunError(f"the reference does not say what rounding to {run.dtype} costs at {name!r}") from None
-
     errors, scale, cosine = ErrorSum(), ErrorSum(), 1.0
     places: list[Place] = []
     for text in range(len(run.input_ids)):
@@ -273,10 +268,7 @@ def _judge(name: str, run: Run, reference: Run) -> PointVerdict:
         places += _worst_places(ours, theirs, text, actual.ndim, run)
         places = sorted(places, key=lambda place: -place.error)[:WORST]
 
-    # Where rounding cost the reference nothing, or less than one rounding by chance, one rounding is still allowed; and
-    # a reference that is stored in float32 is no more exact than that.
-    unit = max(UNIT_ROUNDOFF[run.dtype], UNIT_ROUNDOFF[str(expected.dtype)])
-    max_cost, rms_cost = max(max_cost, unit * scale.max), max(rms_cost, unit * scale.rms)
+    max_cost, rms_cost = expected_errors(reference, name, run.dtype, scale)
     factor = max(_ratio(errors.max, max_cost), _ratio(errors.rms, rms_cost))
     return PointVerdict(
         name,
@@ -290,6 +282,28 @@ def _judge(name: str, run: Run, reference: Run) -> PointVerdict:
         allowed=FACTOR * max_cost,
         worst=tuple(places),
     )
+
+
+def expected_errors(reference: Run, name: str, dtype: str, scale: ErrorSum) -> tuple[float, float]:
+    """Return what rounding costs at a point, at most and as RMS; a run may err by `FACTOR` times that.
+
+    Args:
+        reference: a run in float64 with the costs of rounding.
+        name: the point.
+        dtype: what the run to be judged computed in.
+        scale: the reference's own numbers at that point, over the real tokens.
+
+    Raises:
+        RunError: the reference does not say what rounding costs there.
+    """
+    try:
+        max_cost, rms_cost = cost_at(reference.rounding, dtype, name)
+    except KeyError:
+        raise RunError(f"the reference does not say what rounding to {dtype} costs at {name!r}") from None
+    # Where rounding cost the reference nothing, or less than one rounding by chance, one rounding is still allowed; and
+    # a reference that is stored in float32 is no more exact than that.
+    unit = max(UNIT_ROUNDOFF[dtype], UNIT_ROUNDOFF[str(reference.points[name].dtype)])
+    return max(max_cost, unit * scale.max), max(rms_cost, unit * scale.rms)
 
 
 def _shape(array: NDArray[np.floating], run: Run) -> tuple[int | str, ...] | None:
