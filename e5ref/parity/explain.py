@@ -1,7 +1,7 @@
 """Which known mistake explains a run: each is made in the reference, on the run's own inputs, and compared with it."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from types import ModuleType
 from typing import Any
@@ -13,8 +13,9 @@ from e5ref import numpy_model
 from e5ref.batching import Ids
 from e5ref.checkpoint import Checkpoint
 from e5ref.encoder import E5
+from e5ref.params import map_leaves
 from e5ref.parity.compare import FACTOR, Comparison, compare
-from e5ref.parity.hypotheses import Predictions
+from e5ref.parity.hypotheses import Predictions, TextVariant
 from e5ref.parity.mistakes import MISTAKES
 from e5ref.parity.rounding import UNIT_ROUNDOFF, ErrorSum, cost_at, text_rows
 from e5ref.parity.run import Run
@@ -26,6 +27,9 @@ TRIED_PADDED = 1024
 # How many times the cost of rounding may be left where a mistake explains a run. More than FACTOR: the cost was
 # measured without the mistake, which can make later points more sensitive.
 LEFT = {"first": 2 * FACTOR, "later": 8 * FACTOR}
+
+# An error that falls by so much is looked into even where more is left than rounding costs the reference.
+MUCH = 1e4
 
 
 @dataclass(frozen=True)
@@ -100,16 +104,27 @@ def explain(
         if first.name not in points:
             continue
         after, factor = part.error(first.name, points)
-        explains = factor <= LEFT["first"]
-        if explains:
+        explains = False
+        if factor <= LEFT["first"] or after <= before / MUCH:
             points = part.points(changed, model, names)
             factors = [part.error(name, points)[1] if name in points else np.inf for name in names]
-            explains = max(factors) <= LEFT["later"] and max(factors[: at + 1]) <= LEFT["first"]
+            explains = _are_rounding(factors, at)
+            if not explains and run.dtype == "float32" and all(name in points for name in names):
+                # The mistake may make numbers so large, or what follows so sensitive, that rounding costs more.
+                single = replace(changed, params=map_leaves(lambda leaf: leaf.astype(np.float32), changed.params))
+                rounded = part.points(single, mistake.change(single)[0], names)
+                factors[at:] = [part.error(name, points, rounded[name])[1] for name in names[at:]]
+                explains = _are_rounding(factors, at)
             factor = max(factors) if explains else factor
         explanation = Explanation(mistake.name, mistake.check, first.name, before, after, explains)
         if explains or after < before / 2:
             found.append((factor, explanation))
     return [one for _, one in sorted(found, key=lambda entry: (not entry[1].explains, entry[0]))]
+
+
+def _are_rounding(factors: Sequence[float], first: int) -> bool:
+    """Tell whether what is left is rounding, up to the first departure and after it."""
+    return max(factors[: first + 1]) <= LEFT["first"] and max(factors) <= LEFT["later"]
 
 
 class _Enough(Exception):  # noqa: N818  # not an error: the points that were wanted are there
@@ -159,14 +174,21 @@ class _Part:
             pass
         return points
 
-    def error(self, name: str, points: Mapping[str, NDArray[Any]]) -> tuple[float, float]:
-        """Return the run's largest error at a point, and how many times the cost of rounding its errors are."""
-        errors, scale, plain = ErrorSum(), ErrorSum(), ErrorSum()
+    def error(
+        self, name: str, points: Mapping[str, NDArray[Any]], rounded: NDArray[Any] | None = None
+    ) -> tuple[float, float]:
+        """Return the run's largest error at a point, and how many times the cost of rounding its errors are.
+
+        That cost is the reference's, or the error of a point that is `rounded`.
+        """
+        errors, scale, plain, cost = ErrorSum(), ErrorSum(), ErrorSum(), ErrorSum()
         mask: Ids = self.run.attention_mask
         for row, text in enumerate(self.texts):
             expected = text_rows(points[name], mask[list(self.texts)], row)
             errors.add(text_rows(self.run.points[name], mask, text) - expected)
             scale.add(expected)
+            if rounded is not None:
+                cost.add(text_rows(rounded, mask[list(self.texts)], row) - expected)
             plain.add(text_rows(self.reference.points[name], self.reference.attention_mask, text))
         if not np.isfinite(errors.max):
             return np.inf, np.inf
@@ -174,7 +196,8 @@ class _Part:
         grown = max(1.0, scale.rms / plain.rms if plain.rms else 1.0)
         unit = max(UNIT_ROUNDOFF[self.run.dtype], UNIT_ROUNDOFF[str(self.reference.points[name].dtype)])
         max_cost, rms_cost = cost_at(self.reference.rounding, self.run.dtype, name)
-        max_cost, rms_cost = max(max_cost * grown, unit * scale.max), max(rms_cost * grown, unit * scale.rms)
+        max_cost = max(max_cost * grown, unit * scale.max, cost.max)
+        rms_cost = max(rms_cost * grown, unit * scale.rms, cost.rms)
         if not max_cost:
             return errors.max, 0.0 if not errors.max else np.inf
         return errors.max, max(errors.max / max_cost, errors.rms / rms_cost)
@@ -188,10 +211,11 @@ def _explain_inputs(run: Run, reference: Run, checkpoint: Checkpoint) -> list[Ex
     predictions = Predictions(E5(checkpoint, truncation="allow"), texts, None)
     wanted = [tuple(ids[mask == 1].tolist()) for ids, mask in zip(run.input_ids, run.attention_mask, strict=True)]
     found = []
-    for text, token in product(predictions.texts, predictions.tokens):
+    as_given = TextVariant("as given", None, tuple(texts))
+    for text, token in product((as_given, *predictions.texts), predictions.tokens):
         if predictions.ids(text, token) == wanted:
             names = [name for name in (text.deviation, token.deviation) if name]
-            if names:
+            if names and names not in found:
                 found.append(names)
     return [
         Explanation(", ".join(names), "how texts become tokens", "input_ids", np.nan, np.nan, True)

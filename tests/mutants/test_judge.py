@@ -18,7 +18,7 @@ from tests.mutants.planted import NEEDS_EPSILON, PLANTED, planted
 from tests.parity.runs import reference_run, run_of
 from tests.peers import transformers_run
 
-TEXTS = ["query: naïve Café", "passage: how much protein should a female eat, and why", "a"]
+TEXTS = ["query: naïve Café", "passage: How much protein should a female eat, and why", "a"]
 
 # Models to plant mistakes in; e5ref-nano belongs here once it is there.
 MODELS = ["random", "trained"]
@@ -115,11 +115,12 @@ def test_tokens(name, texts, change, judged):
 
     tokenizer = Tokenizer.from_file(str(judged.folder / "tokenizer.json"))
     tokenizer.no_padding()
-    special = change.pop("add_special_tokens", True) if "add_special_tokens" in change else True
     normalizer = tokenizer.normalizer
     for option, value in change.items():
-        setattr(normalizer, option, value)
+        if option != "add_special_tokens":
+            setattr(normalizer, option, value)
     tokenizer.normalizer = normalizer
+    special = change.get("add_special_tokens", True)
     ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=special)]
     input_ids, attention_mask = pad_ids(ids, 0)
     points = run_reference(judged.single, input_ids, attention_mask)
