@@ -478,11 +478,3 @@ MISTAKES = [
         changed_function(l2_normalize=lambda x: numpy_model.l2_normalize(x - x.mean(axis=-1, keepdims=True))),
     ),
 ]
-
-# What porters do that changes no number beyond rounding, and so cannot be found, nor need be.
-HARMLESS = {
-    "attention mask of -100 and beyond": "exp(-100) is 4e-44, a hundred-millionth of what float32 can add to 1",
-    "no maximum taken off in softmax": "it only keeps exp from overflowing",
-    "epsilon of another size where variances are large": "1e-7 for 1e-12 is rounding where the variance is 1",
-    "hidden states at padding": "they are neither attended to nor averaged",
-}

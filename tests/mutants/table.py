@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from e5ref.table import aligned
+from tests.mutants.judged import Judged
 from tests.mutants.planted import PLANTED, planted
-from tests.mutants.test_judge import Judged
 
 
 def gates(actual: np.ndarray, expected: np.ndarray) -> dict[str, bool]:

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 
 import e5ref
-import e5ref.parity
 from e5ref.batching import pad_ids
-from e5ref.parity.compare import compare
 from e5ref.parity.explain import explain
-from e5ref.parity.reference import run_reference
+from e5ref.parity.mistakes import MISTAKES
+from e5ref.parity.reference import padded_model, run_reference
+from e5ref.parity.run import Run, write_run
 from tests.conftest import write_random_bert
+from tests.mutants import table
+from tests.mutants.judged import TEXTS, Judged
 from tests.mutants.planted import NEEDS_EPSILON, PLANTED, planted
-from tests.parity.runs import reference_run, run_of
+from tests.parity.runs import run_of
 from tests.peers import transformers_run
-
-TEXTS = ["query: naïve Café", "passage: How much protein should a female eat, and why", "a"]
+from tests.test_cli import run as run_cli
 
 # Models to plant mistakes in; e5ref-nano belongs here once it is there.
 MODELS = ["random", "trained"]
@@ -39,25 +40,6 @@ def make_model(name: str, folder: Path, minilm: Path) -> Path:
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(minilm / file, folder / file)
     return folder
-
-
-class Judged:
-    """A checkpoint, its reference run, and what judges a mutant of it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.single = e5ref.read_checkpoint(folder)
-        self.double = e5ref.read_checkpoint(folder, dtype="float64")
-        self.tokenizer = e5ref.load(folder).tokenizer
-        self.batch = pad_ids([text.ids for text in self.tokenizer(TEXTS)], self.tokenizer.pad_id)
-        self.reference = reference_run(folder, *self.batch, texts=TEXTS)
-
-    def run(self, model):
-        return run_of(run_reference(self.single, *self.batch, model=model), self.reference)
-
-    def judge(self, run):
-        comparison = compare(run, self.reference)
-        return comparison, explain(run, self.reference, self.double, comparison)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -124,7 +106,7 @@ def test_tokens(name, texts, change, judged):
     ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=special)]
     input_ids, attention_mask = pad_ids(ids, 0)
     points = run_reference(judged.single, input_ids, attention_mask)
-    run = e5ref.parity.Run(
+    run = Run(
         {"input_ids": input_ids, "attention_mask": attention_mask} | points,
         {"dtype": "float32", "texts": json.dumps(texts)},
     )
@@ -133,5 +115,49 @@ def test_tokens(name, texts, change, judged):
     assert explanations[0].mistake == name
 
 
-def test_there_are_forty():
-    assert len(PLANTED) + 4 >= 50
+@pytest.mark.parametrize(("bias", "noticed"), [(-10.0, True), (-100.0, False)])
+def test_an_additive_mask_of(bias, noticed, judged):
+    comparison, explanations = judged.judge(judged.run(padded_model(bias)))
+    assert comparison.passed is not noticed
+    if noticed:
+        assert explanations[0].mistake == "attention mask of -10"
+
+
+def test_from_vectors_alone(judged):
+    """Where nothing else was recorded."""
+    run = judged.run(planted("tanh GELU"))
+    reference = Run(
+        {name: judged.reference.arrays[name] for name in ("input_ids", "attention_mask", "normalized")},
+        judged.reference.metadata,
+    )
+    run = run_of({"normalized": run.points["normalized"]}, reference)
+    explanations = explain(run, reference, judged.double)
+    assert explanations[0].mistake == "tanh GELU"
+    assert explanations[0].explains
+
+
+def test_names_are_unique():
+    assert len({mistake.name for mistake in MISTAKES}) == len(MISTAKES)
+
+
+def test_command(tiny_bert, tmp_path):
+    judged = Judged(tiny_bert)
+    write_run(judged.reference, tmp_path / "reference.safetensors")
+    write_run(judged.run(planted("tanh GELU")), tmp_path / "run.safetensors")
+    runs = ["compare", tmp_path / "run.safetensors", tmp_path / "reference.safetensors", "--model", tiny_bert]
+    assert (
+        "explained by: tanh GELU (error at layers.0.feed_forward_activation falls from"
+        in run_cli(*runs, code=1).stdout.decode()
+    )
+    explanations = json.loads(run_cli(*runs, "--json", code=1).stdout)["explanations"]
+    assert explanations[0]["mistake"] == "tanh GELU"
+    write_run(judged.run(planted("keys not turned")), tmp_path / "run.safetensors")
+    assert "No known mistake explains it." in run_cli(*runs, code=1).stdout.decode()
+
+
+def test_table(tiny_bert, monkeypatch, capsys):
+    monkeypatch.setattr(table, "PLANTED", {name: PLANTED[name] for name in ("tanh GELU", "sum for the average")})
+    table.main(tiny_bert)
+    rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert rows[2][1:5] == ["tanh GELU", "fails", "layers.0.feed_forward_activation", "tanh GELU"]
+    assert rows[3][2:8] == ["fails", "pooled", "sum for the average", "passes", "passes", "passes"]
