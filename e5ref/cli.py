@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, get_args
@@ -571,19 +572,34 @@ def check(kit: Path, runs: Path, only: str | None) -> None:
 )
 @json_option
 @click.option("--html", "page", type=Path, metavar="FILE", help="Write a page with a chart and the worst tokens too.")
-def compare(run: Path, reference: Path, only: str | None, as_json: bool, page: Path | None) -> None:
+@click.option("--model", help="The checkpoint of REFERENCE: then say which known mistake explains RUN, if one does.")
+def compare(run: Path, reference: Path, only: str | None, as_json: bool, page: Path | None, model: str | None) -> None:
     """Say where RUN departs from REFERENCE first, by how much, and whether rounding explains it.
 
     REFERENCE is what `e5ref record MODEL --dtype float64` wrote for the same texts. Nobody picks a tolerance: RUN may
     err by a few times what rounding alone costs at each point. Exit code 1 if it errs by more anywhere.
     """
     from e5ref.parity.compare import compare as compare_runs
+    from e5ref.parity.explain import explain
     from e5ref.parity.report import html_report, json_report, text_report
+    from e5ref.parity.run import read_run
 
     if page is not None:
         _check_output(page, [run, reference])
-    comparison = compare_runs(run, reference, only=only.split(",") if only else None)
-    click.echo(json.dumps(json_report(comparison), indent=2) if as_json else text_report(comparison))
+    runs = read_run(run), read_run(reference)
+    comparison = compare_runs(*runs, only=only.split(",") if only else None)
+    explanations = []
+    if model is not None and not comparison.passed:
+        explanations = explain(*runs, e5ref.read_checkpoint(model, dtype="float64"), comparison)
+    if as_json:
+        explained = {} if model is None else {"explanations": [asdict(one) for one in explanations]}
+        click.echo(json.dumps(json_report(comparison) | explained, indent=2))
+    else:
+        click.echo(text_report(comparison))
+        for one in explanations[:3]:
+            click.echo(str(one))
+        if model is not None and not comparison.passed and not any(one.explains for one in explanations):
+            click.echo("No known mistake explains it.")
     if page is not None:
         with written_whole(page.resolve()) as file:
             file.write(html_report(comparison, f"{run.name} beside {reference.name}").encode())
@@ -681,3 +697,46 @@ def _write_json_lines(texts: list[str], parts: Iterable[NDArray[np.floating]], f
     """Write a line per text. Numbers are the shortest that read back as the same float32 or float64."""
     for text, vector in zip(texts, itertools.chain.from_iterable(parts), strict=True):
         file.write(f'{{"text": {json.dumps(text)}, "embedding": [{", ".join(map(str, vector))}]}}\n')
+
+
+@commands.command()
+@click.option("--texts", "source", metavar="FILE|-", required=True, help="The texts; read as -i of embed.")
+@click.option("--vectors", type=Path, metavar="FILE.npy", help="Their vectors, one row each.")
+@click.option("--endpoint", metavar="URL", help="Ask this service: its /v1/embeddings (OpenAI's way) or /embed.")
+@click.option("--endpoint-model", default="", help="What the service at --endpoint calls the model.")
+@click.option("--model", "models", multiple=True, help="What it should be.  [default: e5-small-v2] May be given again.")
+@click.option("--prompt-name", help="The prompt that is believed to be there: query or passage.  [default: either]")
+@json_option
+def diagnose(
+    source: str,
+    vectors: Path | None,
+    endpoint: str | None,
+    endpoint_model: str,
+    models: tuple[str, ...],
+    prompt_name: str | None,
+    as_json: bool,
+) -> None:
+    """Say what was done to make vectors from texts.
+
+    Tells vectors that are as the model card says from those with a prefix missing, another pooling, other tokens,
+    another precision or order, and says what these texts cannot tell. Exit code 1 for all but the first. The key of a
+    service is taken from the environment variable E5REF_API_KEY.
+    """
+    from e5ref.parity.diagnose import diagnose as find
+    from e5ref.parity.endpoint import fetch_vectors
+
+    if (vectors is None) == (endpoint is None):
+        raise click.UsageError("give --vectors or --endpoint, one of the two")
+    lines = _texts((), source, "TEXT")
+    if vectors is not None:
+        try:
+            rows = np.load(vectors, allow_pickle=False)
+        except (ValueError, EOFError):
+            raise ValueError(f"{vectors}: is not a .npy file of numbers") from None
+        if not isinstance(rows, np.ndarray):
+            raise ValueError(f"{vectors}: holds several arrays; save the vectors alone, with numpy.save")
+    else:
+        rows = fetch_vectors(str(endpoint), lines, model=endpoint_model)
+    diagnosis = find(lines, rows, list(models) or None, prompt_name=prompt_name)
+    click.echo(json.dumps(diagnosis.to_dict(), indent=2) if as_json else str(diagnosis))
+    raise click.exceptions.Exit(0 if diagnosis.verdict == "correct" else 1)

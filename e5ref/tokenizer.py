@@ -40,7 +40,7 @@ class Tokenizer:
             CheckpointError: no tokenizer, one that cannot be read, or one that does not fit the vocabulary.
             ValueError: `max_length` leaves no room for a token of the text, or exceeds the positions.
         """
-        self.path, self._tokenizer = _read_tokenizer(folder)
+        self.path, self._tokenizer = read_tokenizer(folder)
         size = self._tokenizer.get_vocab_size()
         if size > config.vocab_size:
             raise CheckpointError(
@@ -81,7 +81,8 @@ class Tokenizer:
         return TokenizedText(ids, len(ids) + cut, cut > 0)
 
 
-def _read_tokenizer(folder: Path) -> tuple[Path, FastTokenizer]:
+def read_tokenizer(folder: Path) -> tuple[Path, FastTokenizer]:
+    """Read a checkpoint's tokenizer as its file has it; return the file too. Raises `CheckpointError`."""
     path = folder / "tokenizer.json"
     settings = folder / "tokenizer_config.json"
     options = read_json(settings) if settings.exists() else {}
