@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from e5ref.config import BertConfig, CheckpointError, read_config, read_json
+from e5ref.files import map_tensors
 from e5ref.params import NAME_PREFIXES, UNUSED_NAMES, BertParams, build_params
 from e5ref.prompts import DOCUMENT_NAMES, E5_PROMPTS
 
@@ -454,24 +454,15 @@ def read_tensors(folder: Path) -> tuple[tuple[Path, ...], dict[str, NDArray[Any]
 
 
 def _map_file(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield the tensors of a safetensors file: 8 bytes of header length, the header in JSON, then the numbers."""
+    """Yield the tensors of a safetensors file."""
     try:
-        with safe_open(path, framework="numpy"):
-            pass  # safetensors itself checks the header, and that it accounts for every byte of the file
-        content = np.asarray(np.memmap(path, np.uint8, mode="r"))
-    except (SafetensorError, OSError, ValueError) as error:
+        tensors, _ = map_tensors(path)
+    except ValueError as error:
         raise CheckpointError(f"{path}: cut short or damaged ({error}); fetch the file anew") from None
-    start = 8 + int(content[:8].view("<u8")[0])
-    header = json.loads(content[8:start].tobytes())
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in STORED_DTYPES:
-            raise CheckpointError(
-                f"{path}: tensor {name!r} is stored as {entry['dtype']}, but e5ref reads F32, F16 and BF16"
-            )
-        begin, end = entry["data_offsets"]
-        yield name, content[start + begin : start + end].view(STORED_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    for name, (dtype, shape, content) in tensors.items():
+        if dtype not in STORED_DTYPES:
+            raise CheckpointError(f"{path}: tensor {name!r} is stored as {dtype}, but e5ref reads F32, F16 and BF16")
+        yield name, content.view(STORED_DTYPES[dtype]).reshape(shape)
 
 
 def _params_from_tensors(

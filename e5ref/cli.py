@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, get_args
@@ -35,10 +36,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", UserWarning)
     try:
-        commands(standalone_mode=False)
+        status = commands(standalone_mode=False)  # of a command that ended in click's Exit, its code; else None
         sys.stdout.flush()
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        sys.exit(status)
     except click.UsageError as error:
         error.show()
         sys.exit(2)
@@ -488,6 +488,137 @@ def _evaluate(
     click.echo(content if as_json else table(reports) + "\n", nl=False)
 
 
+@commands.command()
+@click.argument("model")
+@input_option("Texts to run")
+@click.option("-o", "--output", type=Path, required=True, metavar="RUN", help="Where to: a .safetensors file.")
+@revision_option
+@click.option(
+    "--backend",
+    default="numpy",
+    show_default=True,
+    help="numpy, jax, transformers, sentence-transformers, or onnx:FILE for a graph.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float64", "bfloat16", "float16"]),
+    help="What to compute in.  [default: float32; what an onnx graph gives]",
+)
+@click.option("--prompt-name", help="Put this prompt of the checkpoint before each text, such as query or passage.")
+@click.option("--prompt", help="Put this before each text.")
+@click.option(
+    "--only",
+    metavar="NAME,…",
+    help='Which points to keep, such as "layers.*.output,normalized".  [default: all, fewer if they are very large]',
+)
+def record(model: str, source: str | None, output: Path, only: str | None, **options: Any) -> None:
+    """Run texts through MODEL, and keep every named point inside it for `e5ref compare`.
+
+    MODEL is a hub name or a folder. docs/judge.md describes RUN, so that any program can write one.
+    """
+    from e5ref.parity import record as record_run
+    from e5ref.parity import write_run
+
+    _check_output(output, [] if source in (None, "-") else [str(source)])
+    texts = _texts((), source, "TEXT")
+    run = record_run(model, texts, only=only.split(",") if only else None, **options)
+    write_run(run, output)
+
+
+@commands.command()
+@click.argument("model")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, writable=True, path_type=Path),
+    required=True,
+    metavar="KIT",
+    help="Where to: a folder.",
+)
+@revision_option
+@click.option(
+    "--size",
+    type=click.Choice(["small", "full"]),
+    default="small",
+    show_default=True,
+    help="small holds the states of one layer and the output of each, full every point of every layer.",
+)
+def golden(model: str, output: Path, **options: Any) -> None:
+    """Write what a port of MODEL to another language can be tested on: texts, ids, states, vectors, tolerances.
+
+    MODEL is a hub name or a folder. KIT explains itself: see its README.md.
+    """
+    from e5ref.parity.golden import write_kit
+
+    write_kit(model, output, **options)
+    size = sum(path.stat().st_size for path in output.iterdir())
+    click.echo(f"{output}: {size / 1e6:.1f} MB; its README.md says what a port has to write, and check.py judges that")
+
+
+@commands.command()
+@click.argument("kit", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("runs", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--only", metavar="NAME,…", help='Judge these points alone, such as "normalized".')
+def check(kit: Path, runs: Path, only: str | None) -> None:
+    """Judge a port by a golden KIT: RUNS is a folder with a run for each of the kit's batches, named as there.
+
+    Exit code 1 if anything is further from float64 than rounding takes it, missing or unreadable.
+    """
+    from e5ref.parity import RunError
+    from e5ref.parity.golden import check_kit
+    from e5ref.parity.report import text_report
+
+    results = check_kit(kit, runs, only=only.split(",") if only else None)
+    for batch, result in results.items():
+        report = f"[BROKEN]  {result}" if isinstance(result, RunError) else text_report(result)
+        click.echo(f"{batch}\n{report}\n")
+    failed = [batch for batch, result in results.items() if isinstance(result, RunError) or not result.passed]
+    click.echo(f"FAILED: {', '.join(failed)}" if failed else f"Passed: {', '.join(results)}")
+    raise click.exceptions.Exit(1 if failed else 0)
+
+
+@commands.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("reference", type=click.Path(path_type=Path))
+@click.option(
+    "--only", metavar="NAME,…", help='Compare these points alone, such as "layers.*.output,normalized".  [default: all]'
+)
+@json_option
+@click.option("--html", "page", type=Path, metavar="FILE", help="Write a page with a chart and the worst tokens too.")
+@click.option("--model", help="The checkpoint of REFERENCE: then say which known mistake explains RUN, if one does.")
+def compare(run: Path, reference: Path, only: str | None, as_json: bool, page: Path | None, model: str | None) -> None:
+    """Say where RUN departs from REFERENCE first, by how much, and whether rounding explains it.
+
+    REFERENCE is what `e5ref record MODEL --dtype float64` wrote for the same texts. Nobody picks a tolerance: RUN may
+    err by a few times what rounding alone costs at each point. Exit code 1 if it errs by more anywhere.
+    """
+    from e5ref.parity.compare import compare as compare_runs
+    from e5ref.parity.explain import explain
+    from e5ref.parity.report import html_report, json_report, text_report
+    from e5ref.parity.run import read_run
+
+    if page is not None:
+        _check_output(page, [run, reference])
+    runs = read_run(run), read_run(reference)
+    comparison = compare_runs(*runs, only=only.split(",") if only else None)
+    explanations = []
+    if model is not None and not comparison.passed:
+        explanations = explain(*runs, e5ref.read_checkpoint(model, dtype="float64"), comparison)
+    if as_json:
+        explained = {} if model is None else {"explanations": [asdict(one) for one in explanations]}
+        click.echo(json.dumps(json_report(comparison) | explained, indent=2))
+    else:
+        click.echo(text_report(comparison))
+        for one in explanations[:3]:
+            click.echo(str(one))
+        if model is not None and not comparison.passed and not any(one.explains for one in explanations):
+            click.echo("No known mistake explains it.")
+    if page is not None:
+        with written_whole(page.resolve()) as file:
+            file.write(html_report(comparison, f"{run.name} beside {reference.name}").encode())
+    raise click.exceptions.Exit(0 if comparison.passed else 1)
+
+
 def _load(model: str, backend: Backend, **options: Any) -> E5:
     """Load a model; with JAX, its compiled programs are kept on disk for the next run."""
     if backend == "jax":
@@ -579,3 +710,46 @@ def _write_json_lines(texts: list[str], parts: Iterable[NDArray[np.floating]], f
     """Write a line per text. Numbers are the shortest that read back as the same float32 or float64."""
     for text, vector in zip(texts, itertools.chain.from_iterable(parts), strict=True):
         file.write(f'{{"text": {json.dumps(text)}, "embedding": [{", ".join(map(str, vector))}]}}\n')
+
+
+@commands.command()
+@click.option("--texts", "source", metavar="FILE|-", required=True, help="The texts; read as -i of embed.")
+@click.option("--vectors", type=Path, metavar="FILE.npy", help="Their vectors, one row each.")
+@click.option("--endpoint", metavar="URL", help="Ask this service: its /v1/embeddings (OpenAI's way) or /embed.")
+@click.option("--endpoint-model", default="", help="What the service at --endpoint calls the model.")
+@click.option("--model", "models", multiple=True, help="What it should be.  [default: e5-small-v2] May be given again.")
+@click.option("--prompt-name", help="The prompt that is believed to be there: query or passage.  [default: either]")
+@json_option
+def diagnose(
+    source: str,
+    vectors: Path | None,
+    endpoint: str | None,
+    endpoint_model: str,
+    models: tuple[str, ...],
+    prompt_name: str | None,
+    as_json: bool,
+) -> None:
+    """Say what was done to make vectors from texts.
+
+    Tells vectors that are as the model card says from those with a prefix missing, another pooling, other tokens,
+    another precision or order, and says what these texts cannot tell. Exit code 1 for all but the first. The key of a
+    service is taken from the environment variable E5REF_API_KEY.
+    """
+    from e5ref.parity.diagnose import diagnose as find
+    from e5ref.parity.endpoint import fetch_vectors
+
+    if (vectors is None) == (endpoint is None):
+        raise click.UsageError("give --vectors or --endpoint, one of the two")
+    lines = _texts((), source, "TEXT")
+    if vectors is not None:
+        try:
+            rows = np.load(vectors, allow_pickle=False)
+        except (ValueError, EOFError):
+            raise ValueError(f"{vectors}: is not a .npy file of numbers") from None
+        if not isinstance(rows, np.ndarray):
+            raise ValueError(f"{vectors}: holds several arrays; save the vectors alone, with numpy.save")
+    else:
+        rows = fetch_vectors(str(endpoint), lines, model=endpoint_model)
+    diagnosis = find(lines, rows, list(models) or None, prompt_name=prompt_name)
+    click.echo(json.dumps(diagnosis.to_dict(), indent=2) if as_json else str(diagnosis))
+    raise click.exceptions.Exit(0 if diagnosis.verdict == "correct" else 1)

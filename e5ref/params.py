@@ -104,3 +104,11 @@ def leaves(tree: Any) -> Iterator[Array]:
             yield from leaves(branch)
     else:
         yield tree
+
+
+def map_leaves(function: Callable[[Array], Array], tree: Any) -> Any:
+    """Return a tree of the same kind with `function` applied to each of its arrays."""
+    if isinstance(tree, tuple):
+        branches = [map_leaves(function, branch) for branch in tree]
+        return type(tree)(*branches) if hasattr(tree, "_fields") else tuple(branches)
+    return function(tree)

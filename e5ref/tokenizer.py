@@ -40,7 +40,7 @@ class Tokenizer:
             CheckpointError: no tokenizer, one that cannot be read, or one that does not fit the vocabulary.
             ValueError: `max_length` leaves no room for a token of the text, or exceeds the positions.
         """
-        self.path, self._tokenizer = _read_tokenizer(folder)
+        self.path, self._tokenizer = read_tokenizer(folder)
         size = self._tokenizer.get_vocab_size()
         if size > config.vocab_size:
             raise CheckpointError(
@@ -63,6 +63,10 @@ class Tokenizer:
         """Tokenize texts. Anything but text that can be written as UTF-8 must have been refused before."""
         return [self._tokenized(encoding) for encoding in self._tokenizer.encode_batch_fast(texts)]
 
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """Return the tokens that ids stand for, such as "[CLS]" and "##ing"; "" for an id that stands for none."""
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in ids]
+
     def save(self, path: Path) -> None:
         """Write a tokenizer.json from which other libraries cut and pad as e5ref does."""
         tokenizer = FastTokenizer.from_str(self._tokenizer.to_str())
@@ -77,7 +81,8 @@ class Tokenizer:
         return TokenizedText(ids, len(ids) + cut, cut > 0)
 
 
-def _read_tokenizer(folder: Path) -> tuple[Path, FastTokenizer]:
+def read_tokenizer(folder: Path) -> tuple[Path, FastTokenizer]:
+    """Read a checkpoint's tokenizer as its file has it; return the file too. Raises `CheckpointError`."""
     path = folder / "tokenizer.json"
     settings = folder / "tokenizer_config.json"
     options = read_json(settings) if settings.exists() else {}

@@ -89,6 +89,24 @@ def tiny_copy(tiny_bert, tmp_path) -> Path:
     return Path(shutil.copytree(tiny_bert, tmp_path / "copy"))
 
 
+@pytest.fixture
+def cls_checkpoint(tiny_copy) -> Path:
+    """A checkpoint whose modules pool by [CLS] and do not normalise."""
+    (tiny_copy / "1_Pooling").mkdir()
+    kinds = [
+        ("", "base.modules.transformer.Transformer"),
+        ("1_Pooling", "sentence_transformer.modules.pooling.Pooling"),
+    ]
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.{kind}"}
+        for index, (path, kind) in enumerate(kinds)
+    ]
+    (tiny_copy / "modules.json").write_text(json.dumps(modules))
+    pooling = {"embedding_dimension": 32, "pooling_mode": "cls", "include_prompt": True}
+    (tiny_copy / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return tiny_copy
+
+
 def edit_json(path: Path, **values) -> None:
     """Change or (with None) remove entries of a JSON file."""
     content = json.loads(path.read_text()) | values

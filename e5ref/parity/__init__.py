@@ -1,0 +1,21 @@
+"""The judge: record a run of any implementation, say where it departs from the reference, and recognise mistakes."""
+
+from e5ref.parity.compare import Comparison, PointVerdict, assert_parity, compare
+from e5ref.parity.diagnose import Diagnosis, Finding, diagnose
+from e5ref.parity.recording import record
+from e5ref.parity.run import Run, RunError, read_run, write_run
+
+__all__ = [
+    "Comparison",
+    "Diagnosis",
+    "Finding",
+    "PointVerdict",
+    "Run",
+    "RunError",
+    "assert_parity",
+    "compare",
+    "diagnose",
+    "read_run",
+    "record",
+    "write_run",
+]

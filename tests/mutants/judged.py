@@ -1,0 +1,31 @@
+"""A checkpoint, its reference run, and what judges a mutant of it."""
+
+from pathlib import Path
+
+import e5ref
+from e5ref.batching import pad_ids
+from e5ref.parity.compare import compare
+from e5ref.parity.explain import explain
+from e5ref.parity.reference import run_reference
+from tests.parity.runs import reference_run, run_of
+
+TEXTS = ["query: naïve Café", "passage: How much protein should a female eat, and why", "a"]
+
+
+class Judged:
+    """A checkpoint, its reference run, and what judges a mutant of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.single = e5ref.read_checkpoint(folder)
+        self.double = e5ref.read_checkpoint(folder, dtype="float64")
+        self.tokenizer = e5ref.load(folder).tokenizer
+        self.batch = pad_ids([text.ids for text in self.tokenizer(TEXTS)], self.tokenizer.pad_id)
+        self.reference = reference_run(folder, *self.batch, texts=TEXTS)
+
+    def run(self, model):
+        return run_of(run_reference(self.single, *self.batch, model=model), self.reference)
+
+    def judge(self, run):
+        comparison = compare(run, self.reference)
+        return comparison, explain(run, self.reference, self.double, comparison)

@@ -1,0 +1,163 @@
+"""One mistake at a time, in float32: the judge fails it, says where it is, and calls it by its name."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import e5ref
+from e5ref.batching import pad_ids
+from e5ref.parity.explain import explain
+from e5ref.parity.mistakes import MISTAKES
+from e5ref.parity.reference import padded_model, run_reference
+from e5ref.parity.run import Run, write_run
+from tests.conftest import write_random_bert
+from tests.mutants import table
+from tests.mutants.judged import TEXTS, Judged
+from tests.mutants.planted import NEEDS_EPSILON, PLANTED, planted
+from tests.parity.runs import run_of
+from tests.peers import transformers_run
+from tests.test_cli import run as run_cli
+
+# Models to plant mistakes in; e5ref-nano belongs here once it is there.
+MODELS = ["random", "trained"]
+
+
+def make_model(name: str, folder: Path, minilm: Path) -> Path:
+    """A checkpoint with MiniLM's tokenizer."""
+    if name == "trained":
+        return minilm
+    write_random_bert(
+        folder,
+        vocab_size=30522,
+        hidden_size=384,
+        num_attention_heads=12,
+        intermediate_size=1536,
+        initializer_range=0.06,
+    )
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(minilm / file, folder / file)
+    return folder
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def judged(request, tmp_path_factory, minilm) -> Judged:
+    return Judged(make_model(request.param, tmp_path_factory.mktemp("judged") / "model", minilm))
+
+
+def test_unchanged_passes(judged):
+    comparison, explanations = judged.judge(judged.run(e5ref.numpy_model))
+    assert comparison.passed
+    assert explanations == []
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_mistake(name, judged):
+    _, _, point, known = PLANTED[name]
+    comparison, explanations = judged.judge(judged.run(planted(name)))
+    if name in NEEDS_EPSILON:
+        assert comparison.passed
+        return
+    assert not comparison.passed
+    assert comparison.first_departure.name == point
+    explaining = [one for one in explanations if one.explains]
+    if known is None:
+        assert explaining == []
+        return
+    assert explaining, [str(one) for one in explanations[:3]]
+    assert explaining[0].mistake == known, [str(one) for one in explaining]
+    assert explaining[0].after < explaining[0].before / 10
+
+
+def test_mask_ignored_by_transformers(judged):
+    """Made by another library: all tokens attend to padding."""
+    ids, mask = judged.batch
+    points = transformers_run(judged.folder, ids, np.ones_like(mask), "float32")
+    pooled = (points["last_hidden_state"] * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
+    pooled = pooled.astype(np.float32)
+    points |= {"pooled": pooled, "normalized": e5ref.numpy_model.l2_normalize(pooled)}
+    comparison, explanations = judged.judge(run_of(points, judged.reference))
+    assert comparison.first_departure.name == "layers.0.attention_probabilities"
+    assert explanations[0].mistake == "attention mask ignored"
+    assert explanations[0].explains
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "change"),
+    [
+        ("cased", TEXTS, {"lowercase": False}),
+        ("accents kept", TEXTS, {"strip_accents": False}),
+        ("no [CLS] and no [SEP]", TEXTS, {"add_special_tokens": False}),
+    ],
+)
+def test_tokens(name, texts, change, judged):
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(judged.folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    normalizer = tokenizer.normalizer
+    for option, value in change.items():
+        if option != "add_special_tokens":
+            setattr(normalizer, option, value)
+    tokenizer.normalizer = normalizer
+    special = change.get("add_special_tokens", True)
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=special)]
+    input_ids, attention_mask = pad_ids(ids, 0)
+    points = run_reference(judged.single, input_ids, attention_mask)
+    run = Run(
+        {"input_ids": input_ids, "attention_mask": attention_mask} | points,
+        {"dtype": "float32", "texts": json.dumps(texts)},
+    )
+    comparison, explanations = judged.judge(run)
+    assert comparison.first_departure.name == "input_ids"
+    assert explanations[0].mistake == name
+
+
+@pytest.mark.parametrize(("bias", "noticed"), [(-10.0, True), (-100.0, False)])
+def test_an_additive_mask_of(bias, noticed, judged):
+    comparison, explanations = judged.judge(judged.run(padded_model(bias)))
+    assert comparison.passed is not noticed
+    if noticed:
+        assert explanations[0].mistake == "attention mask of -10"
+
+
+def test_from_vectors_alone(judged):
+    """Where nothing else was recorded."""
+    run = judged.run(planted("tanh GELU"))
+    reference = Run(
+        {name: judged.reference.arrays[name] for name in ("input_ids", "attention_mask", "normalized")},
+        judged.reference.metadata,
+    )
+    run = run_of({"normalized": run.points["normalized"]}, reference)
+    explanations = explain(run, reference, judged.double)
+    assert explanations[0].mistake == "tanh GELU"
+    assert explanations[0].explains
+
+
+def test_names_are_unique():
+    assert len({mistake.name for mistake in MISTAKES}) == len(MISTAKES)
+
+
+def test_command(tiny_bert, tmp_path):
+    judged = Judged(tiny_bert)
+    write_run(judged.reference, tmp_path / "reference.safetensors")
+    write_run(judged.run(planted("tanh GELU")), tmp_path / "run.safetensors")
+    runs = ["compare", tmp_path / "run.safetensors", tmp_path / "reference.safetensors", "--model", tiny_bert]
+    assert (
+        "explained by: tanh GELU (error at layers.0.feed_forward_activation falls from"
+        in run_cli(*runs, code=1).stdout.decode()
+    )
+    explanations = json.loads(run_cli(*runs, "--json", code=1).stdout)["explanations"]
+    assert explanations[0]["mistake"] == "tanh GELU"
+    write_run(judged.run(planted("keys not turned")), tmp_path / "run.safetensors")
+    assert "No known mistake explains it." in run_cli(*runs, code=1).stdout.decode()
+
+
+def test_table(tiny_bert, monkeypatch, capsys):
+    monkeypatch.setattr(table, "PLANTED", {name: PLANTED[name] for name in ("tanh GELU", "sum for the average")})
+    table.main(tiny_bert)
+    rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert rows[2][1:5] == ["tanh GELU", "fails", "layers.0.feed_forward_activation", "tanh GELU"]
+    assert rows[3][2:8] == ["fails", "pooled", "sum for the average", "passes", "passes", "passes"]

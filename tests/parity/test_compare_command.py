@@ -1,0 +1,70 @@
+"""`e5ref compare`, run as people run it: exit codes, output, and one sentence for whatever is no run."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import e5ref
+from e5ref.parity import Run, write_run
+from e5ref.parity.reference import run_reference
+from tests.parity.runs import reference_run, run_of
+from tests.test_cli import fails, run
+from tests.test_numpy_model import ragged_batch
+
+BATCH = ragged_batch([9, 1, 30, 2], 40)
+
+
+@pytest.fixture(scope="module")
+def files(tiny_bert, tmp_path_factory):
+    """A reference, a run that is right and one that is not."""
+    folder = tmp_path_factory.mktemp("runs")
+    reference = reference_run(tiny_bert, *BATCH)
+    right = run_of(run_reference(e5ref.read_checkpoint(tiny_bert), *BATCH), reference)
+    write_run(reference, folder / "reference.safetensors")
+    write_run(right, folder / "right.safetensors")
+    wrong = {**right.arrays, "pooled": right.arrays["pooled"] * np.float32(1.001)}
+    write_run(Run(wrong, right.metadata), folder / "wrong.safetensors")
+    return folder
+
+
+def test_exit_code_and_table(files):
+    right = run("compare", files / "right.safetensors", files / "reference.safetensors").stdout.decode()
+    assert right.count("[OK]") == 20
+    assert "Passed: all 20 points" in right
+    wrong = run("compare", files / "wrong.safetensors", files / "reference.safetensors", code=1).stdout.decode()
+    assert wrong.count("[DIFF]") == 1
+    assert "First departure: pooled" in wrong
+    assert "It is fed by last_hidden_state, which is right." in wrong
+    assert (
+        "normalized"
+        in run(
+            *("compare", files / "wrong.safetensors", files / "reference.safetensors", "--only", "layers.*,normalized")
+        ).stdout.decode()
+    )
+
+
+def test_json_and_page(files, tmp_path):
+    page = tmp_path / "page.html"
+    arguments = ("compare", files / "wrong.safetensors", files / "reference.safetensors", "--json", "--html", page)
+    data = json.loads(run(*arguments, code=1).stdout)
+    assert data["first_departure"] == {"name": "pooled", "fed_by": {"last_hidden_state": "OK"}}
+    assert page.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_what_is_no_run_gets_a_sentence(files, tmp_path):
+    reference, right = files / "reference.safetensors", files / "right.safetensors"
+    broken = tmp_path / "broken.safetensors"
+    for content in (b"", right.read_bytes()[:-5], b"not a run", right.read_bytes()[:50]):
+        broken.write_bytes(content)
+        assert "cannot be read as a safetensors file" in fails("compare", broken, reference)
+        assert "cannot be read as a safetensors file" in fails("compare", right, broken)
+    assert "cannot be read" in fails("compare", tmp_path / "absent", reference)
+    save_file({"pooled": np.ones((2, 3))}, broken)
+    assert "has no 'input_ids'" in fails("compare", broken, reference)
+    assert "the reference must be a run of e5ref in float64" in fails("compare", right, right)
+    assert "neither run has a point 'pool'" in fails("compare", right, reference, "--only", "pool")
+    before = right.read_bytes()
+    assert "part of the input" in run("compare", right, reference, "--html", right, code=2).stderr.decode()
+    assert right.read_bytes() == before

@@ -1,0 +1,22 @@
+"""A few texts of the comparison that `python -m tests.parity.false_alarms` does on hundreds."""
+
+import e5ref
+from tests.awkward import TEXTS
+from tests.parity.false_alarms import batches, comparisons, table, write_graph
+
+
+def test_whatever_is_right_passes(minilm, tmp_path):
+    texts = [TEXTS[name] for name in ("empty", "prompt", "accents", "CJK", "emoji", "digits and punctuation")]
+    rows = table("awkward", comparisons(minilm, texts, write_graph(minilm, tmp_path), ["*"]))
+    assert {row["library"] for row in rows} >= {"e5ref, NumPy", "e5ref, JAX", "transformers", "sentence-transformers"}
+    assert {row["dtype"] for row in rows} == {"float64", "float32", "bfloat16", "float16"}
+    assert [row for row in rows if row["false alarms"] != "0"] == []
+
+
+def test_batches_hold_every_text_once(minilm):
+    encoder = e5ref.load(minilm)
+    texts = [f"{'the cat ' * n}" for n in range(60)]
+    rows = [
+        row[mask == 1].tolist() for ids, masks in batches(encoder, texts) for row, mask in zip(ids, masks, strict=True)
+    ]
+    assert sorted(rows) == sorted(text.ids for text in encoder.tokenizer(texts))

@@ -1,0 +1,308 @@
+"""Golden kits: what is in them, what passes, and that the kit's own checker comes to the verdict of `e5ref check`."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import e5ref
+from e5ref.parity import Run, RunError, read_run, write_run
+from e5ref.parity.golden import POINTS, check_kit, long_text, write_kit
+from e5ref.parity.recording import record
+from e5ref.parity.reference import model_copy, padded_model, round_params, rounded_model, run_reference
+from tests.test_cli import fails, run
+
+pytestmark = pytest.mark.filterwarnings("ignore:1 of 3 texts are longer:e5ref.E5Warning")  # a kit has such a one
+
+
+@pytest.fixture(scope="module")
+def kit(tiny_bert, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("golden") / "kit"
+    write_kit(tiny_bert, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def batches(kit) -> dict:
+    return json.loads((kit / "kit.json").read_text())["batches"]
+
+
+@pytest.fixture(scope="module")
+def right(tiny_bert, batches, tmp_path_factory) -> Path:
+    """The runs of transformers in float32, of every point that it gives."""
+    folder = tmp_path_factory.mktemp("right")
+    for batch, entry in batches.items():
+        write_run(record(tiny_bert, entry["texts"], backend="transformers"), folder / f"{batch}.safetensors")
+    return folder
+
+
+def own_verdicts(kit: Path, runs: Path, *options: str) -> tuple[int, list[tuple[str, str]]]:
+    """What the kit's checker says, which must not need e5ref: exit code, and verdict and name of each line."""
+    code = "import runpy, sys; sys.argv = sys.argv[1:]; sys.modules['e5ref'] = None;"
+    code += "runpy.run_path(sys.argv[0], {}, '__main__')"
+    command = [sys.executable, "-c", code, str(kit / "check.py"), str(runs), *options]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not result.stderr
+    *lines, last = result.stdout.splitlines()
+    assert last.startswith("FAILED" if result.returncode else "PASSED")
+    pairs = [line.split("]", 1) for line in lines]
+    return result.returncode, [(verdict.strip("["), rest.strip().split("  ")[0]) for verdict, rest in pairs]
+
+
+def verdicts(kit: Path, runs: Path) -> tuple[int, list[tuple[str, str]]]:
+    """The same of `check_kit`."""
+    lines = []
+    for batch, result in check_kit(kit, runs).items():
+        if isinstance(result, RunError):
+            lines.append(("BROKEN" if (runs / f"{batch}.safetensors").exists() else "MISSING", batch))
+        else:
+            lines += [(verdict.verdict, f"{batch}: {verdict.name}") for verdict in result.verdicts]
+    return int(any(verdict != "OK" for verdict, _ in lines)), lines
+
+
+def assert_judged_alike(kit: Path, runs: Path, *, passes: bool) -> list[str]:
+    """Both come to the same verdict; return the names that fail."""
+    code, lines = verdicts(kit, runs)
+    assert own_verdicts(kit, runs) == (code, lines)
+    assert passes == (code == 0)
+    return [name for verdict, name in lines if verdict != "OK"]
+
+
+def test_the_same_kit_twice_has_the_same_bytes(kit, tiny_bert, tmp_path):
+    write_kit(tiny_bert, tmp_path)
+    write_kit(tiny_bert, tmp_path)  # over the first
+    files = sorted(path.name for path in kit.iterdir())
+    assert files == sorted(
+        ["README.md", "check.py", "kit.json", *(f"{batch}.safetensors" for batch in POINTS["small"])]
+    )
+    assert [(tmp_path / file).read_bytes() for file in files] == [(kit / file).read_bytes() for file in files]
+
+
+def test_only_a_kit_is_written_over(tiny_copy):
+    before = sorted(tiny_copy.iterdir())
+    assert "holds something else than a golden kit" in fails("golden", tiny_copy, "-o", tiny_copy)
+    assert sorted(tiny_copy.iterdir()) == before
+
+
+def test_a_kit_names_no_folder_of_this_machine(kit, tiny_bert):
+    for path in kit.iterdir():
+        assert str(tiny_bert.parent).encode() not in path.read_bytes(), path
+
+
+def test_ids_are_those_of_the_texts(kit, batches, tiny_bert):
+    model = e5ref.load(tiny_bert, truncation="allow")
+    for batch, entry in batches.items():
+        tokens = model.tokenize(entry["texts"])
+        held = load_file(kit / f"{batch}.safetensors")  # by safetensors' own library
+        np.testing.assert_array_equal(held["input_ids"], tokens["input_ids"])
+        np.testing.assert_array_equal(held["attention_mask"], tokens["attention_mask"])
+    assert tokens["n_tokens"].tolist()[::2] == [64, 65]
+    assert tokens["truncated"].tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("tokens", [5, 17, 200, 256])
+def test_a_long_text_has_the_tokens_that_it_is_to_have(tokens, minilm):
+    encoder = e5ref.load(minilm)
+    assert encoder.tokenizer([long_text(encoder, tokens)])[0].n_tokens == tokens
+
+
+def test_the_order_of_a_batch_does_not_matter_in_the_truth(kit):
+    ragged, turned = (load_file(kit / f"{batch}.safetensors")["normalized"] for batch in ("ragged", "reversed"))
+    np.testing.assert_array_equal(ragged, turned[::-1])
+
+
+@pytest.mark.parametrize("size", POINTS)
+def test_sizes(size, tiny_bert, kit, tmp_path):
+    write_kit(tiny_bert, tmp_path, size=size)
+    ragged = read_run(tmp_path / "ragged.safetensors").points
+    assert len(ragged) == {"small": 13, "full": 20}[size]
+    assert set(read_run(kit / "ragged.safetensors").points) <= set(ragged)
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        *(("transformers", dtype) for dtype in ("float64", "float32", "bfloat16", "float16")),
+        *(("numpy", "float32"), ("sentence-transformers", "float32"), ("jax", "bfloat16")),
+    ],
+)
+def test_right_runs_pass(backend, dtype, kit, batches, tiny_bert, tmp_path):
+    for batch, entry in batches.items():
+        recorded = record(tiny_bert, entry["texts"], backend=backend, dtype=dtype)
+        write_run(recorded, tmp_path / f"{batch}.safetensors")
+    assert_judged_alike(kit, tmp_path, passes=True)
+
+
+def test_bfloat16_arrays_and_padding_elsewhere(kit, batches, tiny_bert, tmp_path):
+    """As a port in torch may write them: bfloat16 stored as such, texts padded on the left, to another length."""
+    import torch
+    from safetensors.torch import save_file as save_torch
+
+    for batch, entry in batches.items():
+        recorded = record(tiny_bert, entry["texts"], backend="transformers", dtype="bfloat16")
+        mask = recorded.attention_mask
+        widths = {3: ((0, 0), (3, 0), (0, 0)), 4: ((0, 0), (0, 0), (3, 0), (3, 0))}
+        arrays = {
+            name: torch.from_numpy(np.pad(array, widths[array.ndim]) if array.ndim > 2 else array).to(torch.bfloat16)
+            for name, array in recorded.points.items()
+        }
+        ids = {"input_ids": recorded.input_ids, "attention_mask": mask}
+        arrays |= {name: torch.from_numpy(np.pad(array, ((0, 0), (3, 0)))) for name, array in ids.items()}
+        save_torch(arrays, tmp_path / f"{batch}.safetensors")
+    assert_judged_alike(kit, tmp_path, passes=True)
+
+
+def tanh_gelu(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+MISTAKES = {
+    "tanh GELU": (model_copy(gelu=tanh_gelu), "alone: layers.0.feed_forward_activation"),
+    "no mask": (padded_model(0.0), "ragged: layers.0.attention_probabilities"),
+    "not normalised": (model_copy(l2_normalize=lambda vectors: vectors), "alone: normalized"),
+    "CLS": (model_copy(average_pool=lambda states, mask: states[:, 0]), "alone: pooled"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_fail_where_they_are(mistake, kit, batches, tiny_bert, tmp_path):
+    model, first = MISTAKES[mistake]
+    encoder = e5ref.load(tiny_bert, truncation="allow")
+    for batch, entry in batches.items():
+        tokens = encoder.tokenize(entry["texts"])
+        ids = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        points = run_reference(encoder.checkpoint, *ids.values(), model=model)
+        write_run(Run(ids | points), tmp_path / f"{batch}.safetensors")
+    assert assert_judged_alike(kit, tmp_path, passes=False)[0] == first
+
+
+def test_half_precision_does_not_pass_for_float32(kit, batches, tiny_bert, tmp_path):
+    """float16's numbers, said to be float32's."""
+    encoder = e5ref.load(tiny_bert, truncation="allow")
+    params = round_params(encoder.checkpoint.params, "float16")
+    for batch, entry in batches.items():
+        tokens = encoder.tokenize(entry["texts"])
+        ids = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        points = run_reference(encoder.checkpoint, *ids.values(), model=rounded_model("float16"), params=params)
+        for said, folder in (("float32", "single"), ("float16", "half")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write_run(Run(ids | points, {"dtype": said}), tmp_path / folder / f"{batch}.safetensors")
+    assert_judged_alike(kit, tmp_path / "half", passes=True)
+    assert assert_judged_alike(kit, tmp_path / "single", passes=False)[0] == "alone: embeddings"
+
+
+DAMAGES = {
+    "a number": lambda arrays, _: arrays["layers.0.query"].__setitem__((0, 1, 2), 9),
+    "NaN": lambda arrays, _: arrays["layers.0.query"].__setitem__((1, 1, 0), np.nan),
+    "infinity": lambda arrays, _: arrays["pooled"].__setitem__((1, 0), np.inf),
+    "a point is missing": lambda arrays, _: arrays.pop("layers.0.query"),
+    "all points are missing": lambda arrays, _: [
+        arrays.pop(name) for name in [*arrays] if name[-3:] not in ("ids", "ask")
+    ],
+    "ids are missing": lambda arrays, _: arrays.pop("input_ids"),
+    "mask is missing": lambda arrays, _: arrays.pop("attention_mask"),
+    "another shape": lambda arrays, _: arrays.update(pooled=arrays["pooled"][:, :5].copy()),
+    "other dimensions": lambda arrays, _: arrays.update(pooled=arrays["pooled"][0].copy()),
+    "another id": lambda arrays, _: arrays["input_ids"].__setitem__((0, 1), 7),
+    "another mask": lambda arrays, _: arrays["attention_mask"].__setitem__((0, 1), 0),
+    "a mask of 2": lambda arrays, _: arrays["attention_mask"].__setitem__((1, -1), 2),
+    "the order of texts": lambda arrays, _: arrays.update({name: array[::-1].copy() for name, array in arrays.items()}),
+    "a text is missing": lambda arrays, _: arrays.update({name: array[:-1].copy() for name, array in arrays.items()}),
+    "whole numbers": lambda arrays, _: arrays.update(pooled=arrays["pooled"].astype(np.int32)),
+    "ids of floats": lambda arrays, _: arrays.update(input_ids=arrays["input_ids"].astype(np.float32)),
+    "no known dtype": lambda _, metadata: metadata.update(dtype="int8"),
+    "another format": lambda _, metadata: metadata.update(format="e5ref-run 2"),
+    "texts are not those": lambda _, metadata: metadata.update(texts='["a"]'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_runs_fail(damage, kit, right, tmp_path):
+    for path in right.iterdir():
+        arrays = {name: array.copy() for name, array in load_file(path).items()}
+        metadata: dict[str, str] = {}
+        if path.stem == "ragged":
+            DAMAGES[damage](arrays, metadata)
+        save_file(arrays, tmp_path / path.name, metadata)
+    assert all(name.startswith("ragged") for name in assert_judged_alike(kit, tmp_path, passes=False))
+
+
+@pytest.mark.parametrize("left", [0, 5, 100, -1])
+def test_files_that_are_cut_or_missing_fail(left, kit, right, tmp_path):
+    for path in right.iterdir():
+        content = path.read_bytes()
+        if path.stem != "traps":
+            (tmp_path / path.name).write_bytes(content[:left] if path.stem == "long" else content)
+    assert assert_judged_alike(kit, tmp_path, passes=False) == ["traps", "long"]
+
+
+def test_what_stands_at_padding_does_not_matter(kit, right, tmp_path):
+    for path in right.iterdir():
+        arrays = {name: array.copy() for name, array in load_file(path).items()}
+        padding = arrays["attention_mask"] == 0
+        arrays["input_ids"][padding] = 3
+        arrays["layers.0.output"][padding] = np.nan
+        save_file(arrays, tmp_path / path.name)
+    assert_judged_alike(kit, tmp_path, passes=True)
+
+
+def test_only_some_points(kit, right, tmp_path):
+    for path in right.iterdir():
+        arrays = {name: array for name, array in load_file(path).items() if "layers" not in name}
+        save_file(arrays, tmp_path / path.name)
+    assert own_verdicts(kit, tmp_path)[0] == 1
+    code, lines = own_verdicts(kit, tmp_path, "--only", "embeddings,normalized")
+    assert code == 0
+    assert ("OK", "alone: embeddings") in lines
+    assert len(lines) == 7
+    results = check_kit(kit, tmp_path, only=["embeddings", "normalized"])
+    assert [verdict.name for verdict in results["alone"].verdicts] == ["embeddings", "normalized"]
+    assert own_verdicts_of_nothing(kit, tmp_path) == 2
+    with pytest.raises(ValueError, match="no point of the kit is one of layers"):
+        check_kit(kit, tmp_path, only=["layers.7.*"])
+
+
+def own_verdicts_of_nothing(kit: Path, runs: Path) -> int:
+    command = [sys.executable, str(kit / "check.py"), str(runs), "--only", "layers.7.*"]
+    return subprocess.run(command, capture_output=True, check=False).returncode
+
+
+def test_the_commands(tiny_bert, right, tmp_path):
+    said = run("golden", tiny_bert, "-o", tmp_path / "kit").stdout.decode()
+    assert said.startswith(f"{tmp_path / 'kit'}: 0.2 MB; ")
+    passed = run("check", tmp_path / "kit", right).stdout.decode()
+    assert passed.splitlines()[-1] == "Passed: alone, ragged, reversed, traps, long"
+    (tmp_path / "none").mkdir()
+    failed = run("check", tmp_path / "kit", tmp_path / "none", code=1).stdout.decode()
+    assert failed.count("[BROKEN]") == 5
+    assert "is no golden kit that this e5ref can judge by" in fails("check", right, right)
+    (tmp_path / "kit" / "long.safetensors").unlink()
+    assert "long.safetensors: cannot be read" in fails("check", tmp_path / "kit", right)
+
+
+def test_a_model_that_does_not_normalise(cls_checkpoint, tmp_path):
+    kit = tmp_path / "kit"  # the checkpoint lies beside it
+    write_kit(cls_checkpoint, kit)
+    assert list(read_run(kit / "long.safetensors").points) == ["pooled"]
+    text = (kit / "README.md").read_text()
+    assert "pooled by cls, not normalised" in text
+    assert "`normalized`" not in text
+    assert own_verdicts(kit, kit)[0] == 0
+
+
+def test_a_kit_of_another_factor_is_not_judged_otherwise_than_it_judges(kit, right, tmp_path):
+    (tmp_path / "kit.json").write_text(json.dumps(json.loads((kit / "kit.json").read_text()) | {"factor": 2.0}))
+    with pytest.raises(RunError, match=r"it allows 2\.0 times what rounding costs"):
+        check_kit(tmp_path, right)
+
+
+def test_the_readme_tells_what_is_there(kit, batches):
+    text = (kit / "README.md").read_text()
+    for batch, entry in batches.items():
+        assert f"| `{batch}` | {len(entry['texts'])} | {entry['tokens']} | {len(entry['points'])} |" in text
+    assert "at most 64 tokens a text, pooled by mean, scaled to unit L2 norm" in text
