@@ -14,7 +14,7 @@ from e5ref import numpy_model
 from e5ref.checkpoint import DEFAULT_CHECKPOINT, is_cached, known_checkpoints
 from e5ref.encoder import E5, load
 from e5ref.parity.fitting import FACTORS, LEAST, STORED_FACTORS, Fit, Given, Levels, fit, measure_levels, tell_apart
-from e5ref.parity.hypotheses import Hypothesis, Predictions
+from e5ref.parity.hypotheses import STAGES, Hypothesis, Predictions
 
 Verdict = Literal["correct", "found", "mixed", "undecided", "unknown"]
 
@@ -152,7 +152,11 @@ def diagnose(
             chosen = [texts[index] for index in indices]
             candidates.append(_Candidate(Predictions(encoder, chosen, prompt_name), expected=not candidates))
         stages = [candidate.predictions.stages() for candidate in candidates]
+        found: set[str] = set()
         for number, stage in enumerate(zip(*stages, strict=True)):
+            # What looks like rounding to 16 bits is that or rounding to 8, which come last.
+            if found and 1 < number < STAGES - 1:
+                continue
             for candidate, hypotheses in zip(candidates, stage, strict=True):
                 progress.total = (progress.total or 0) + len(hypotheses)
                 wanted = [(one, first) for one in hypotheses if (first := candidate.first_texts(one))]
@@ -160,12 +164,11 @@ def diagnose(
                 for hypothesis, first in wanted:
                     tried.append(_Tried(candidate, hypothesis, given, indices, first))
                 progress.update(len(hypotheses))
-            finalists = [one for one in tried if one.promising]
+            finalists = [one for one in tried if one.promising and not one.complete]
             for one in sorted(finalists, key=lambda one: one.fit.median)[:FINALISTS]:
                 one.try_all()
-            found = {one.rounding[0] for one in finalists if one.explains}
-            # What looks like coarse rounding may yet turn out to be something else.
-            if found - COARSE or (found and number > 0):
+            found = {one.rounding[0] for one in tried if one.explains}
+            if found - COARSE:
                 break
     return _conclude(tried, refused, len(texts))
 

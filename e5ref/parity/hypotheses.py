@@ -25,6 +25,7 @@ Floats = NDArray[np.floating]
 Ids = tuple[int, ...]
 
 BATCH_TOKENS = 2048
+STAGES = 5
 INT8_KINDS = ("onnxruntime", "onnxruntime by channel", "torch")
 LENGTHS = (64, 128, 256, 384, 512)
 
