@@ -9,6 +9,7 @@ import pytest
 
 import e5ref
 from e5ref.batching import pad_ids
+from e5ref.checkpoint import BUNDLED_CHECKPOINT, weights_folder
 from e5ref.parity.explain import explain
 from e5ref.parity.mistakes import MISTAKES
 from e5ref.parity.reference import padded_model, run_reference
@@ -21,14 +22,16 @@ from tests.parity.runs import run_of
 from tests.peers import transformers_run
 from tests.test_cli import run as run_cli
 
-# Models to plant mistakes in; e5ref-nano belongs here once it is there.
-MODELS = ["random", "trained"]
+# Models to plant mistakes in.
+MODELS = ["random", "trained", "nano"]
 
 
 def make_model(name: str, folder: Path, minilm: Path) -> Path:
-    """A checkpoint with MiniLM's tokenizer."""
+    """all-MiniLM-L6-v2, e5ref-nano, or random weights with MiniLM's tokenizer."""
     if name == "trained":
         return minilm
+    if name == "nano":
+        return weights_folder() / BUNDLED_CHECKPOINT
     write_random_bert(
         folder,
         vocab_size=30522,
