@@ -25,6 +25,10 @@ from tests.test_cli import run as run_cli
 # Models to plant mistakes in.
 MODELS = ["random", "trained", "nano"]
 
+# e5ref-nano is kept in float16, and row 1 of its token types was never trained: it is 0.
+NANO_IS_THE_SAME = {"a weight in half precision"}
+NANO_NAMES = {"the other token type": "no token-type embedding"}
+
 
 def make_model(name: str, folder: Path, minilm: Path) -> Path:
     """all-MiniLM-L6-v2, e5ref-nano, or random weights with MiniLM's tokenizer."""
@@ -60,7 +64,9 @@ def test_unchanged_passes(judged):
 def test_mistake(name, judged):
     _, _, point, known = PLANTED[name]
     comparison, explanations = judged.judge(judged.run(planted(name)))
-    if name in NEEDS_EPSILON:
+    nano = judged.folder.name == BUNDLED_CHECKPOINT
+    known = NANO_NAMES.get(name, known) if nano else known
+    if name in NEEDS_EPSILON or (nano and name in NANO_IS_THE_SAME):
         assert comparison.passed
         return
     assert not comparison.passed
