@@ -202,14 +202,18 @@ def locate(name_or_folder: str | Path, revision: str | None = None) -> tuple[Pat
     return folder, commit
 
 
-def is_cached(name: str, revision: str | None) -> bool:
-    """Tell whether the hub's cache on this machine holds the weights and the configuration of a known checkpoint."""
+def is_on_this_machine(name: str) -> bool:
+    """Tell whether a known checkpoint comes with e5ref, or is in the hub's cache, at the revision that e5ref takes."""
     from huggingface_hub import try_to_load_from_cache
 
-    def has(file: str) -> bool:
-        return isinstance(try_to_load_from_cache(name, file, revision=revision), str)
+    row = known_checkpoints()[name]
 
-    return has("config.json") and (has("model.safetensors") or has("model.safetensors.index.json"))
+    def has(file: str) -> bool:
+        return isinstance(try_to_load_from_cache(name, file, revision=row.get("revision")), str)
+
+    return "bundled" in row or (
+        has("config.json") and (has("model.safetensors") or has("model.safetensors.index.json"))
+    )
 
 
 def _fetch(name: str, revision: str) -> Path:

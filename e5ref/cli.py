@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 import e5ref
-from e5ref.checkpoint import DEFAULT_CHECKPOINT, is_cached
+from e5ref.checkpoint import DEFAULT_CHECKPOINT, is_on_this_machine
 from e5ref.encoder import E5, Backend, Precision, Truncation, require_jax
 from e5ref.evaluation.protocols import Protocol
 from e5ref.files import decoded_lines, written_whole
@@ -255,7 +255,7 @@ def rank(
 def models(as_json: bool) -> None:
     """List the known checkpoints, and which are on this machine."""
     rows = [
-        {"name": name, **row, "on_this_machine": "bundled" in row or is_cached(name, row.get("revision"))}
+        {"name": name, **row, "on_this_machine": is_on_this_machine(name)}
         for name, row in e5ref.known_checkpoints().items()
     ]
     if as_json:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from e5ref import numpy_model
-from e5ref.checkpoint import DEFAULT_CHECKPOINT, is_cached, known_checkpoints
+from e5ref.checkpoint import DEFAULT_CHECKPOINT, is_on_this_machine, known_checkpoints
 from e5ref.encoder import E5, load
 from e5ref.parity.fitting import FACTORS, LEAST, STORED_FACTORS, Fit, Given, Levels, fit, measure_levels, tell_apart
 from e5ref.parity.hypotheses import STAGES, Hypothesis, Predictions
@@ -186,7 +186,7 @@ def _encoders(models: Sequence[str | Path | E5] | None, width: int) -> list[E5]:
     names += [
         name
         for name, row in known_checkpoints().items()
-        if name not in given and row.get("hidden_size") == width and is_cached(name, row.get("revision"))
+        if name not in given and row.get("hidden_size") == width and is_on_this_machine(name)
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
