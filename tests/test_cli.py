@@ -203,7 +203,7 @@ def test_rank_a_file_and_keep_equal_passages_in_order(tiny_bert):
 
 def test_models():
     lines = run("models").stdout.decode().splitlines()
-    assert len(lines) == 14
+    assert len(lines) == 15
     rows = json.loads(run("models", "--json").stdout)
     assert rows[0]["name"] == "intfloat/e5-small-v2"
     assert all(isinstance(row["on_this_machine"], bool) for row in rows)

@@ -86,7 +86,7 @@ class Run:
 def judge(run: Run, truth: Run, names: list[str], tolerances: Tolerances) -> Iterator[Verdict]:
     """Yield the verdict of a run's ids, and if those are right, of each named point."""
     if len(run.ids) != len(truth.ids):
-        yield "input_ids", "SHAPE", f"{len(run.ids)} texts, but must be {len(truth.ids)}"
+        yield "input_ids", "DIFF", f"{len(run.ids)} texts, but must be {len(truth.ids)}"
         return
     if run.ids != truth.ids:
         text = next(text for text, ids in enumerate(run.ids) if ids != truth.ids[text])

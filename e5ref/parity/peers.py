@@ -142,10 +142,10 @@ def onnx_runner(encoder: E5, file: Path, names: Collection[str], dtype: str | No
     Raises:
         ValueError: the file is no graph, wants inputs that are not a BERT's, or has no output that is known.
     """
-    require("onnx", "onnxruntime")
-    onnxruntime = importlib.import_module("onnxruntime")
     if not file.is_file():
         raise ValueError(f"{file}: no such file; give the graph as onnx:FILE")
+    require("onnx", "onnxruntime")
+    onnxruntime = importlib.import_module("onnxruntime")
     try:
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own are of no common kind
