@@ -202,11 +202,9 @@ def locate(name_or_folder: str | Path, revision: str | None = None) -> tuple[Pat
     return folder, commit
 
 
-def is_on_this_machine(name: str) -> bool:
-    """Tell whether a known checkpoint comes with e5ref, or is in the hub's cache, at the revision that e5ref takes."""
+def is_on_this_machine(name: str, row: Mapping[str, Any]) -> bool:
+    """Tell whether a checkpoint of the table comes with e5ref, or is in the hub's cache at the row's revision."""
     from huggingface_hub import try_to_load_from_cache
-
-    row = known_checkpoints()[name]
 
     def has(file: str) -> bool:
         return isinstance(try_to_load_from_cache(name, file, revision=row.get("revision")), str)

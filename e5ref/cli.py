@@ -255,7 +255,7 @@ def rank(
 def models(as_json: bool) -> None:
     """List the known checkpoints, and which are on this machine."""
     rows = [
-        {"name": name, **row, "on_this_machine": is_on_this_machine(name)}
+        {"name": name, **row, "on_this_machine": is_on_this_machine(name, row)}
         for name, row in e5ref.known_checkpoints().items()
     ]
     if as_json:

@@ -48,6 +48,7 @@ from e5ref.config import BertConfig
 from e5ref.evaluation import evaluate_retrieval, evaluate_sts
 from e5ref.files import written_whole
 from e5ref.params import BertParams, build_params, leaves
+from e5ref.prompts import E5_PROMPTS
 
 CONFIG = BertConfig(
     model_type="bert",
@@ -63,7 +64,6 @@ CONFIG = BertConfig(
 )
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MIN_LETTER_COUNT = 50  # how often a letter beyond ASCII must occur in the texts to have a token
-PROMPTS = {"query": "query: ", "passage": "passage: "}
 
 TEMPERATURE = 0.05  # InfoNCE's; the paper's is 0.01, with 32,000 passages to tell apart
 CONTRAST = 0.1  # weight of InfoNCE beside distillation
@@ -199,7 +199,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
         limit_alphabet=len(letters),
         show_progress=False,
     )
-    prompts = list(PROMPTS.values()) * 1000  # so that "query" and "passage" are one token each
+    prompts = list(E5_PROMPTS.values()) * 1000  # so that "query" and "passage" are one token each
     tokenizer.train_from_iterator([*prompts, *texts], trainer)
     return bert_tokenizer(tokenizer.get_vocab())
 
@@ -224,9 +224,11 @@ def texts_sha256(teacher: e5ref.E5, texts: list[str]) -> str:
     return hashlib.sha256("\0".join([teacher.checkpoint.weights_sha256, *texts]).encode()).hexdigest()
 
 
-def teach(teacher: e5ref.E5, texts: list[str], path: Path) -> np.ndarray:
-    """Ask the teacher for the vectors of all texts, [n, its D] in float16, once: they are kept in a file."""
-    asked = texts_sha256(teacher, texts)
+def teach(teacher: e5ref.E5, texts: list[str], asked: str, path: Path) -> np.ndarray:
+    """Ask the teacher for the vectors of all texts, [n, its D] in float16, once: they are kept in a file.
+
+    `asked` is what `texts_sha256` says of the two.
+    """
     if path.exists():
         with safe_open(path, "np") as file:
             if file.metadata()["texts_sha256"] == asked:
@@ -378,7 +380,7 @@ def write_checkpoint(folder: Path, params: BertParams, config: BertConfig, token
         "1_Pooling/config.json": {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True},
         # sentence-transformers' `encode_document` goes by the name "document" first.
         "config_sentence_transformers.json": {
-            "prompts": PROMPTS | {"document": PROMPTS["passage"]},
+            "prompts": E5_PROMPTS | {"document": E5_PROMPTS["passage"]},
             "similarity_fn_name": "cosine",
         },
     }
@@ -431,7 +433,8 @@ def train(
     if len(held_out) < 2:
         raise ValueError(f"{data}: holds {len(pairs)} pairs; it must have openstax.jsonl.gz or wordnet.jsonl.gz")
     texts = list(dict.fromkeys(text for pair in pairs for text in (pair.query, pair.passage)))
-    targets = teach(teacher, texts, work / "teacher.safetensors").astype(np.float32)  # [texts, the teacher's D]
+    asked = texts_sha256(teacher, texts)
+    targets = teach(teacher, texts, asked, work / "teacher.safetensors").astype(np.float32)  # [texts, the teacher's D]
     unseen = {text for pair in held_out for text in (pair.query, pair.passage)}
     pairs = [pair for pair in pairs if pair.query not in unseen and pair.passage not in unseen]
 
@@ -444,7 +447,7 @@ def train(
 
     ids = []
     tokenizer.enable_truncation(config.max_position_embeddings)
-    for prompt in PROMPTS.values():
+    for prompt in E5_PROMPTS.values():
         ids.append([encoding.ids for encoding in tokenizer.encode_batch([prompt + text for text in texts])])
     tokenizer.no_truncation()
     place = {text: index for index, text in enumerate(texts)}
@@ -460,7 +463,7 @@ def train(
     params = jax_model.stack_layers(params)
     state = params, optimizer.init(params)
     # What must be the same for a run to go on where it stopped.
-    settings = json.dumps([asdict(config), steps, seed, score_every, texts_sha256(teacher, texts)])
+    settings = json.dumps([asdict(config), steps, seed, score_every, asked])
     state, lines = read_state(work / "state.safetensors", state, settings)
 
     @partial(jax.jit, donate_argnums=0)

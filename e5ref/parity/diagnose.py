@@ -186,7 +186,7 @@ def _encoders(models: Sequence[str | Path | E5] | None, width: int) -> list[E5]:
     names += [
         name
         for name, row in known_checkpoints().items()
-        if name not in given and row.get("hidden_size") == width and is_on_this_machine(name)
+        if name not in given and row.get("hidden_size") == width and is_on_this_machine(name, row)
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
