@@ -37,7 +37,7 @@ TEXTS = 200
 # Tokens of a batch, padding counted. All points of all texts would not fit into memory, so each batch of texts of about
 # one length is judged on its own; lengths are rounded up, so that JAX compiles a few programs only.
 TOKENS = 2048
-ROUND_LENGTHS_TO = 128
+ROUND_LENGTHS_TO = 32
 
 # What is compared of hundreds of texts; of the few of test_false_alarms.py it is every point.
 POINTS = ["embeddings", "layers.*.output", "last_hidden_state", "pooled", "normalized"]
