@@ -182,6 +182,9 @@ def test_command(tiny_bert, tmp_path):
 def test_table(tiny_bert, monkeypatch, capsys):
     monkeypatch.setattr(table, "PLANTED", {name: PLANTED[name] for name in ("tanh GELU", "sum for the average")})
     table.main(tiny_bert)
-    rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    output = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")] for line in output.splitlines()]
     assert rows[2][1:5] == ["tanh GELU", "fails", "layers.0.feed_forward_activation", "tanh GELU"]
     assert rows[3][2:8] == ["fails", "pooled", "sum for the average", "passes", "passes", "passes"]
+    assert "planted: 2 of the 2 that fail" in output
+    assert "name: 2 of 2 that" in output
