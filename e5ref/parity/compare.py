@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.parity.inputs import other_inputs
-from e5ref.parity.rounding import UNIT_ROUNDOFF, ErrorSum, cost_at, text_rows
+from e5ref.parity.rounding import UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, text_rows
 from e5ref.parity.run import Run, RunError, forward_order, read_run
 
 # A run passes at a point while its largest error, and the root of its mean squared error, stay within so many times
@@ -255,10 +255,9 @@ def expected_errors(reference: Run, name: str, dtype: str, scale: ErrorSum) -> t
         max_cost, rms_cost = cost_at(reference.rounding, dtype, name)
     except KeyError:
         raise RunError(f"the reference does not say what rounding to {dtype} costs at {name!r}") from None
-    # Where rounding cost the reference nothing, or less than one rounding by chance, one rounding is still allowed; and
-    # a reference that is stored in float32 is no more exact than that.
+    # A reference that is stored in float32 is no more exact than that.
     unit = max(UNIT_ROUNDOFF[dtype], UNIT_ROUNDOFF[str(reference.points[name].dtype)])
-    return max(max_cost, unit * scale.max), max(rms_cost, unit * scale.rms)
+    return least_costs(max_cost, rms_cost, scale, unit)
 
 
 def _shape(array: NDArray[np.floating], run: Run) -> tuple[int | str, ...] | None:

@@ -17,7 +17,7 @@ from e5ref.params import map_leaves
 from e5ref.parity.compare import FACTOR, Comparison, compare
 from e5ref.parity.hypotheses import Predictions, TextVariant
 from e5ref.parity.mistakes import MISTAKES
-from e5ref.parity.rounding import UNIT_ROUNDOFF, ErrorSum, cost_at, text_rows
+from e5ref.parity.rounding import UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, text_rows
 from e5ref.parity.run import Run
 
 # Tokens to try the mistakes on, padding not counted, and how many padded ones at most.
@@ -203,8 +203,8 @@ class _Part:
         grown = max(1.0, scale.rms / plain.rms if plain.rms else 1.0)
         unit = max(UNIT_ROUNDOFF[self.run.dtype], UNIT_ROUNDOFF[str(self.reference.points[name].dtype)])
         max_cost, rms_cost = cost_at(self.reference.rounding, self.run.dtype, name)
-        max_cost = max(max_cost * grown, unit * scale.max, cost.max)
-        rms_cost = max(rms_cost * grown, unit * scale.rms, cost.rms)
+        max_cost, rms_cost = max(max_cost * grown, cost.max), max(rms_cost * grown, cost.rms)
+        max_cost, rms_cost = least_costs(max_cost, rms_cost, scale, unit)
         if not max_cost:
             return errors.max, 0.0 if not errors.max else np.inf
         return errors.max, max(errors.max / max_cost, errors.rms / rms_cost)

@@ -101,6 +101,23 @@ class ErrorSum:
         return float(np.sqrt(self._squares / max(self._count, 1)))
 
 
+def least_costs(max_cost: float, rms_cost: float, scale: ErrorSum, unit: float) -> tuple[float, float]:
+    """Return what rounding costs at a point, or what it must at least be taken to cost where it cost less by chance.
+
+    As RMS that is one rounding of every number. At most, it is as much of the largest number as of the others: where
+    one is far larger than the rest, such as a certain dimension of [CLS], the largest error is that number's, and a
+    short text has but one or two of them, which may happen to be rounded well.
+
+    Args:
+        max_cost: as measured, and so is the next.
+        rms_cost: see there.
+        scale: the right numbers at that point, over the real tokens.
+        unit: what one rounding may cost of a number.
+    """
+    rms_cost = max(rms_cost, unit * scale.rms)
+    return max(max_cost, rms_cost * scale.max / scale.rms if scale.rms else 0.0), rms_cost
+
+
 def text_rows(array: NDArray[Any], attention_mask: Ids, text: int) -> NDArray[np.float64]:
     """Return what belongs to the real tokens of one text, a row per token, in float64.
 

@@ -9,7 +9,7 @@ import e5ref
 from e5ref.parity import compare
 from e5ref.parity.compare import FACTOR
 from e5ref.parity.reference import padded_model, round_params, round_to, rounded_model, run_reference
-from e5ref.parity.rounding import ErrorSum, cost_at, rounding_costs, text_rows
+from e5ref.parity.rounding import ErrorSum, cost_at, least_costs, rounding_costs, text_rows
 from tests.parity.runs import reference_run, run_of
 from tests.parity.small_mistakes import PLAIN_LOOPS, SMALL, judged, reference_of
 from tests.test_numpy_model import ragged_batch
@@ -62,6 +62,23 @@ def test_small_mistakes_are_far_from_rounding(mistake, minilm, reference):
 def test_plain_loops_pass(minilm, reference):
     """Sums in the worst order are rounding, too."""
     assert judged(e5ref.read_checkpoint(minilm), reference, PLAIN_LOOPS).passed
+
+
+def test_plain_loops_pass_on_a_single_word(minilm):
+    """A dimension of [CLS] is far larger than all else there, and happens to be rounded well in the reference."""
+    tokens = e5ref.load(minilm).tokenize(["hello"])
+    reference = reference_run(minilm, tokens["input_ids"], tokens["attention_mask"])
+    assert judged(e5ref.read_checkpoint(minilm), reference, PLAIN_LOOPS).passed
+
+
+def test_the_largest_number_costs_at_least_as_much_of_it_as_the_others():
+    scale = ErrorSum()
+    scale.add(np.array([1.0] * 99 + [20.0]))
+    peak = 20 / math.sqrt(4.99)
+    assert least_costs(3e-7, 2e-7, scale, 2**-24) == (pytest.approx(2e-7 * peak, rel=1e-9), 2e-7)
+    assert least_costs(3e-6, 2e-7, scale, 2**-24) == (3e-6, 2e-7)
+    assert least_costs(0, 0, scale, 2**-24) == pytest.approx((2**-24 * 20, 2**-24 * math.sqrt(4.99)), rel=1e-9)
+    assert least_costs(0, 0, ErrorSum(), 2**-24) == (0, 0)
 
 
 def test_a_single_short_text_leaves_room_for_rounding(minilm):
