@@ -73,7 +73,7 @@ class JaxEngine:
         self._product = PRECISIONS["highest"][1] if self._float64 else product_precision(precision, devices[0])
         max_tokens = MAX_TOKENS.get(self.platform, MAX_TOKENS_ACCELERATOR)
         self.shapes = PaddedShapes(max_length, max_tokens, len(devices))
-        self.window_texts = max(4096, max_tokens * len(devices) // 8)
+        self.window_texts = max(4096, max_tokens * len(devices) // 2)
         mesh = Mesh(np.array(devices), ("texts",))
         everywhere, self._divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("texts"))
         with self._settings():
