@@ -165,7 +165,7 @@ class Predictions:
         self.config = encoder.checkpoint.config
         self.texts = text_variants(texts, encoder.checkpoint.settings.prompts, prompt_name)
         self._text = read_tokenizer(encoder.checkpoint.folder)[1].to_str()
-        self._tokenizers: dict[TokenVariant, FastTokenizer] = {}
+        self._tokenizers: dict[tuple[tuple[str, bool], ...], FastTokenizer] = {}
         self.tokens = self._token_variants()
         self._ids: dict[tuple[TextVariant, TokenVariant], list[Ids]] = {}
         self._pooled: dict[tuple[str, int, Ids], dict[str, Floats]] = {}
@@ -177,7 +177,7 @@ class Predictions:
 
     def _token_variants(self) -> list[TokenVariant]:
         card = self.encoder.tokenizer.max_length
-        normalizer = FastTokenizer.from_str(self._text).normalizer
+        normalizer = self._tokenizer(()).normalizer
         variants = [TokenVariant(None, card)]
         if not isinstance(normalizer, BertNormalizer):
             variants.append(TokenVariant("lower-cased", card, lower=True))
@@ -199,21 +199,25 @@ class Predictions:
             TokenVariant("no [CLS] and no [SEP]", card, front=False, back=False),
         ]
 
+    def _tokenizer(self, options: tuple[tuple[str, bool], ...]) -> FastTokenizer:
+        """Return the checkpoint's tokenizer with other options of its normalizer; reading one takes long."""
+        if options not in self._tokenizers:
+            tokenizer = FastTokenizer.from_str(self._text)
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            if options:
+                normalizer = tokenizer.normalizer
+                for name, value in options:
+                    setattr(normalizer, name, value)
+                tokenizer.normalizer = normalizer
+            self._tokenizers[options] = tokenizer
+        return self._tokenizers[options]
+
     def ids(self, text: TextVariant, token: TokenVariant) -> list[Ids]:
         """Return what the encoder gets for each text."""
         key = (text, token)
         if key not in self._ids:
-            if token not in self._tokenizers:
-                tokenizer = FastTokenizer.from_str(self._text)
-                tokenizer.no_padding()
-                tokenizer.no_truncation()
-                if token.normalizer:
-                    normalizer = tokenizer.normalizer
-                    for name, value in token.normalizer:
-                        setattr(normalizer, name, value)
-                    tokenizer.normalizer = normalizer
-                self._tokenizers[token] = tokenizer
-            tokenizer = self._tokenizers[token]
+            tokenizer = self._tokenizer(token.normalizer)
             first, last = (tokenizer.encode("").ids * 2)[:2]
             front, back = (first,) * token.front, (last,) * token.back
             texts = [text.lower() if token.lower else text for text in text.texts]
