@@ -220,10 +220,12 @@ class _Candidate:
 
     def first_texts(self, hypothesis: Hypothesis) -> list[int]:
         """Choose the texts to try a hypothesis on first: some short ones (of padding, which costs most, one), and one
-        where its tokens are its own.
+        where its tokens are its own. In 8 bits, whose scale is that of a whole batch, all of them.
 
         None where its tokens are never its own: the same hypothesis with the card's tokens stands for it.
         """
+        if hypothesis.run.startswith("int8"):
+            return self.shortest
         first = self.shortest[: 1 if hypothesis.run in ("padded", "unmasked") else FIRST_TEXTS]
         if hypothesis.token.deviation is None:
             return first

@@ -235,19 +235,20 @@ class Predictions:
 
     def prepare(self, wanted: Iterable[tuple[Hypothesis, Sequence[int]]]) -> None:
         """Compute what several hypotheses need for some of the texts, in batches of good size."""
-        missing: dict[tuple[str, int], dict[Ids, None]] = {}
+        missing: dict[tuple[str, int, TextVariant | None], dict[Ids, None]] = {}
         for hypothesis, indices in wanted:
             length = self.longest(hypothesis) if hypothesis.run in ("padded", "unmasked") else 0
             ids = self.ids(hypothesis.text, hypothesis.token)
-            new = missing.setdefault((hypothesis.run, length), {})
+            # In 8 bits states have one scale for the whole batch, and so no other texts may be in it.
+            together = hypothesis.text if hypothesis.run.startswith("int8") else None
+            new = missing.setdefault((hypothesis.run, length, together), {})
             for index in indices:
                 if (hypothesis.run, length, ids[index]) not in self._pooled:
                     new[ids[index]] = None
-        for (run, length), keys_of_run in missing.items():
+        for (run, length, together), keys_of_run in missing.items():
             keys = list(keys_of_run)
-            # States have one scale for the whole array in 8 bits, and so the texts are run one by one.
-            most = 1 if run.startswith("int8") else None
-            for batch in token_batches([length or len(key) for key in keys], tokens=BATCH_TOKENS, max_texts=most):
+            lengths = [length or len(key) for key in keys]
+            for batch in token_batches(lengths, tokens=sum(lengths) if together else BATCH_TOKENS):
                 self._compute(run, length, [keys[index] for index in batch])
 
     def __call__(self, hypothesis: Hypothesis, indices: Sequence[int]) -> Floats:
