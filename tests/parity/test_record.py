@@ -239,11 +239,13 @@ def test_no_texts(tiny_bert, tmp_path):
     assert "there are no texts" in fails("record", tiny_bert, "-i", "-", "-o", tmp_path / "run.safetensors")
 
 
-@pytest.mark.parametrize("backend", ["transformers", "sentence-transformers", "onnx:model.onnx"])
-def test_a_missing_package_is_named(backend, tiny_bert, monkeypatch):
+@pytest.mark.parametrize("backend", ["transformers", "sentence-transformers", "onnx:{graph}"])
+def test_a_missing_package_is_named(backend, tiny_bert, tmp_path, monkeypatch):
+    graph = tmp_path / "model.onnx"
+    graph.touch()  # where it is missing, that is said first
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'e5ref\[parity\]'"):
-        record(tiny_bert, "cat", backend=backend)
+        record(tiny_bert, "cat", backend=backend.format(graph=graph))
 
 
 def test_nothing_heavy_comes_with_the_reference(tiny_bert):
