@@ -35,6 +35,10 @@ GELU_HALF = 6e-7
 # erfc as the C library gives it, then three products: a few units of float64.
 GELU_FLOAT64 = 5e-16
 
+# A normalised row of 1,024 numbers, in units in the last place of its largest: a mean, a variance added up in pairs, a
+# root and a quotient give 1.5. Added up one by one, as np.einsum does, numbers of float16 come to 30 in float64.
+LAYER_NORM_ULP = 2.5
+
 # softmax rows sum to 1, unit vectors have norm 1: n roundings of half a unit each, n up to 512.
 SUM_TO_ONE = {"float32": 2e-6, "float64": 1e-14}
 

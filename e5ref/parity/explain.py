@@ -100,7 +100,7 @@ def explain(
     found: list[tuple[float, Explanation]] = []
     for mistake in likely:
         model, changed = mistake.change(checkpoint)
-        points = part.points(changed, model, [first.name])
+        points = part.points(changed, model, [first.name], right=names[:at])
         if first.name not in points:
             continue
         after, factor = part.error(first.name, points)
@@ -127,7 +127,7 @@ def _are_rounding(factors: Sequence[float], first: int) -> bool:
     return max(factors[: first + 1]) <= LEFT["first"] and max(factors) <= LEFT["later"]
 
 
-class _Enough(Exception):  # noqa: N818  # not an error: the points that were wanted are there
+class _Enough(Exception):  # noqa: N818  # not an error: there is nothing more to find out
     pass
 
 
@@ -148,11 +148,18 @@ class _Part:
         total = np.cumsum(lengths[order])
         return cls(run, reference, order[: max(1, min(most, int((total <= TRIED_TOKENS).sum())))])
 
-    def points(self, checkpoint: Checkpoint, model: ModuleType, names: Collection[str]) -> dict[str, NDArray[Any]]:
-        """Run the reference, changed or not, as far as the last of some points."""
+    def points(
+        self, checkpoint: Checkpoint, model: ModuleType, names: Collection[str], right: Collection[str] = ()
+    ) -> dict[str, NDArray[Any]]:
+        """Run the reference, changed or not, as far as the last of some points.
+
+        Where a point that is `right` in the run comes out otherwise, the change is not what the run did: no further.
+        """
         points: dict[str, NDArray[Any]] = {}
 
         def tap(name: str, array: NDArray[Any]) -> None:
+            if name in right and self.error(name, {name: array})[1] > LEFT["first"]:
+                raise _Enough
             if name in names:
                 points[name] = array
                 if len(points) == len(names):

@@ -29,12 +29,14 @@ def main(folder: Path) -> None:
     """Print the table, and how many each gate lets through."""
     judged = Judged(folder)
     rows, passed = [], {}
-    named = nameable = 0
-    for name, (_, _, _, known) in PLANTED.items():
+    named = nameable = placed = 0
+    for name, (_, _, point, known) in PLANTED.items():
         run = judged.run(planted(name))
         comparison, explanations = judged.judge(run)
         row = {"mistake": name, "judge": "passes" if comparison.passed else "fails"}
-        row |= {"first departure": "" if comparison.passed else comparison.first_departure.name}
+        departure = "" if comparison.passed else comparison.first_departure.name
+        row |= {"first departure": departure}
+        placed += departure == point
         best = explanations[0].mistake if explanations and explanations[0].explains else ""
         row |= {"called": best}
         vectors = run.points["normalized"], judged.reference.points["normalized"]
@@ -50,6 +52,7 @@ def main(folder: Path) -> None:
     print(file=sys.stderr)
     print(aligned(rows))
     print(f"\nOf {len(rows)} let through: {', '.join(f'{gate} {count}' for gate, count in passed.items())}.")
+    print(f"Found where they were planted: {placed} of the {len(rows) - passed['judge']} that fail.")
     print(f"Called by their name: {named} of {nameable} that are known and fail.")
 
 

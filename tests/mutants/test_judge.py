@@ -145,6 +145,21 @@ def test_from_vectors_alone(judged):
     assert explanations[0].explains
 
 
+def test_a_mistake_is_not_followed_beyond_what_it_gets_wrong(tiny_bert, monkeypatch):
+    """What makes the embeddings wrong, where they are right in the run, is not computed as far as the vectors."""
+    judged = Judged(tiny_bert)
+    run = judged.run(planted("not normalised"))
+    followed = []
+
+    def average_pool(states, mask, original=e5ref.numpy_model.average_pool):
+        followed.append(states)
+        return original(states, mask)
+
+    monkeypatch.setattr(e5ref.numpy_model, "average_pool", average_pool)
+    assert judged.judge(run)[1][0].mistake == "not normalised"
+    assert len(followed) < 10  # 43 without that, in what changes weights or constants alone
+
+
 def test_names_are_unique():
     assert len({mistake.name for mistake in MISTAKES}) == len(MISTAKES)
 
@@ -167,6 +182,9 @@ def test_command(tiny_bert, tmp_path):
 def test_table(tiny_bert, monkeypatch, capsys):
     monkeypatch.setattr(table, "PLANTED", {name: PLANTED[name] for name in ("tanh GELU", "sum for the average")})
     table.main(tiny_bert)
-    rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    output = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")] for line in output.splitlines()]
     assert rows[2][1:5] == ["tanh GELU", "fails", "layers.0.feed_forward_activation", "tanh GELU"]
     assert rows[3][2:8] == ["fails", "pooled", "sum for the average", "passes", "passes", "passes"]
+    assert "planted: 2 of the 2 that fail" in output
+    assert "name: 2 of 2 that" in output

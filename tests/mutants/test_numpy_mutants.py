@@ -27,7 +27,11 @@ MUTANTS = {
     "ReLU": ("x -= np.multiply(magnitude", "np.multiply(magnitude", "layers.0.feed_forward_activation"),
     "epsilon of 1e-5": ("np.sqrt(variance + eps)", "np.sqrt(variance + 1e-5)", "embeddings"),
     "epsilon outside the root": ("np.sqrt(variance + eps)", "(np.sqrt(variance) + eps)", "embeddings"),
-    "variance over n - 1": ("[:, None] / x.shape[1]", "[:, None] / (x.shape[1] - 1)", "embeddings"),
+    "variance over n - 1": (
+        "np.square(x).mean(axis=-1, keepdims=True)",
+        "np.square(x).sum(axis=-1, keepdims=True) / (x.shape[1] - 1)",
+        "embeddings",
+    ),
     "mean not taken off": ("x -= x.mean(axis=-1, keepdims=True)", "", "embeddings"),
     "no LayerNorm bias": ("    x *= weight\n    x += bias", "    x *= weight", "embeddings"),
     "no LayerNorm weight": ("    x *= weight\n    x += bias", "    x += bias", "embeddings"),

@@ -8,6 +8,7 @@ each library errs, at most: the table of docs/judge.md.
 import argparse
 import importlib.util
 import json
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 import e5ref
 from e5ref.batching import pad_ids
-from e5ref.bench.prepare import write_exports
+from e5ref.bench.contenders import load_network
 from e5ref.parity import peers
 from e5ref.parity.compare import Comparison, compare
 from e5ref.parity.recording import choose_points, point_shapes
@@ -36,7 +37,7 @@ TEXTS = 200
 # Tokens of a batch, padding counted. All points of all texts would not fit into memory, so each batch of texts of about
 # one length is judged on its own; lengths are rounded up, so that JAX compiles a few programs only.
 TOKENS = 2048
-ROUND_LENGTHS_TO = 128
+ROUND_LENGTHS_TO = 32
 
 # What is compared of hundreds of texts; of the few of test_false_alarms.py it is every point.
 POINTS = ["embeddings", "layers.*.output", "last_hidden_state", "pooled", "normalized"]
@@ -59,8 +60,11 @@ def real_texts(shared: Path, count: int) -> dict[str, list[str]]:
     return {name: [f"passage: {text}" for text in of_one] for name, of_one in texts.items()}
 
 
-def candidates(folder: Path, names: list[str], graph: Path | None) -> Iterator[tuple[str, str, Load, int]]:
-    """Yield what must pass: its name, the dtype it is judged as, what loads it, and on how many threads it runs."""
+def candidates(folder: Path, names: list[str], graph: Path) -> Iterator[tuple[str, str, Load, int]]:
+    """Yield what must pass: its name, the dtype it is judged as, what loads it, and on how many threads it runs.
+
+    onnxruntime is left out where it, or what writes graphs for it, is not installed.
+    """
     encoder = e5ref.load(folder)
     for threads in (1, 2):
         yield "e5ref, NumPy", "float32", partial(numpy_runner, encoder, names), threads
@@ -72,16 +76,40 @@ def candidates(folder: Path, names: list[str], graph: Path | None) -> Iterator[t
     few = [name for name in names if not name.endswith("attention_probabilities")]
     for dtype in ("float32", *HALF):
         yield "sentence-transformers", dtype, partial(peers.sentence_transformers_runner, encoder, few, dtype), 1
-    if graph is not None:
+    if all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):
+        write_graph(folder, names, graph)
         yield "onnxruntime", "float32", partial(peers.onnx_runner, encoder, graph, names, "float32"), 1
 
 
-def write_graph(folder: Path, to: Path) -> Path | None:
-    """Write a checkpoint as a graph of ONNX; None where what is needed for that is not installed."""
-    if not all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):
-        return None
-    write_exports(e5ref.load(folder), ["onnxruntime"], to)
-    return to / "model.onnx"
+def write_graph(folder: Path, names: list[str], file: Path) -> None:
+    """Write a checkpoint as a graph of ONNX that gives named points, pooled and normalised vectors among them."""
+    points: dict[str, torch.Tensor] = {}
+
+    class Caught(peers.Watched):
+        """What the hooks see stays a tensor, so that it is part of the graph."""
+
+        def keep(self, name: str, tensor: torch.Tensor) -> None:
+            points[name] = tensor
+
+    class Network(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[torch.Tensor]:
+            states = self.network(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            weights = attention_mask[..., None].to(states.dtype)
+            points["last_hidden_state"] = states
+            points["pooled"] = (states * weights).sum(dim=1) / weights.sum(dim=1)
+            points["normalized"] = torch.nn.functional.normalize(points["pooled"], dim=1)
+            return [points[name] for name in names]
+
+    module = Network()
+    module.network = load_network(folder, "eager", "float32")
+    Caught(names).network(module.network)
+    inputs = ["input_ids", "attention_mask"]
+    example = (torch.ones(2, 8, dtype=torch.int64),) * 2
+    how = {"input_names": inputs, "output_names": names, "opset_version": 17, "dynamo": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this exporter is no longer torch's first choice
+        axes = {name: {0: "texts", 1: "tokens"} for name in inputs}
+        torch.onnx.export(module.eval(), example, file, dynamic_axes=axes, **how)
 
 
 def batches(encoder: e5ref.E5, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -99,20 +127,20 @@ def _rounded(ids: list[int]) -> int:
     return -(-len(ids) // ROUND_LENGTHS_TO) * ROUND_LENGTHS_TO
 
 
-def comparisons(
-    folder: Path, texts: list[str], graph: Path | None, points: list[str]
-) -> Iterator[tuple[str, str, int, Comparison]]:
+def comparisons(folder: Path, texts: list[str], points: list[str]) -> Iterator[tuple[str, str, int, Comparison]]:
     """Yield library, dtype, threads and what the judge says, for each batch of texts and each candidate."""
     encoder = e5ref.load(folder)
     names, _ = choose_points(point_shapes(encoder.checkpoint, 1, 1), points)
-    loaded = [(name, dtype, load(), threads) for name, dtype, load, threads in candidates(folder, names, graph)]
+    with TemporaryDirectory() as exports:
+        right = candidates(folder, names, Path(exports, "model.onnx"))
+        loaded = [(name, dtype, load(), threads) for name, dtype, load, threads in right]
     for ids, mask in batches(encoder, texts):
         reference = reference_run(folder, ids, mask, only=names)
         for name, dtype, runner, threads in loaded:
             torch.set_num_threads(threads)
             with threadpoolctl.threadpool_limits(threads, "blas"):
                 run = run_of(runner.run(ids, mask), reference, dtype)
-            # A graph has its last states alone, and fused attention no probabilities.
+            # Fused attention has no probabilities.
             yield name, dtype, threads, compare(run, reference, only=list(run.points))
 
 
@@ -124,11 +152,9 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for folder in arguments.folders:
-        with TemporaryDirectory() as exports:
-            graph = write_graph(folder, Path(exports))
-            for source, texts in real_texts(SHARED, arguments.texts).items():
-                judged = tqdm(comparisons(folder, texts, graph, POINTS), desc=f"{folder.name}, {source}")
-                rows += table(f"{folder.name}, {len(texts)} {source}", judged)
+        for source, texts in real_texts(SHARED, arguments.texts).items():
+            judged = tqdm(comparisons(folder, texts, POINTS), desc=f"{folder.name}, {source}")
+            rows += table(f"{folder.name}, {len(texts)} {source}", judged)
     print(aligned(rows))
 
 

@@ -1,16 +1,21 @@
 """A few texts of the comparison that `python -m tests.parity.false_alarms` does on hundreds."""
 
 import e5ref
+from e5ref.parity.recording import point_shapes
 from tests.awkward import TEXTS
-from tests.parity.false_alarms import batches, comparisons, table, write_graph
+from tests.parity.false_alarms import batches, comparisons, table
 
 
-def test_whatever_is_right_passes(minilm, tmp_path):
+def test_whatever_is_right_passes(minilm):
     texts = [TEXTS[name] for name in ("empty", "prompt", "accents", "CJK", "emoji", "digits and punctuation")]
-    rows = table("awkward", comparisons(minilm, texts, write_graph(minilm, tmp_path), ["*"]))
+    rows = table("awkward", comparisons(minilm, texts, ["*"]))
     assert {row["library"] for row in rows} >= {"e5ref, NumPy", "e5ref, JAX", "transformers", "sentence-transformers"}
     assert {row["dtype"] for row in rows} == {"float64", "float32", "bfloat16", "float16"}
     assert [row for row in rows if row["false alarms"] != "0"] == []
+    every = len(point_shapes(e5ref.read_checkpoint(minilm), 1, 1))
+    fused = every - 6  # the probabilities of six layers
+    assert {row["points"] for row in rows if row["library"] != "sentence-transformers"} == {str(every)}
+    assert {row["points"] for row in rows if row["library"] == "sentence-transformers"} == {str(fused)}
 
 
 def test_batches_hold_every_text_once(minilm):
