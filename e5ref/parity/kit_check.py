@@ -36,7 +36,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
     Raises:
         OSError: there is no file, or none that may be read.
-        ValueError: the file is cut short, or none of safetensors.
+        ValueError: the file is cut short, has more at its end, or is none of safetensors.
     """
     content = path.read_bytes()
     try:
@@ -50,6 +50,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
                 array = (array.astype("u4") << 16).view("f4")
                 metadata = {"dtype": "bfloat16"} | metadata
             arrays[name] = array
+        if len(content) != start + max((entry["data_offsets"][1] for entry in header.values()), default=0):
+            raise ValueError("it does not end where its last array does")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: cannot be read as a safetensors file ({error!r}); write it anew") from None
     return arrays, metadata

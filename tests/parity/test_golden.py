@@ -315,6 +315,13 @@ def test_wrong_ids_are_said_where_they_differ_first(kit, batches, right, tmp_pat
     assert detail == f"text 2, token 1 is {ids[2, 1] + 1} for {ids[2, 1]} ({token})"
 
 
+def test_what_follows_the_last_array_is_no_part_of_a_run(kit, right, tmp_path):
+    shutil.copytree(right, tmp_path / "runs")
+    with (tmp_path / "runs" / "long.safetensors").open("ab") as file:
+        file.write(b"\0")
+    assert assert_judged_alike(kit, tmp_path / "runs", passes=False) == ["long"]
+
+
 def test_a_run_that_is_a_folder_is_no_run(kit, right, tmp_path):
     shutil.copytree(right, tmp_path / "runs")
     (tmp_path / "runs" / "long.safetensors").unlink()
