@@ -566,7 +566,7 @@ def check(kit: Path, runs: Path, only: str | None) -> None:
 
     results = check_kit(kit, runs, only=only.split(",") if only else None)
     for batch, result in results.items():
-        report = f"[BROKEN]  {result}" if isinstance(result, RunError) else text_report(result)
+        report = f"[{result.verdict}]  {result}" if isinstance(result, RunError) else text_report(result)
         click.echo(f"{batch}\n{report}\n")
     failed = [batch for batch, result in results.items() if isinstance(result, RunError) or not result.passed]
     click.echo(f"FAILED: {', '.join(failed)}" if failed else f"Passed: {', '.join(results)}")

@@ -361,8 +361,11 @@ def test_the_commands(tiny_bert, right, tmp_path):
     assert passed.splitlines()[-1] == "Passed: alone, ragged, reversed, traps, long"
     (tmp_path / "none").mkdir()
     failed = run("check", tmp_path / "kit", tmp_path / "none", code=1).stdout.decode()
-    assert failed.count("[BROKEN]") == 5
+    assert failed.count("[MISSING]") == 5
     assert failed.count("alone.safetensors: no such file\n") == 1
+    for batch in ("alone", "ragged", "reversed", "traps", "long"):
+        (tmp_path / "none" / f"{batch}.safetensors").write_bytes(b"cut")
+    assert run("check", tmp_path / "kit", tmp_path / "none", code=1).stdout.count(b"[UNREADABLE]") == 5
     assert "is no golden kit that this e5ref can judge by" in fails("check", right, right)
     (tmp_path / "kit" / "long.safetensors").unlink()
     assert "long.safetensors: no such file" in fails("check", tmp_path / "kit", right)
