@@ -105,7 +105,7 @@ class PaddedShapes:
 
 
 def pad_ids(
-    ids: Sequence[Sequence[int]], pad_id: int, shape: tuple[int, int] | None = None
+    ids: Sequence[Sequence[int] | NDArray[np.integer]], pad_id: int, shape: tuple[int, int] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Lay token ids of different lengths into one array, padded on the right.
 
@@ -122,7 +122,8 @@ def pad_ids(
     lengths = np.pad(lengths, (0, rows - len(ids)))
     attention_mask = (np.arange(length) < lengths[:, None]).astype(np.int64)  # [B, T]
     input_ids = np.full(attention_mask.shape, pad_id, np.int64)
-    input_ids[attention_mask == 1] = [token for text in ids for token in text]
+    if len(ids):
+        input_ids[attention_mask == 1] = np.concatenate(ids)
     return input_ids, attention_mask
 
 

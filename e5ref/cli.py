@@ -6,9 +6,8 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, get_args
@@ -93,15 +92,25 @@ truncation_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
 
-def input_option(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def input_option(what: str, *, required: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Declare `-i FILE|-`."""
     return click.option(
         "-i",
         "--input",
         "source",
         metavar="FILE|-",
+        required=required,
         help=f'{what}: one a line, or JSON lines with a "text" if FILE ends in .jsonl; - is standard input.',
     )
+
+
+prompt_option = click.option(
+    "--prompt",
+    type=click.Choice(PROMPTS),
+    default="none",
+    show_default=True,
+    help="What to put before each text; none takes texts that start with it already.",
+)
 
 
 @commands.command()
@@ -123,13 +132,7 @@ def demo(as_json: bool) -> None:
 @click.option("-o", "--output", type=Path, help=f"Write to OUT{'|'.join(SUFFIXES)} instead of standard output.")
 @model_option
 @revision_option
-@click.option(
-    "--prompt",
-    type=click.Choice(PROMPTS),
-    default="none",
-    show_default=True,
-    help="What to put before each text; none takes texts that start with it already.",
-)
+@prompt_option
 @backend_option
 @dtype_option
 @precision_option
@@ -174,19 +177,7 @@ def embed(
     lines = _texts(texts, source, "TEXT")
     lines = lines[len(lines) * index // shares : len(lines) * (index + 1) // shares]
     encoder = _load(model, backend, revision=revision, dtype=dtype, precision=precision, threads=threads)
-    prompts = encoder.checkpoint.settings.prompts
-    prefix = "" if prompt == "none" else find_prompt(prompts, prompt, None)
-    starts = tuple(start for start in prompts.values() if start)
-    bare = sum(not line.startswith(starts) for line in lines) if starts and prompt == "none" else 0
-    if bare:
-        warnings.warn(
-            f"{bare} of {len(lines)} texts start with none of the prompts that {model} was trained with "
-            f"({', '.join(map(repr, starts))}); --prompt query or --prompt passage puts one there",
-            stacklevel=1,
-        )
-    _warn_of_doubled(prefix, lines)
-    if prompt != "none" and not prefix:
-        warnings.warn(f"{model} has no {prompt} prompt: the texts are embedded as they are", stacklevel=1)
+    prefix = _prefix(model, encoder.checkpoint.settings.prompts, prompt, lines)
     parts = encoder.encode_stream(lines, prompt=prefix, truncation=truncation)
     if output is None:
         _write_json_lines(lines, parts, sys.stdout)
@@ -490,7 +481,7 @@ def _evaluate(
 
 @commands.command()
 @click.argument("model")
-@input_option("Texts to run")
+@input_option("Texts to run", required=True)
 @click.option("-o", "--output", type=Path, required=True, metavar="RUN", help="Where to: a .safetensors file.")
 @revision_option
 @click.option(
@@ -504,14 +495,15 @@ def _evaluate(
     type=click.Choice(["float32", "float64", "bfloat16", "float16"]),
     help="What to compute in.  [default: float32; what an onnx graph gives]",
 )
-@click.option("--prompt-name", help="Put this prompt of the checkpoint before each text, such as query or passage.")
-@click.option("--prompt", help="Put this before each text.")
+@prompt_option
 @click.option(
     "--only",
     metavar="NAME,…",
     help='Which points to keep, such as "layers.*.output,normalized".  [default: all, fewer if they are very large]',
 )
-def record(model: str, source: str | None, output: Path, only: str | None, **options: Any) -> None:
+def record(
+    model: str, source: str, output: Path, revision: str | None, prompt: str, only: str | None, **options: Any
+) -> None:
     """Run texts through MODEL, and keep every named point inside it for `e5ref compare`.
 
     MODEL is a hub name or a folder. docs/judge.md describes RUN, so that any program can write one.
@@ -519,9 +511,13 @@ def record(model: str, source: str | None, output: Path, only: str | None, **opt
     from e5ref.parity import record as record_run
     from e5ref.parity import write_run
 
-    _check_output(output, [] if source in (None, "-") else [str(source)])
+    if output.suffix != ".safetensors":
+        raise click.UsageError(f"{output}: the name must end in .safetensors")
+    _check_output(output, [] if source == "-" else [source])
     texts = _texts((), source, "TEXT")
-    run = record_run(model, texts, only=only.split(",") if only else None, **options)
+    prefix = _prefix(model, e5ref.read_checkpoint(model, revision=revision).settings.prompts, prompt, texts)
+    names = only.split(",") if only else None
+    run = record_run(model, texts, revision=revision, prompt=prefix, only=names, **options)
     write_run(run, output)
 
 
@@ -570,7 +566,7 @@ def check(kit: Path, runs: Path, only: str | None) -> None:
 
     results = check_kit(kit, runs, only=only.split(",") if only else None)
     for batch, result in results.items():
-        report = f"[BROKEN]  {result}" if isinstance(result, RunError) else text_report(result)
+        report = f"[{result.verdict}]  {result}" if isinstance(result, RunError) else text_report(result)
         click.echo(f"{batch}\n{report}\n")
     failed = [batch for batch, result in results.items() if isinstance(result, RunError) or not result.passed]
     click.echo(f"FAILED: {', '.join(failed)}" if failed else f"Passed: {', '.join(results)}")
@@ -601,17 +597,16 @@ def compare(run: Path, reference: Path, only: str | None, as_json: bool, page: P
         _check_output(page, [run, reference])
     runs = read_run(run), read_run(reference)
     comparison = compare_runs(*runs, only=only.split(",") if only else None)
-    explanations = []
-    if model is not None and not comparison.passed:
+    explanations = None
+    if model is not None:
         explanations = explain(*runs, e5ref.read_checkpoint(model, dtype="float64"), comparison)
     if as_json:
-        explained = {} if model is None else {"explanations": [asdict(one) for one in explanations]}
-        click.echo(json.dumps(json_report(comparison) | explained, indent=2))
+        click.echo(json.dumps(json_report(comparison, explanations), indent=2, allow_nan=False))
     else:
         click.echo(text_report(comparison))
-        for one in explanations[:3]:
+        for one in (explanations or [])[:3]:
             click.echo(str(one))
-        if model is not None and not comparison.passed and not any(one.explains for one in explanations):
+        if explanations is not None and not comparison.passed and not any(one.explains for one in explanations):
             click.echo("No known mistake explains it.")
     if page is not None:
         with written_whole(page.resolve()) as file:
@@ -660,6 +655,23 @@ def _share(share: str | None, backend: Backend) -> tuple[int, int]:
     if not (index.isdecimal() and shares.isdecimal() and int(index) < int(shares)):
         raise click.UsageError(f"--share {share}: must be I/N, such as 0/2 and 1/2 for two processes, or auto")
     return int(index), int(shares)
+
+
+def _prefix(model: str, prompts: Mapping[str, str], prompt: str, texts: list[str]) -> str:
+    """Return what `--prompt` puts before each text; warn where that is nothing, or stands there already."""
+    prefix = "" if prompt == "none" else find_prompt(prompts, prompt, None)
+    starts = tuple(start for start in prompts.values() if start)
+    bare = sum(not text.startswith(starts) for text in texts) if starts and prompt == "none" else 0
+    if bare:
+        warnings.warn(
+            f"{bare} of {len(texts)} texts start with none of the prompts that {model} was trained with "
+            f"({', '.join(map(repr, starts))}); --prompt query or --prompt passage puts one there",
+            stacklevel=1,
+        )
+    _warn_of_doubled(prefix, texts)
+    if prompt != "none" and not prefix:
+        warnings.warn(f"{model} has no {prompt} prompt: the texts are taken as they are", stacklevel=1)
+    return prefix
 
 
 def _warn_of_doubled(prompt: str, texts: list[str]) -> None:
@@ -718,7 +730,11 @@ def _write_json_lines(texts: list[str], parts: Iterable[NDArray[np.floating]], f
 @click.option("--endpoint", metavar="URL", help="Ask this service: its /v1/embeddings (OpenAI's way) or /embed.")
 @click.option("--endpoint-model", default="", help="What the service at --endpoint calls the model.")
 @click.option("--model", "models", multiple=True, help="What it should be.  [default: e5-small-v2] May be given again.")
-@click.option("--prompt-name", help="The prompt that is believed to be there: query or passage.  [default: either]")
+@click.option(
+    "--prompt",
+    type=click.Choice(["query", "passage"]),
+    help="The prompt that is believed to be there.  [default: either]",
+)
 @json_option
 def diagnose(
     source: str,
@@ -726,7 +742,7 @@ def diagnose(
     endpoint: str | None,
     endpoint_model: str,
     models: tuple[str, ...],
-    prompt_name: str | None,
+    prompt: str | None,
     as_json: bool,
 ) -> None:
     """Say what was done to make vectors from texts.
@@ -750,6 +766,6 @@ def diagnose(
             raise ValueError(f"{vectors}: holds several arrays; save the vectors alone, with numpy.save")
     else:
         rows = fetch_vectors(str(endpoint), lines, model=endpoint_model)
-    diagnosis = find(lines, rows, list(models) or None, prompt_name=prompt_name)
+    diagnosis = find(lines, rows, list(models) or None, prompt_name=prompt)
     click.echo(json.dumps(diagnosis.to_dict(), indent=2) if as_json else str(diagnosis))
     raise click.exceptions.Exit(0 if diagnosis.verdict == "correct" else 1)

@@ -29,7 +29,7 @@ SHARED_TOKENS = 256
 class Batch(NamedTuple):
     """Token ids of some texts, and where their vectors belong."""
 
-    ids: list[list[int]]
+    ids: Sequence[Sequence[int] | NDArray[np.integer]]
     vectors: NDArray[np.floating]  # [n, D], of a whole window of texts
     rows: list[int]  # the rows of `vectors` that are those of `ids`
 

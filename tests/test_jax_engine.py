@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import jax
@@ -113,6 +114,21 @@ def test_options_that_do_not_fit(tiny_bert, options, message):
 
 def test_the_precisions_of_the_signature_are_those_of_the_engine():
     assert get_args(Precision) == tuple(jax_engine.PRECISIONS)
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "product"),
+    [
+        ("PJRT C API\ncuda 13000", "9.0", "TF32_TF32_F32_X3"),
+        ("CUDA 12", "7.5", "highest"),
+        ("rocm 7", "gfx90a", "highest"),
+    ],
+)
+def test_exact_products_on_a_gpu(platform, capability, product):
+    device = SimpleNamespace(client=SimpleNamespace(platform_version=platform), compute_capability=capability)
+    assert jax_engine.product_precision("highest", device) == product
+    assert jax_engine.product_precision("high", device) == "high"
+    assert jax_engine.product_precision("bfloat16", device) == "highest"
 
 
 def test_without_jax_the_error_says_what_to_install(tiny_bert):

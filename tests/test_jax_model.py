@@ -1,5 +1,7 @@
 """The JAX twin beyond its numbers: gradients, padding, the forms of attention, what it refuses."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ import e5ref
 from e5ref import jax_model
 from e5ref.params import leaves
 from tests.test_numpy_model import ragged_batch, tiny_config
-from tests.tolerances import COSINE_HALF, GRADIENTS, VECTORS, VECTORS_HALF
+from tests.tolerances import COSINE_HALF, GELU_HALF, GRADIENTS, VECTORS, VECTORS_HALF
 from tests.twin.runs import jax_run
 
 
@@ -101,6 +103,20 @@ def test_cudnn_is_asked_for_the_same_attention(attention_inputs, dtype, monkeypa
     assert difference < {"bfloat16": 3e-2, "float16": 4e-3}[dtype]
     jax_model.fast_attention(*attention_inputs)  # float32 is not for cuDNN
     assert calls == ["cudnn"]
+
+    on_the_left = jnp.asarray(np.asarray(is_token)[:, ::-1])
+    refused = np.asarray(jax_model.fast_attention(*halves, on_the_left).astype(np.float32))
+    is_padded = np.array([False, True, False, True, False])
+    assert np.isnan(refused[is_padded]).all()
+    assert not np.isnan(refused[~is_padded]).any()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_gelu_in_half_precision_is_off_by_its_rounding(dtype):
+    x = jnp.linspace(-20, 20, 100_001).astype(dtype)
+    exact = np.array([0.5 * number * math.erfc(-number / math.sqrt(2)) for number in np.asarray(x, np.float64)])
+    rounding = np.abs(exact) * float(jnp.finfo(dtype).eps) / 2
+    assert (np.abs(np.asarray(jax_model.gelu(x), np.float64) - exact) <= rounding + GELU_HALF).all()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -28,6 +28,10 @@ SCORES = 1e-4
 # that are below 4e-3, 1e-8 and 1e-36.
 GELU_ULP = {(0.0, 40.0): 6.0, (-3.0, 0.0): 10.0, (-6.0, -3.0): 25.0, (-13.0, -6.0): 80.0}
 
+# GELU in half precision, beside the rounding of its result: 1 + erf is off by a few units of float32 at 1, and half of
+# that is multiplied by x, down to -5 or so; beyond it is 0.
+GELU_HALF = 6e-7
+
 # erfc as the C library gives it, then three products: a few units of float64.
 GELU_FLOAT64 = 5e-16
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from e5ref.encoder import E5, Precision
 
 Floats = NDArray[np.floating]
-Ids = list[list[int]]
+Ids = Sequence[Sequence[int] | NDArray[np.integer]]
 
 # Peer → the packages that it needs.
 PACKAGES = {
@@ -38,7 +38,7 @@ PACKAGES = {
 JAX_NAMES = {"cpu": "cpu", "cuda": "gpu"}
 
 # The peers' batches on a CPU, and on a GPU.
-CPU_BATCH_TEXTS, GPU_BATCH_TEXTS, GPU_BATCH_TOKENS = 32, 256, 1 << 15
+CPU_BATCH_TEXTS, GPU_BATCH_TEXTS, GPU_BATCH_TOKENS = 32, 256, 1 << 16
 
 QUERY = "query: how much protein should a female eat"
 
@@ -271,9 +271,11 @@ def _padded_batches(ids: Ids, pad_id: int, device: str) -> Iterator[tuple[list[i
     while order:
         width = len(ids[order[0]])
         count = CPU_BATCH_TEXTS if device == "cpu" else max(1, GPU_BATCH_TOKENS // width)
-        input_ids = np.array([ids[index] + [pad_id] * (width - len(ids[index])) for index in order[:count]])
         lengths = np.array([len(ids[index]) for index in order[:count]])
-        yield order[:count], input_ids, (np.arange(width) < lengths[:, None]).astype(np.int64)
+        is_token = np.arange(width) < lengths[:, None]
+        input_ids = np.full(is_token.shape, pad_id, np.int64)
+        input_ids[is_token] = np.concatenate([ids[index] for index in order[:count]])
+        yield order[:count], input_ids, is_token.astype(np.int64)
         order = order[count:]
 
 

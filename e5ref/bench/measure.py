@@ -63,7 +63,7 @@ def make_inputs(encoder: E5, texts: Sequence[str], lengths: Sequence[int], *, on
     ids_by_name: dict[str, Ids] = {"texts": [text.ids for text in encoder.tokenizer(texts)]} if texts else {}
     for length in (length for length in lengths if length <= encoder.tokenizer.max_length):
         drawn = random.integers(config.vocab_size - 1, size=(max(1, tokens // length), length))
-        ids_by_name[f"{length} tokens"] = (drawn + (drawn >= encoder.tokenizer.pad_id)).tolist()  # no padding
+        ids_by_name[f"{length} tokens"] = list(drawn + (drawn >= encoder.tokenizer.pad_id))  # no padding
     reference = E5(read_checkpoint(encoder.checkpoint.folder, dtype="float64"))
     inputs = []
     for name, ids in ids_by_name.items():
@@ -233,12 +233,15 @@ def product_rates(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
         import jax
         import jax.numpy as jnp
 
+        from e5ref.jax_engine import product_precision
+
         size, times = (2048, 1) if jax.default_backend() == "cpu" else (8192, 10)
         for device, precision in sorted(wanted):
             if device == jax.default_backend():
                 dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
                 factors = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
-                product = jax.jit(partial(jnp.matmul, precision="high" if precision == "high" else "highest"))
+                how = product_precision("high" if precision == "high" else "highest", jax.devices()[0])
+                product = jax.jit(partial(jnp.matmul, precision="highest" if dtype == jnp.bfloat16 else how))
                 teraflops = 2 * size**3 / 1e12 / _device_seconds(product, factors, times)
                 rates.append({"library": "jax", "device": device, "precision": precision, "teraflops": teraflops})
     return rates

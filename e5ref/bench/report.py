@@ -17,8 +17,7 @@ def table(result: Mapping[str, Any]) -> str:
     for inputs in result["inputs"]:
         parts.append(_title(inputs) + f", {result['rounds']} rounds")
         peers = [row for row in inputs["rows"] if _is_comparable(row) and row["right"]]
-        best = max(peers, key=lambda row: row["tokens_per_second"]["median"], default={"contender": ""})["contender"]
-        parts.append(aligned([_cells(row, best) for row in inputs["rows"]]))
+        parts.append(aligned([_cells(row, _best_peer(row, peers)) for row in inputs["rows"]]))
     if result["attention"]:
         parts.append("attention in bfloat16")
         parts.append(aligned([{key: f"{value:.4g}" for key, value in row.items()} for row in result["attention"]]))
@@ -40,6 +39,13 @@ def _title(inputs: Mapping[str, Any]) -> str:
 def _is_comparable(row: Mapping[str, Any]) -> bool:
     """Whether a row is that of a peer that e5ref may be set beside."""
     return row["is_peer"] and row["precision"] != "int8"
+
+
+def _best_peer(row: Mapping[str, Any], peers: Sequence[Mapping[str, Any]]) -> str:
+    """Name the fastest of the peers; of those in float32, for a row in float32. "" if there is none."""
+    exact = row["precision"] == "float32"
+    fair = [peer for peer in peers if peer["precision"] == "float32" or not exact]
+    return max(fair, key=lambda peer: peer["tokens_per_second"]["median"], default={"contender": ""})["contender"]
 
 
 def _cells(row: Mapping[str, Any], best_peer: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ Verdict = Literal["correct", "found", "mixed", "undecided", "unknown"]
 # The most texts that are looked at; more of them say no more.
 MAX_TEXTS = 64
 
-# Texts that every hypothesis is tried on first: the shortest, which cost least and show most.
+# Texts that every hypothesis is tried on first: the shortest, which cost least and show most, and one of middle length.
 FIRST_TEXTS = 4
 
 # The most hypotheses of a stage that are then tried on all texts, and the most short texts for those with padding.
@@ -219,11 +219,16 @@ class _Candidate:
         return self._levels
 
     def first_texts(self, hypothesis: Hypothesis) -> list[int]:
-        """Choose the texts to try a hypothesis on first: some short ones, and one where its tokens are its own.
+        """Choose the texts to try a hypothesis on first: some short ones (of padding, which costs most, one), and one
+        where its tokens are its own. In 8 bits, whose scale is that of a whole batch, all of them.
 
         None where its tokens are never its own: the same hypothesis with the card's tokens stands for it.
         """
-        first = self.shortest[: 2 if hypothesis.run in ("padded", "unmasked") else FIRST_TEXTS]
+        if hypothesis.run.startswith("int8"):
+            return self.shortest
+        first = self.shortest[:1]
+        if hypothesis.run == "plain":  # the middle one too: short texts may be queries, and the others passages
+            first = sorted({*self.shortest[: FIRST_TEXTS - 1], self.shortest[len(self.shortest) // 2]})
         if hypothesis.token.deviation is None:
             return first
         differing = self.differing(hypothesis)

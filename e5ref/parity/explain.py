@@ -79,11 +79,17 @@ def explain(
         way (a shape, a NaN, a missing point alone) that no numbers can explain.
 
     Raises:
-        ValueError: weights that are not float64.
+        ValueError: weights that are not float64, or another checkpoint's than the reference's.
         RunError: as `compare`.
     """
     if checkpoint.params.embeddings.word.dtype != np.float64:
         raise ValueError('the reference computes in float64: read the checkpoint with dtype="float64"')
+    recorded = reference.provenance
+    if recorded.get("weights_sha256", checkpoint.weights_sha256) != checkpoint.weights_sha256:
+        raise ValueError(
+            f"{checkpoint.name}: is not the checkpoint of the reference, which was recorded from "
+            f"{recorded.get('model', 'another')}; give that one"
+        )
     comparison = compare(run, reference) if comparison is None else comparison
     first = comparison.first_departure
     if first is None or first.verdict != "DIFF":
@@ -117,7 +123,7 @@ def explain(
                 explains = _are_rounding(factors, at)
             factor = max(factors) if explains else factor
         explanation = Explanation(mistake.name, mistake.check, first.name, before, after, explains)
-        if explains or after < before / 2:
+        if after < before / 2:  # else it changes nothing there, however little is left
             found.append((factor, explanation))
     return [one for _, one in sorted(found, key=lambda entry: (not entry[1].explains, entry[0]))]
 
@@ -224,7 +230,9 @@ def _explain_inputs(run: Run, reference: Run, checkpoint: Checkpoint) -> list[Ex
             names = [name for name in (text.deviation, token.deviation) if name]
             if names and names not in found:
                 found.append(names)
+    # What needs less says more: the same with something that makes no difference to these texts is left out.
+    simplest = [names for names in found if not any(set(other) < set(names) for other in found)]
     return [
         Explanation(", ".join(names), "how texts become tokens", "input_ids", np.nan, np.nan, True)
-        for names in sorted(found, key=len)
+        for names in sorted(simplest, key=len)
     ]

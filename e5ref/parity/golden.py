@@ -127,7 +127,9 @@ def write_kit(
             }
         kit = {"format": FORMAT, "size": size, "factor": FACTOR, "reference": run.provenance, "batches": batches}
         (part / KIT).write_text(json.dumps(kit, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", newline="\n")
-        (part / "README.md").write_text(readme(kit, encoder.checkpoint.config), encoding="utf-8", newline="\n")
+        start, *_, end = encoder.tokenizer.token_strings(encoder.tokenizer(["a"])[0].ids)
+        text = readme(kit, encoder.checkpoint.config, start, end)
+        (part / "README.md").write_text(text, encoding="utf-8", newline="\n")
         shutil.copyfile(Path(__file__).with_name("kit_check.py"), part / "check.py")
         for path in part.iterdir():  # only now that all is there
             path.replace(folder / path.name)
@@ -168,9 +170,11 @@ def check_kit(kit: Path, runs: Path, *, only: Sequence[str] | None = None) -> di
             continue
         reference = read_run(kit / f"{batch}.safetensors")
         try:
-            results[batch] = compare(read_run(runs / f"{batch}.safetensors"), reference, only=chosen)
+            run = read_run(runs / f"{batch}.safetensors")
         except RunError as error:
             results[batch] = error
+        else:
+            results[batch] = compare(run, reference, only=chosen)  # what this raises is the kit's
     if not results:
         raise ValueError(f"no point of the kit is one of {', '.join(only or ())}")
     return results

@@ -165,7 +165,7 @@ class Predictions:
         self.config = encoder.checkpoint.config
         self.texts = text_variants(texts, encoder.checkpoint.settings.prompts, prompt_name)
         self._text = read_tokenizer(encoder.checkpoint.folder)[1].to_str()
-        self._tokenizers: dict[TokenVariant, FastTokenizer] = {}
+        self._tokenizers: dict[tuple[tuple[str, bool], ...], FastTokenizer] = {}
         self.tokens = self._token_variants()
         self._ids: dict[tuple[TextVariant, TokenVariant], list[Ids]] = {}
         self._pooled: dict[tuple[str, int, Ids], dict[str, Floats]] = {}
@@ -177,7 +177,7 @@ class Predictions:
 
     def _token_variants(self) -> list[TokenVariant]:
         card = self.encoder.tokenizer.max_length
-        normalizer = FastTokenizer.from_str(self._text).normalizer
+        normalizer = self._tokenizer(()).normalizer
         variants = [TokenVariant(None, card)]
         if not isinstance(normalizer, BertNormalizer):
             variants.append(TokenVariant("lower-cased", card, lower=True))
@@ -199,21 +199,25 @@ class Predictions:
             TokenVariant("no [CLS] and no [SEP]", card, front=False, back=False),
         ]
 
+    def _tokenizer(self, options: tuple[tuple[str, bool], ...]) -> FastTokenizer:
+        """Return the checkpoint's tokenizer with other options of its normalizer; reading one takes long."""
+        if options not in self._tokenizers:
+            tokenizer = FastTokenizer.from_str(self._text)
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            if options:
+                normalizer = tokenizer.normalizer
+                for name, value in options:
+                    setattr(normalizer, name, value)
+                tokenizer.normalizer = normalizer
+            self._tokenizers[options] = tokenizer
+        return self._tokenizers[options]
+
     def ids(self, text: TextVariant, token: TokenVariant) -> list[Ids]:
         """Return what the encoder gets for each text."""
         key = (text, token)
         if key not in self._ids:
-            if token not in self._tokenizers:
-                tokenizer = FastTokenizer.from_str(self._text)
-                tokenizer.no_padding()
-                tokenizer.no_truncation()
-                if token.normalizer:
-                    normalizer = tokenizer.normalizer
-                    for name, value in token.normalizer:
-                        setattr(normalizer, name, value)
-                    tokenizer.normalizer = normalizer
-                self._tokenizers[token] = tokenizer
-            tokenizer = self._tokenizers[token]
+            tokenizer = self._tokenizer(token.normalizer)
             first, last = (tokenizer.encode("").ids * 2)[:2]
             front, back = (first,) * token.front, (last,) * token.back
             texts = [text.lower() if token.lower else text for text in text.texts]
@@ -231,19 +235,20 @@ class Predictions:
 
     def prepare(self, wanted: Iterable[tuple[Hypothesis, Sequence[int]]]) -> None:
         """Compute what several hypotheses need for some of the texts, in batches of good size."""
-        missing: dict[tuple[str, int], dict[Ids, None]] = {}
+        missing: dict[tuple[str, int, TextVariant | None], dict[Ids, None]] = {}
         for hypothesis, indices in wanted:
             length = self.longest(hypothesis) if hypothesis.run in ("padded", "unmasked") else 0
             ids = self.ids(hypothesis.text, hypothesis.token)
-            new = missing.setdefault((hypothesis.run, length), {})
+            # In 8 bits states have one scale for the whole batch, and so no other texts may be in it.
+            together = hypothesis.text if hypothesis.run.startswith("int8") else None
+            new = missing.setdefault((hypothesis.run, length, together), {})
             for index in indices:
                 if (hypothesis.run, length, ids[index]) not in self._pooled:
                     new[ids[index]] = None
-        for (run, length), keys_of_run in missing.items():
+        for (run, length, together), keys_of_run in missing.items():
             keys = list(keys_of_run)
-            # States have one scale for the whole array in 8 bits, and so the texts are run one by one.
-            most = 1 if run.startswith("int8") else None
-            for batch in token_batches([length or len(key) for key in keys], tokens=BATCH_TOKENS, max_texts=most):
+            lengths = [length or len(key) for key in keys]
+            for batch in token_batches(lengths, tokens=sum(lengths) if together else BATCH_TOKENS):
                 self._compute(run, length, [keys[index] for index in batch])
 
     def __call__(self, hypothesis: Hypothesis, indices: Sequence[int]) -> Floats:

@@ -1,7 +1,7 @@
 """Judge a port by this golden kit: `python check.py RUNS`. Needs NumPy alone; the verdict is that of `e5ref check`.
 
 RUNS is a folder with a run for each batch of the kit, named as there; README.md says what is in a run. Exit code 0: all
-is within rounding. 1: something is not, is missing, or cannot be read. 2: nothing could be judged.
+is within rounding. 1: something is not, is missing, or cannot be read. 2: nothing could be judged, and why.
 """
 
 import argparse
@@ -13,14 +13,82 @@ from pathlib import Path
 
 import numpy as np
 
+FORMAT = "e5ref-run 1"
+IDS = ("input_ids", "attention_mask")
+
 # What safetensors calls floats, the most exact first, and whole numbers; and how NumPy reads them. NumPy has no
 # bfloat16: its two bytes are the upper half of a float32.
-FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 WHOLE = {"BOOL": "?"} | {f"{kind.upper()}{8 * size}": f"<{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
-STORED = WHOLE | {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+# What a model can have computed in, the most exact first.
+DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 Verdict = tuple[str, str, str]  # of what, the verdict, a detail
 Tolerances = dict[str, dict[str, dict[str, float]]]  # dtype → point → "max" and "rms"
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read 8 bytes of header length, the header in JSON, the numbers.
+
+    Returns:
+        Name → array, bfloat16 as float32; and the metadata, in which bfloat16 is said then.
+
+    Raises:
+        OSError: there is no file, or none that may be read.
+        ValueError: the file is cut short, has more at its end, or is none of safetensors.
+    """
+    content = path.read_bytes()
+    try:
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:start])
+        metadata, arrays = dict(header.pop("__metadata__", {})), {}
+        for name, entry in header.items():
+            begin, end = (start + offset for offset in entry["data_offsets"])
+            array = np.frombuffer(content[begin:end], (FLOATS | WHOLE)[entry["dtype"]]).reshape(entry["shape"])
+            if entry["dtype"] == "BF16":
+                array = (array.astype("u4") << 16).view("f4")
+                metadata = {"dtype": "bfloat16"} | metadata
+            arrays[name] = array
+        if len(content) != start + max((entry["data_offsets"][1] for entry in header.values()), default=0):
+            raise ValueError("it does not end where its last array does")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: cannot be read as a safetensors file ({error!r}); write it anew") from None
+    return arrays, metadata
+
+
+def flaws(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Iterator[str]:
+    """Yield what makes this no run, in the words of `e5ref check`; after the first, nothing more may be asked for."""
+    if metadata.get("format", FORMAT) != FORMAT:
+        yield f"is of format {metadata['format']!r}, but this kit reads {FORMAT!r}; record it anew"
+    for name in IDS:
+        if name not in arrays:
+            yield f"has no {name!r}, without which nobody knows what was computed; record it too"
+    ids, mask = (arrays[name] for name in IDS)
+    if ids.dtype.kind not in "iu" or mask.dtype.kind not in "biu" or ids.ndim != 2 or ids.shape != mask.shape:
+        yield (
+            f"input_ids and attention_mask must be whole numbers [B, T], but are {ids.dtype} {list(ids.shape)} and "
+            f"{mask.dtype} {list(mask.shape)}"
+        )
+    if not ids.size or not np.isin(mask, (0, 1)).all() or not mask.any(axis=1).all():
+        yield "attention_mask must have 1 for real tokens and 0 for padding, and each text a real token"
+    points = {name: array.dtype.name for name, array in arrays.items() if name not in IDS}
+    if not points:
+        yield "holds ids alone; record at least one point, such as 'normalized'"
+    for name, dtype in points.items():
+        if dtype not in DTYPES:
+            yield f"{name!r} is of {dtype}, but must be of {', '.join(DTYPES)}"
+    if metadata.get("dtype", "float32") not in DTYPES:
+        yield f"says that it was computed in {metadata['dtype']!r}, but dtype must be one of {', '.join(DTYPES)}"
+    for name, what in (("texts", "a list of strings"), ("tokens", "a list of lists of strings")):
+        try:
+            values = json.loads(metadata.get(name, "null"))
+        except (ValueError, TypeError):
+            values = 0
+        if name in metadata and not isinstance(values, list):
+            yield f"{name!r} in the metadata must be {what}, in JSON"
+        if name in metadata and len(values) != len(ids):
+            yield f"has {len(values)} {name} in its metadata for {len(ids)} rows of input_ids"
 
 
 class Run:
@@ -30,44 +98,23 @@ class Run:
         arrays: name → array; bfloat16 as float32.
         dtype: what was computed in: as the file says, else the least exact dtype of a point.
         mask: where there are real tokens, [B, T].
+        tokens: the tokens of each text as strings; None if the file does not say.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read a safetensors file: 8 bytes of header length, the header in JSON, the numbers.
+        """Read the file.
 
         Raises:
-            ValueError: the file is cut short, or no run.
+            OSError: there is no file, or none that may be read.
+            ValueError: it is no run.
         """
-        content = path.read_bytes()
-        try:
-            start = 8 + int.from_bytes(content[:8], "little")
-            header = json.loads(content[8:start])
-            metadata = header.pop("__metadata__", {})
-            self.arrays = {}
-            for name, entry in header.items():
-                begin, end = (start + offset for offset in entry["data_offsets"])
-                array = np.frombuffer(content[begin:end], STORED[entry["dtype"]]).reshape(entry["shape"])
-                self.arrays[name] = (array.astype("u4") << 16).view("f4") if entry["dtype"] == "BF16" else array
-            ids, mask = self.arrays["input_ids"], self.arrays["attention_mask"]
-            stored = {name: entry["dtype"] for name, entry in header.items()}
-            whole = [stored.pop(name) in WHOLE for name in ("input_ids", "attention_mask")]
-            lists = [json.loads(metadata[name]) for name in ("texts", "tokens") if name in metadata]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path.name}: cut short, or no run in a safetensors file ({error!r})") from None
-        if not all(whole) or not all(kind in FLOATS for kind in stored.values()):
-            raise ValueError(f"{path.name}: ids and mask must be of whole numbers, and all else of floats")
-        least = max(stored.values(), key=list(FLOATS).index, default="")
-        self.dtype: str = metadata.get("dtype") or FLOATS.get(least, "")
-        self.mask = mask == 1
-        if self.dtype not in FLOATS.values() or metadata.get("format", "e5ref-run 1") != "e5ref-run 1":
-            raise ValueError(f"{path.name}: dtype or format in the metadata is none that this kit knows")
-        if (
-            mask.ndim != 2
-            or mask.shape != ids.shape
-            or not np.isin(mask, (0, 1)).all()
-            or any(len(values) != len(ids) for values in lists)
-        ):
-            raise ValueError(f"{path.name}: input_ids, attention_mask, texts and tokens are not of the same texts")
+        self.arrays, metadata = read_safetensors(path)
+        if flaw := next(flaws(self.arrays, metadata), None):
+            raise ValueError(f"{path}: {flaw}")
+        own = {array.dtype.name for array in self.arrays.values()}
+        self.dtype: str = metadata.get("dtype") or max(own.intersection(DTYPES), key=DTYPES.index)
+        self.mask = self.arrays["attention_mask"] == 1
+        self.tokens: list[list[str]] | None = json.loads(metadata.get("tokens", "null"))
 
     @property
     def ids(self) -> list[list[int]]:
@@ -83,14 +130,30 @@ class Run:
         return np.concatenate([part.ravel() for part in parts]).astype(np.float64)
 
 
+def other_ids(run: Run, truth: Run) -> str:
+    """Say where the ids of two runs differ first, in the words of `e5ref check`; "" where they do not."""
+    ours, theirs = run.ids, truth.ids
+    if ours == theirs:
+        return ""
+    if len(ours) != len(theirs):
+        return f"{len(ours)} texts for {len(theirs)}"
+    if sorted(ours) == sorted(theirs):
+        return "the same texts in another order"
+    text = next(text for text, row in enumerate(ours) if row != theirs[text])
+    row, right = ours[text], theirs[text]
+    least = min(len(row), len(right))
+    # Of a text that was cut, the last token may be [SEP] all the same.
+    if len(row) != len(right) and row[: least - 1] == right[: least - 1]:
+        return f"text {text} has {len(row)} real tokens for {len(right)}: cut, or masked, otherwise"
+    token = next(token for token in range(least) if row[token] != right[token])
+    string = f" ({truth.tokens[text][token]})" if truth.tokens else ""
+    return f"text {text}, token {token} is {row[token]} for {right[token]}{string}"
+
+
 def judge(run: Run, truth: Run, names: list[str], tolerances: Tolerances) -> Iterator[Verdict]:
-    """Yield the verdict of a run's ids, and if those are right, of each named point."""
-    if len(run.ids) != len(truth.ids):
-        yield "input_ids", "DIFF", f"{len(run.ids)} texts, but must be {len(truth.ids)}"
-        return
-    if run.ids != truth.ids:
-        text = next(text for text, ids in enumerate(run.ids) if ids != truth.ids[text])
-        yield "input_ids", "DIFF", f"the ids of text {text} are others; nothing else is compared"
+    """Yield the verdict of a run's ids if they are wrong, and else of each named point."""
+    if difference := other_ids(run, truth):
+        yield "input_ids", "DIFF", difference
         return
     for name in names:
         if name not in run.arrays:
@@ -112,31 +175,54 @@ def judge(run: Run, truth: Run, names: list[str], tolerances: Tolerances) -> Ite
         yield name, "OK" if ratio <= 1 else "DIFF", f"error {error.max():.1e}, {ratio:.2g} of what may pass"
 
 
+def verdicts(kit: Path, runs: Path, patterns: list[str]) -> Iterator[Verdict]:
+    """Judge every batch that has points of these patterns.
+
+    Raises:
+        OSError: a file of the kit itself is missing.
+        ValueError: the kit itself is damaged.
+    """
+    try:
+        batches = json.loads((kit / "kit.json").read_text(encoding="utf-8"))["batches"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{kit / 'kit.json'}: cut short, or no golden kit's ({error!r})") from None
+    for batch, entry in batches:
+        names = [name for name in entry["points"] if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        if not names:
+            continue
+        truth = Run(kit / f"{batch}.safetensors")
+        path = runs / f"{batch}.safetensors"
+        try:
+            run = Run(path)
+        except FileNotFoundError:
+            yield batch, "MISSING", f"{path}: no such file"
+        except (OSError, ValueError) as error:
+            yield batch, "UNREADABLE", str(error)
+        else:
+            for name, verdict, detail in judge(run, truth, names, entry["tolerances"]):
+                yield f"{batch}: {name}", verdict, detail
+
+
 def main() -> int:
     """Judge every batch, print a line for each point, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, metavar="RUNS")
     parser.add_argument("--only", metavar="NAME,…", default="*", help="judge these points alone, such as normalized")
     arguments = parser.parse_args()
-    folder, patterns = Path(__file__).parent, arguments.only.split(",")
-    kit = json.loads((folder / "kit.json").read_text(encoding="utf-8"))
-    lines: list[Verdict] = []
-    for batch, entry in kit["batches"].items():
-        names = [name for name in entry["points"] if any(fnmatchcase(name, pattern) for pattern in patterns)]
-        file = f"{batch}.safetensors"
-        try:
-            found = judge(Run(arguments.runs / file), Run(folder / file), names, entry["tolerances"]) if names else ()
-            lines += [(f"{batch}: {name}", verdict, detail) for name, verdict, detail in found]
-        except FileNotFoundError:
-            lines.append((batch, "MISSING", f"there is no {arguments.runs / file}"))
-        except ValueError as error:
-            lines.append((batch, "BROKEN", str(error)))
-    width = max((len(name) for name, _, _ in lines), default=0)
+    if not arguments.runs.is_dir():
+        parser.error(f"{arguments.runs}: no such folder")
+    try:
+        lines = list(verdicts(Path(__file__).parent, arguments.runs, arguments.only.split(",")))
+    except (OSError, ValueError) as error:  # the kit's; what is wrong with a run is a verdict
+        parser.error(str(error))
+    if not lines:
+        parser.error(f"no point of the kit is one of {arguments.only}")
+    width = max(len(name) for name, _, _ in lines)
     for name, verdict, detail in lines:
-        print(f"{f'[{verdict}]':10}{name:{width}}  {detail}")
+        print(f"{f'[{verdict}]':13}{name:{width}}  {detail}")
     failed = sum(verdict != "OK" for _, verdict, _ in lines)
     print(f"FAILED: {failed} of {len(lines)}" if failed else f"PASSED: {len(lines)}")
-    return 1 if failed else 0 if lines else 2
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

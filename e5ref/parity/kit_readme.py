@@ -14,6 +14,12 @@ BATCHES = {
     "long": "a text of as many tokens as the model takes, one of one token more, which is cut, and a short one between",
 }
 
+# What the vector of each way of pooling is.
+POOLED = {
+    "mean": "the vector: the mean of `last_hidden_state` over a text's real tokens, `{start}` and `{end}` among them",
+    "cls": "the vector: `last_hidden_state` at a text's first token, `{start}`",
+}
+
 README = """\
 # Golden kit: {model}
 
@@ -22,6 +28,15 @@ float64, with how far from that rounding may take another implementation, in flo
 
 - weights: SHA-256 `{weights_sha256}`{revision}
 - at most {max_length} tokens a text, pooled by {pooling}, {normalized}
+
+## The model
+
+- {L} layers, {D} wide; {N} heads of {H}, whose scores are divided by √{H}; a feed-forward layer of {F}
+- {V} tokens in the vocabulary; a text's positions are counted from {first_position}, and its token type is 0
+- LayerNorm after each sum, with the variance over {D} (not {D} - 1) and an epsilon of {epsilon}
+- GELU in its erf form, x / 2 · (1 + erf(x / √2)), not the tanh one
+- {pooled}{then}
+- a text of more than {max_length} tokens is cut so that `{end}` stays: its first {kept} tokens, then `{end}`
 
 ## Test a port
 
@@ -67,12 +82,14 @@ They are a fixed multiple of what rounding cost e5ref itself at that point, on t
 """
 
 
-def readme(kit: Mapping[str, Any], config: BertConfig) -> str:
+def readme(kit: Mapping[str, Any], config: BertConfig, start: str, end: str) -> str:
     """Write the README.md of a kit.
 
     Args:
         kit: what stands in its kit.json.
-        config: the model's sizes.
+        config: the model's sizes and constants.
+        start: the special token before a text.
+        end: the one after it.
     """
     facts, batches = kit["reference"], kit["batches"]
     normalized = facts["normalized"] == "true"
@@ -88,7 +105,16 @@ def readme(kit: Mapping[str, Any], config: BertConfig) -> str:
         normalized_shape="; that scaled to unit L2 norm" if normalized else "",
         texts=sum(len(entry["texts"]) for entry in batches.values()),
         batches="\n".join(rows),
+        epsilon=f"{config.layer_norm_eps:g}",
+        pooled=POOLED[facts["pooling"]].format(start=start, end=end),
+        then="; that, divided by its L2 norm" if normalized else "",
+        end=end,
+        kept=int(facts["max_length"]) - 1,
+        L=config.num_hidden_layers,
         D=config.hidden_size,
         N=config.num_attention_heads,
+        H=config.head_size,
         F=config.intermediate_size,
+        V=config.vocab_size,
+        first_position=config.position_offset,
     )

@@ -120,7 +120,7 @@ def padded_model(bias: float = -math.inf, **replacements: Any) -> ModuleType:
         value = module.linear(hidden_states, *params.value)
         scores = heads(key) @ heads(query).swapaxes(-1, -2)  # keys down: [B, N, T, T]
         scores *= 1 / math.sqrt(config.head_size)
-        scores[np.broadcast_to(attention_mask[:, None, :, None] == 0, scores.shape)] += bias
+        scores += np.where(attention_mask == 0, bias, 0).astype(scores.dtype)[:, None, :, None]
         probabilities = module.softmax(scores).swapaxes(-1, -2)
         context = (probabilities @ heads(value)).transpose(0, 2, 1, 3).reshape(query.shape)  # [B * T, D]
 

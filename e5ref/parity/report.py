@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from e5ref.parity.compare import FACTOR, Comparison, Place, PointVerdict
+from e5ref.parity.explain import Explanation
 
 COLUMNS = ("max abs", "relative", "cosine", "ulps", "factor")
 
@@ -106,17 +107,20 @@ def _and(names: Sequence[str]) -> str:
     return " and ".join(names)
 
 
-def json_report(comparison: Comparison) -> dict[str, Any]:
-    """Return a comparison as JSON has it; figures that there are none of are null."""
+def json_report(comparison: Comparison, explanations: Sequence[Explanation] | None = None) -> dict[str, Any]:
+    """Return a comparison as JSON has it, with what explains it if that was asked; figures that are none are null."""
     first = comparison.first_departure
-    return {
+    report = {
         "passed": comparison.passed,
         "dtype": comparison.dtype,
         "allowed_factor": FACTOR,
         "summary": " ".join(summary(comparison)),
         "first_departure": None if first is None else {"name": first.name, "fed_by": comparison.feeds(first.name)},
-        "points": [_plain(asdict(verdict)) for verdict in comparison.verdicts],
+        "points": [asdict(verdict) for verdict in comparison.verdicts],
     }
+    if explanations is not None:
+        report["explanations"] = [asdict(explanation) for explanation in explanations]
+    return _plain(report)
 
 
 def _plain(value: Any) -> Any:

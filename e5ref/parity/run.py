@@ -44,7 +44,19 @@ LAYER_POINTS = (
 
 
 class RunError(ValueError):
-    """Something is no run that can be judged; the message says what is wrong with it and what to do."""
+    """Something is no run that can be judged; the message says what is wrong with it and what to do.
+
+    Attributes:
+        verdict: what a batch of a golden kit gets that has no other run.
+    """
+
+    verdict = "UNREADABLE"
+
+
+class MissingRunError(RunError):
+    """There is no such file."""
+
+    verdict = "MISSING"
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,9 +188,12 @@ def read_run(path: str | Path) -> Run:
         The run; its arrays are read-only views of the file, so that little of it need be in memory at a time.
 
     Raises:
-        RunError: the file is missing, cut short or damaged, or holds something else than a run.
+        MissingRunError: there is no such file.
+        RunError: the file is cut short or damaged, or holds something else than a run.
     """
     path = Path(path)
+    if not path.exists():
+        raise MissingRunError(f"{path}: no such file")
     try:
         tensors, metadata = map_tensors(path)
     except ValueError as error:

@@ -10,6 +10,7 @@ import pytest
 import e5ref
 from e5ref.batching import pad_ids
 from e5ref.checkpoint import BUNDLED_CHECKPOINT, weights_folder
+from e5ref.parity.compare import FACTOR
 from e5ref.parity.explain import explain
 from e5ref.parity.mistakes import MISTAKES
 from e5ref.parity.reference import padded_model, run_reference
@@ -58,6 +59,19 @@ def test_unchanged_passes(judged):
     comparison, explanations = judged.judge(judged.run(e5ref.numpy_model))
     assert comparison.passed
     assert explanations == []
+
+
+def test_what_changes_nothing_explains_nothing(judged):
+    """A run that errs some more than rounding, everywhere: much of that is left by every mistake without effect."""
+    right = judged.run(e5ref.numpy_model)
+    coarse = {
+        name: truth + 12 * (right.points[name].astype(np.float64) - truth)
+        for name, truth in judged.reference.points.items()
+    }
+    points = {name: array.astype(np.float32) for name, array in coarse.items()}
+    comparison, explanations = judged.judge(run_of(points, judged.reference))
+    assert comparison.first_departure.factor < 2 * FACTOR
+    assert [one.mistake for one in explanations if one.after > one.before / 2] == []
 
 
 @pytest.mark.parametrize("name", PLANTED)

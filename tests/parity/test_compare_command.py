@@ -53,6 +53,40 @@ def test_json_and_page(files, tmp_path):
     assert page.read_text().startswith("<!DOCTYPE html>")
 
 
+def test_other_tokens_are_valid_json_too(tiny_bert, tmp_path):
+    (tmp_path / "texts.txt").write_text("the dog\n")
+    (tmp_path / "prompted.txt").write_text("query: the dog\n")
+    for name, dtype in (("texts", "float32"), ("prompted", "float64")):
+        run(
+            "record",
+            tiny_bert,
+            "-i",
+            tmp_path / f"{name}.txt",
+            "-o",
+            tmp_path / f"{name}.safetensors",
+            "--dtype",
+            dtype,
+        )
+    runs = tmp_path / "texts.safetensors", tmp_path / "prompted.safetensors"
+    output = run("compare", *runs, "--model", tiny_bert, "--json", code=1).stdout
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    (explanation,) = json.loads(output, parse_constant=refuse)["explanations"]
+    assert explanation["mistake"] == "prefix missing"
+    assert explanation["before"] is None
+
+
+def test_another_model_than_the_references_is_refused(tiny_bert, minilm, tmp_path):
+    (tmp_path / "texts.txt").write_text("query: the dog\n")
+    reference, right = tmp_path / "reference.safetensors", tmp_path / "right.safetensors"
+    for output, dtype in ((reference, "float64"), (right, "float32")):
+        run("record", tiny_bert, "-i", tmp_path / "texts.txt", "-o", output, "--dtype", dtype)
+    run("compare", right, reference, "--model", tiny_bert)
+    assert "is not the checkpoint of the reference" in fails("compare", right, reference, "--model", minilm)
+
+
 def test_what_is_no_run_gets_a_sentence(files, tmp_path):
     reference, right = files / "reference.safetensors", files / "right.safetensors"
     broken = tmp_path / "broken.safetensors"
@@ -60,7 +94,7 @@ def test_what_is_no_run_gets_a_sentence(files, tmp_path):
         broken.write_bytes(content)
         assert "cannot be read as a safetensors file" in fails("compare", broken, reference)
         assert "cannot be read as a safetensors file" in fails("compare", right, broken)
-    assert "cannot be read" in fails("compare", tmp_path / "absent", reference)
+    assert fails("compare", tmp_path / "absent", reference).endswith("absent: no such file\n")
     save_file({"pooled": np.ones((2, 3))}, broken)
     assert "has no 'input_ids'" in fails("compare", broken, reference)
     assert "the reference must be a run of e5ref in float64" in fails("compare", right, right)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from e5ref.parity import Run, RunError, read_run, write_run
 from e5ref.parity.golden import POINTS, check_kit, long_text, write_kit
 from e5ref.parity.recording import record
 from e5ref.parity.reference import model_copy, padded_model, round_params, rounded_model, run_reference
+from tests.conftest import WORDS, write_random_bert
 from tests.test_cli import fails, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:1 of 3 texts are longer:e5ref.E5Warning")  # a kit has such a one
@@ -41,34 +43,61 @@ def right(tiny_bert, batches, tmp_path_factory) -> Path:
     return folder
 
 
-def own_verdicts(kit: Path, runs: Path, *options: str) -> tuple[int, list[tuple[str, str]]]:
-    """What the kit's checker says, which must not need e5ref: exit code, and verdict and name of each line."""
+def run_checker(kit: Path, runs: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the kit's checker, which must not need e5ref."""
     code = "import runpy, sys; sys.argv = sys.argv[1:]; sys.modules['e5ref'] = None;"
     code += "runpy.run_path(sys.argv[0], {}, '__main__')"
     command = [sys.executable, "-c", code, str(kit / "check.py"), str(runs), *options]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def own_verdicts(kit: Path, runs: Path, *options: str) -> tuple[int, list[tuple[str, str]], dict[str, str]]:
+    """What the kit's checker says: exit code, verdict and name of each line, and for each name the detail."""
+    result = run_checker(kit, runs, *options)
     assert not result.stderr
     *lines, last = result.stdout.splitlines()
     assert last.startswith("FAILED" if result.returncode else "PASSED")
-    pairs = [line.split("]", 1) for line in lines]
-    return result.returncode, [(verdict.strip("["), rest.strip().split("  ")[0]) for verdict, rest in pairs]
+    pairs, details = [], {}
+    for line in lines:
+        verdict, rest = line.split("]", 1)
+        name, _, detail = rest.strip().partition("  ")
+        pairs.append((verdict.strip("["), name))
+        details[name] = detail.strip()
+    return result.returncode, pairs, details
 
 
-def verdicts(kit: Path, runs: Path) -> tuple[int, list[tuple[str, str]]]:
-    """The same of `check_kit`."""
-    lines = []
+def own_error(kit: Path, runs: Path, *options: str) -> str:
+    """Why the kit's checker cannot judge anything: one sentence, no traceback."""
+    result = run_checker(kit, runs, *options)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Traceback" not in result.stderr
+    return result.stderr.splitlines()[-1].partition("error: ")[2]
+
+
+def verdicts(kit: Path, runs: Path) -> tuple[int, list[tuple[str, str]], dict[str, str]]:
+    """The same of `check_kit`; details of what cannot be compared alone."""
+    lines, details = [], {}
     for batch, result in check_kit(kit, runs).items():
         if isinstance(result, RunError):
-            lines.append(("BROKEN" if (runs / f"{batch}.safetensors").exists() else "MISSING", batch))
+            lines.append((result.verdict, batch))
+            details[batch] = str(result)
         else:
             lines += [(verdict.verdict, f"{batch}: {verdict.name}") for verdict in result.verdicts]
-    return int(any(verdict != "OK" for verdict, _ in lines)), lines
+            details |= {f"{batch}: input_ids": one.detail for one in result.verdicts if one.name == "input_ids"}
+    return int(any(verdict != "OK" for verdict, _ in lines)), lines, details
 
 
 def assert_judged_alike(kit: Path, runs: Path, *, passes: bool) -> list[str]:
-    """Both come to the same verdict; return the names that fail."""
-    code, lines = verdicts(kit, runs)
-    assert own_verdicts(kit, runs) == (code, lines)
+    """Both come to the same verdict, for the same reason; return the names that fail."""
+    code, lines, details = verdicts(kit, runs)
+    own_code, own_lines, own_details = own_verdicts(kit, runs)
+    assert (own_code, own_lines) == (code, lines)
+    for name, detail in details.items():
+        detail = detail.replace("this e5ref reads", "this kit reads")
+        # Why a file is no safetensors file, each reader says in its own words.
+        start = detail.partition("safetensors file (")[0]
+        assert own_details[name].startswith(start), name
+        assert own_details[name] == detail or start != detail
     assert passes == (code == 0)
     return [name for verdict, name in lines if verdict != "OK"]
 
@@ -211,6 +240,12 @@ DAMAGES = {
     "another id": lambda arrays, _: arrays["input_ids"].__setitem__((0, 1), 7),
     "another mask": lambda arrays, _: arrays["attention_mask"].__setitem__((0, 1), 0),
     "a mask of 2": lambda arrays, _: arrays["attention_mask"].__setitem__((1, -1), 2),
+    "a mask of one text of zeros": lambda arrays, _: arrays["attention_mask"].__setitem__(1, 0),
+    "no batch axis": lambda arrays, _: arrays.update(
+        {name: arrays[name][0].copy() for name in ("input_ids", "attention_mask")}
+    ),
+    "ids of booleans": lambda arrays, _: arrays.update(input_ids=arrays["input_ids"] > 0),
+    "cut shorter": lambda arrays, _: arrays["attention_mask"].__setitem__((0, slice(5, None)), 0),
     "the order of texts": lambda arrays, _: arrays.update({name: array[::-1].copy() for name, array in arrays.items()}),
     "a text is missing": lambda arrays, _: arrays.update({name: array[:-1].copy() for name, array in arrays.items()}),
     "whole numbers": lambda arrays, _: arrays.update(pooled=arrays["pooled"].astype(np.int32)),
@@ -218,6 +253,7 @@ DAMAGES = {
     "no known dtype": lambda _, metadata: metadata.update(dtype="int8"),
     "another format": lambda _, metadata: metadata.update(format="e5ref-run 2"),
     "texts are not those": lambda _, metadata: metadata.update(texts='["a"]'),
+    "texts are no JSON": lambda _, metadata: metadata.update(texts="a, b"),
 }
 
 
@@ -256,20 +292,66 @@ def test_only_some_points(kit, right, tmp_path):
         arrays = {name: array for name, array in load_file(path).items() if "layers" not in name}
         save_file(arrays, tmp_path / path.name)
     assert own_verdicts(kit, tmp_path)[0] == 1
-    code, lines = own_verdicts(kit, tmp_path, "--only", "embeddings,normalized")
+    code, lines, _ = own_verdicts(kit, tmp_path, "--only", "embeddings,normalized")
     assert code == 0
     assert ("OK", "alone: embeddings") in lines
     assert len(lines) == 7
     results = check_kit(kit, tmp_path, only=["embeddings", "normalized"])
     assert [verdict.name for verdict in results["alone"].verdicts] == ["embeddings", "normalized"]
-    assert own_verdicts_of_nothing(kit, tmp_path) == 2
+    assert own_error(kit, tmp_path, "--only", "layers.7.*") == "no point of the kit is one of layers.7.*"
     with pytest.raises(ValueError, match="no point of the kit is one of layers"):
         check_kit(kit, tmp_path, only=["layers.7.*"])
 
 
-def own_verdicts_of_nothing(kit: Path, runs: Path) -> int:
-    command = [sys.executable, str(kit / "check.py"), str(runs), "--only", "layers.7.*"]
-    return subprocess.run(command, capture_output=True, check=False).returncode
+def test_wrong_ids_are_said_where_they_differ_first(kit, batches, right, tmp_path):
+    ids = load_file(kit / "ragged.safetensors")["input_ids"]
+    token = json.loads(read_run(kit / "ragged.safetensors").metadata["tokens"])[2][1]
+    for path in right.iterdir():
+        arrays = {name: array.copy() for name, array in load_file(path).items()}
+        if path.stem == "ragged":
+            arrays["input_ids"][2, 1:3] = ids[2, 1] + 1
+        save_file(arrays, tmp_path / path.name)
+    detail = own_verdicts(kit, tmp_path)[2]["ragged: input_ids"]
+    assert detail == f"text 2, token 1 is {ids[2, 1] + 1} for {ids[2, 1]} ({token})"
+
+
+def test_what_follows_the_last_array_is_no_part_of_a_run(kit, right, tmp_path):
+    shutil.copytree(right, tmp_path / "runs")
+    with (tmp_path / "runs" / "long.safetensors").open("ab") as file:
+        file.write(b"\0")
+    assert assert_judged_alike(kit, tmp_path / "runs", passes=False) == ["long"]
+
+
+def test_a_run_that_is_a_folder_is_no_run(kit, right, tmp_path):
+    shutil.copytree(right, tmp_path / "runs")
+    (tmp_path / "runs" / "long.safetensors").unlink()
+    (tmp_path / "runs" / "long.safetensors").mkdir()
+    for said in (own_verdicts, verdicts):
+        assert said(kit, tmp_path / "runs")[1][-1] == ("UNREADABLE", "long")
+
+
+def test_a_damaged_kit_is_not_taken_for_a_damaged_run(kit, right, tmp_path):
+    shutil.copytree(kit, tmp_path / "kit")
+    assert own_error(kit, right / "alone.safetensors") == f"{right / 'alone.safetensors'}: no such folder"
+    assert own_error(kit, tmp_path / "absent") == f"{tmp_path / 'absent'}: no such folder"
+
+    file = tmp_path / "kit" / "alone.safetensors"
+    content = file.read_bytes()
+    for left in (0, 5, 100, len(content) - 1):
+        file.write_bytes(content[:left])
+        assert own_error(tmp_path / "kit", right).startswith(f"{file}: cannot be read as a safetensors file")
+    file.unlink()
+    assert str(file) in own_error(tmp_path / "kit", right)
+    truth = read_run(kit / "alone.safetensors")
+    write_run(Run(truth.arrays, {"dtype": "float32"}), file)
+    with pytest.raises(RunError, match="the reference must be a run of e5ref in float64"):
+        check_kit(tmp_path / "kit", right)
+
+    file = tmp_path / "kit" / "kit.json"
+    content = file.read_bytes()
+    for cut in (b"", content[:100], content[:-3], b"[]", b"{}"):
+        file.write_bytes(cut)
+        assert own_error(tmp_path / "kit", right).startswith(f"{file}: cut short, or no golden kit's")
 
 
 def test_the_commands(tiny_bert, right, tmp_path):
@@ -279,10 +361,14 @@ def test_the_commands(tiny_bert, right, tmp_path):
     assert passed.splitlines()[-1] == "Passed: alone, ragged, reversed, traps, long"
     (tmp_path / "none").mkdir()
     failed = run("check", tmp_path / "kit", tmp_path / "none", code=1).stdout.decode()
-    assert failed.count("[BROKEN]") == 5
+    assert failed.count("[MISSING]") == 5
+    assert failed.count("alone.safetensors: no such file\n") == 1
+    for batch in ("alone", "ragged", "reversed", "traps", "long"):
+        (tmp_path / "none" / f"{batch}.safetensors").write_bytes(b"cut")
+    assert run("check", tmp_path / "kit", tmp_path / "none", code=1).stdout.count(b"[UNREADABLE]") == 5
     assert "is no golden kit that this e5ref can judge by" in fails("check", right, right)
     (tmp_path / "kit" / "long.safetensors").unlink()
-    assert "long.safetensors: cannot be read" in fails("check", tmp_path / "kit", right)
+    assert "long.safetensors: no such file" in fails("check", tmp_path / "kit", right)
 
 
 def test_a_model_that_does_not_normalise(cls_checkpoint, tmp_path):
@@ -291,6 +377,7 @@ def test_a_model_that_does_not_normalise(cls_checkpoint, tmp_path):
     assert list(read_run(kit / "long.safetensors").points) == ["pooled"]
     text = (kit / "README.md").read_text()
     assert "pooled by cls, not normalised" in text
+    assert "- the vector: `last_hidden_state` at a text's first token, `[CLS]`\n" in text
     assert "`normalized`" not in text
     assert own_verdicts(kit, kit)[0] == 0
 
@@ -306,3 +393,24 @@ def test_the_readme_tells_what_is_there(kit, batches):
     for batch, entry in batches.items():
         assert f"| `{batch}` | {len(entry['texts'])} | {entry['tokens']} | {len(entry['points'])} |" in text
     assert "at most 64 tokens a text, pooled by mean, scaled to unit L2 norm" in text
+
+
+def test_the_readme_tells_what_a_port_must_compute(kit, tmp_path):
+    text = (kit / "README.md").read_text()
+    assert "2 layers, 32 wide; 4 heads of 8, whose scores are divided by √8; a feed-forward layer of 48" in text
+    assert "with the variance over 32 (not 32 - 1) and an epsilon of 1e-12" in text
+    assert "GELU in its erf form" in text
+    assert f"{len(WORDS)} tokens in the vocabulary; a text's positions are counted from 0" in text
+    assert (
+        "mean of `last_hidden_state` over a text's real tokens, `[CLS]` and `[SEP]` among them; that, divided" in text
+    )
+    assert "a text of more than 64 tokens is cut so that `[SEP]` stays: its first 63 tokens, then `[SEP]`" in text
+    tokens = read_run(kit / "long.safetensors").tokens
+    assert tokens is not None
+    assert [len(row) for row in tokens][::2] == [64, 64]
+    assert tokens[2][-1] == "[SEP]"
+
+    write_kit(write_random_bert(tmp_path / "xlm", model_type="xlm-roberta"), tmp_path / "kit")
+    text = (tmp_path / "kit" / "README.md").read_text()
+    assert "positions are counted from 2" in text
+    assert "an epsilon of 1e-05" in text

@@ -205,15 +205,14 @@ def test_the_command(tiny_bert, tmp_path):
     (tmp_path / "texts.txt").write_text("cat\nquery: dog\n")
     output = tmp_path / "run.safetensors"
     command = ["record", tiny_bert, "-i", tmp_path / "texts.txt", "-o", output, "--only", "pooled,layers.1.*"]
-    result = run(*command, "--prompt", "query: ")
+    result = run(*command, "--prompt", "query")
     assert result.stdout == b""
+    assert b"1 of 2 texts start with 'query: ' already, and get it twice" in result.stderr
     recorded = read_run(output)
     assert json.loads(recorded.metadata["texts"]) == ["query: cat", "query: query: dog"]
     assert list(points(recorded))[-1] == "pooled"
     assert len(points(recorded)) == 9
-    first = output.read_bytes()
-    run(*command, "--prompt-name", "query")
-    assert output.read_bytes() == first
+    assert b"1 of 2 texts start with none of the prompts" in run(*command).stderr
 
 
 @pytest.mark.parametrize(
@@ -224,8 +223,8 @@ def test_the_command(tiny_bert, tmp_path):
         (["--backend", "onnx:nowhere.onnx"], "nowhere.onnx: no such file"),
         (["--dtype", "bfloat16"], "dtype is 'bfloat16', but backend 'numpy' has float32, float64"),
         (["--only", "layers.9.output"], "there is no point 'layers.9.output'"),
-        (["--prompt-name", "summary"], "unknown prompt_name 'summary'"),
-        (["--prompt-name", "query", "--prompt", "query: "], "give prompt or prompt_name, not both"),
+        (["--prompt", "query: "], "'query: ' is not one of"),
+        (["-o", "run.npy"], "run.npy: the name must end in .safetensors"),
     ],
 )
 def test_wrong_options_are_explained(options, message, tiny_bert, tmp_path):
@@ -239,11 +238,13 @@ def test_no_texts(tiny_bert, tmp_path):
     assert "there are no texts" in fails("record", tiny_bert, "-i", "-", "-o", tmp_path / "run.safetensors")
 
 
-@pytest.mark.parametrize("backend", ["transformers", "sentence-transformers", "onnx:model.onnx"])
-def test_a_missing_package_is_named(backend, tiny_bert, monkeypatch):
+@pytest.mark.parametrize("backend", ["transformers", "sentence-transformers", "onnx:{graph}"])
+def test_a_missing_package_is_named(backend, tiny_bert, tmp_path, monkeypatch):
+    graph = tmp_path / "model.onnx"
+    graph.touch()  # where it is missing, that is said first
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'e5ref\[parity\]'"):
-        record(tiny_bert, "cat", backend=backend)
+        record(tiny_bert, "cat", backend=backend.format(graph=graph))
 
 
 def test_nothing_heavy_comes_with_the_reference(tiny_bert):

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
-from e5ref.parity.run import Run, RunError, forward_order, read_run, write_run
+from e5ref.parity.run import MissingRunError, Run, RunError, forward_order, read_run, write_run
 from tests.test_numpy_model import our_run, ragged_batch
 
 IDS = {"input_ids": np.array([[2, 7, 3], [2, 3, 0]]), "attention_mask": np.array([[1, 1, 1], [1, 1, 0]])}
@@ -91,6 +91,7 @@ def test_files_that_are_cut_or_something_else_are_refused(tmp_path):
         path.write_bytes(broken)
         with pytest.raises(RunError, match="cannot be read as a safetensors file"):
             read_run(path)
-    for absent in (tmp_path / "absent", tmp_path):
-        with pytest.raises(RunError, match="cannot be read"):
-            read_run(absent)
+    with pytest.raises(RunError, match="cannot be read"):
+        read_run(tmp_path)
+    with pytest.raises(MissingRunError, match=r"absent: no such file$"):
+        read_run(tmp_path / "absent")
