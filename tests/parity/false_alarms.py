@@ -1,8 +1,8 @@
 """No false alarm: whatever computes E5 rightly passes, in whatever dtype, on real texts.
 
-`python -m tests.parity.false_alarms FOLDER…` runs 200 passages of msmarco and 200 paragraphs of the
-Declaration of Human Rights in as many languages through each checkpoint, and prints how many times the cost of rounding
-each library errs, at most: the table of docs/judge.md.
+`python -m tests.parity.false_alarms FOLDER…` runs 200 passages of msmarco, 200 paragraphs of the Declaration of Human
+Rights in as many languages, and 50 queries each on its own through each checkpoint, and prints how many times the cost
+of rounding each library errs, at most: the table of docs/judge.md.
 """
 
 import argparse
@@ -39,7 +39,10 @@ TEXTS = 200
 TOKENS = 2048
 ROUND_LENGTHS_TO = 32
 
-# What is compared of hundreds of texts; of the few of test_false_alarms.py it is every point.
+# A few numbers are rounded well or badly by chance: short texts are judged one at a time, too, at every point.
+ALONE = "queries, each alone"
+
+# What is compared of hundreds of texts.
 POINTS = ["embeddings", "layers.*.output", "last_hidden_state", "pooled", "normalized"]
 
 HALF = ("bfloat16", "float16")
@@ -48,7 +51,7 @@ Load = Callable[[], Runner]
 
 
 def real_texts(shared: Path, count: int) -> dict[str, list[str]]:
-    """Passages of msmarco, and the first long paragraph of the Declaration in many languages, with E5's prompt."""
+    """Passages and queries of msmarco, and a long paragraph of the Declaration in many languages, with prompts."""
     with (shared / "msmarco" / "corpus.jsonl").open() as file:
         passages = [json.loads(line)["text"] for _, line in zip(range(count), file, strict=False)]
     paragraphs = []
@@ -56,8 +59,13 @@ def real_texts(shared: Path, count: int) -> dict[str, list[str]]:
         for name in sorted(name for name in archive.namelist() if name.endswith(".txt")):
             lines = archive.read(name).decode("utf-8", errors="ignore").splitlines()
             paragraphs += [line.strip() for line in lines if len(line) > 80][:1]
-    texts = {"msmarco": passages, "udhr": paragraphs[:count]}
-    return {name: [f"passage: {text}" for text in of_one] for name, of_one in texts.items()}
+    with (shared / "msmarco" / "queries.jsonl").open() as file:
+        queries = [json.loads(line)["text"] for line in file]
+    return {
+        "msmarco": [f"passage: {text}" for text in passages],
+        "udhr": [f"passage: {text}" for text in paragraphs[:count]],
+        ALONE: [f"query: {text}" for text in queries[:count]],
+    }
 
 
 def candidates(folder: Path, names: list[str], graph: Path) -> Iterator[tuple[str, str, Load, int]]:
@@ -112,12 +120,12 @@ def write_graph(folder: Path, names: list[str], file: Path) -> None:
         torch.onnx.export(module.eval(), example, file, dynamic_axes=axes, **how)
 
 
-def batches(encoder: e5ref.E5, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield ids and masks of texts, the short ones first."""
+def batches(encoder: e5ref.E5, texts: list[str], tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield ids and masks of texts, the short ones first, in batches of so many tokens or of one text."""
     rows = sorted((text.ids for text in encoder.tokenizer(texts)), key=len)
     while rows:
         count = 1
-        while count < len(rows) and (count + 1) * _rounded(rows[count]) <= TOKENS:
+        while count < len(rows) and (count + 1) * _rounded(rows[count]) <= tokens:
             count += 1
         yield pad_ids(rows[:count], encoder.tokenizer.pad_id, (count, _rounded(rows[count - 1])))
         rows = rows[count:]
@@ -127,14 +135,16 @@ def _rounded(ids: list[int]) -> int:
     return -(-len(ids) // ROUND_LENGTHS_TO) * ROUND_LENGTHS_TO
 
 
-def comparisons(folder: Path, texts: list[str], points: list[str]) -> Iterator[tuple[str, str, int, Comparison]]:
+def comparisons(
+    folder: Path, texts: list[str], points: list[str], tokens: int = TOKENS
+) -> Iterator[tuple[str, str, int, Comparison]]:
     """Yield library, dtype, threads and what the judge says, for each batch of texts and each candidate."""
     encoder = e5ref.load(folder)
     names, _ = choose_points(point_shapes(encoder.checkpoint, 1, 1), points)
     with TemporaryDirectory() as exports:
         right = candidates(folder, names, Path(exports, "model.onnx"))
         loaded = [(name, dtype, load(), threads) for name, dtype, load, threads in right]
-    for ids, mask in batches(encoder, texts):
+    for ids, mask in batches(encoder, texts, tokens):
         reference = reference_run(folder, ids, mask, only=names)
         for name, dtype, runner, threads in loaded:
             torch.set_num_threads(threads)
@@ -153,7 +163,8 @@ def main() -> None:
     rows = []
     for folder in arguments.folders:
         for source, texts in real_texts(SHARED, arguments.texts).items():
-            judged = tqdm(comparisons(folder, texts, POINTS), desc=f"{folder.name}, {source}")
+            how = (["*"], 0) if source == ALONE else (POINTS, TOKENS)
+            judged = tqdm(comparisons(folder, texts, *how), desc=f"{folder.name}, {source}")
             rows += table(f"{folder.name}, {len(texts)} {source}", judged)
     print(aligned(rows))
 

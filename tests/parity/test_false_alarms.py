@@ -1,9 +1,11 @@
 """A few texts of the comparison that `python -m tests.parity.false_alarms` does on hundreds."""
 
+import pytest
+
 import e5ref
 from e5ref.parity.recording import point_shapes
 from tests.awkward import TEXTS
-from tests.parity.false_alarms import batches, comparisons, table
+from tests.parity.false_alarms import TOKENS, batches, comparisons, table
 
 
 def test_whatever_is_right_passes(minilm):
@@ -18,10 +20,11 @@ def test_whatever_is_right_passes(minilm):
     assert {row["points"] for row in rows if row["library"] == "sentence-transformers"} == {str(fused)}
 
 
-def test_batches_hold_every_text_once(minilm):
+@pytest.mark.parametrize(("tokens", "count"), [(TOKENS, 1), (0, 60)])
+def test_batches_hold_every_text_once(tokens, count, minilm):
     encoder = e5ref.load(minilm)
     texts = [f"{'the cat ' * n}" for n in range(60)]
-    rows = [
-        row[mask == 1].tolist() for ids, masks in batches(encoder, texts) for row, mask in zip(ids, masks, strict=True)
-    ]
+    found = list(batches(encoder, texts, tokens))
+    assert len(found) >= count
+    rows = [row[mask == 1].tolist() for ids, masks in found for row, mask in zip(ids, masks, strict=True)]
     assert sorted(rows) == sorted(text.ids for text in encoder.tokenizer(texts))
