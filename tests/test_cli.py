@@ -171,7 +171,7 @@ def test_json_where_texts_are_expected_is_pointed_out(tiny_bert):
 
 def test_a_prompt_that_the_checkpoint_does_not_have(minilm):
     result = run("embed", "cat", "--prompt", "passage", "--model", minilm)
-    assert result.stderr.decode() == f"Warning: {minilm} has no passage prompt: the texts are embedded as they are\n"
+    assert result.stderr.decode() == f"Warning: {minilm} has no passage prompt: the texts are taken as they are\n"
 
 
 def test_truncation(tiny_bert):
