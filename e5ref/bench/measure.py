@@ -20,11 +20,14 @@ from tqdm import tqdm
 from e5ref.bench.contenders import GPU_BATCH_TOKENS, QUERY, READY, Contender, Floats, Ids, run_engine
 from e5ref.checkpoint import read_checkpoint
 from e5ref.config import BertConfig
-from e5ref.encoder import E5
+from e5ref.encoder import E5, Precision
 
 # Precision → how far a number of a unit vector may be from the float64 reference's, all of it rounding; but for int8,
 # which rounds the weights to 255 values: its bound only tells it from another computation.
 BOUNDS = {"float32": 1e-6, "high": 5e-3, "bfloat16": 3e-2, "float16": 5e-3, "int8": 3e-2}
+
+# Precision of a product that bounds others (`Contender.ceiling`) → e5ref's name for it.
+PRODUCTS: dict[str, Precision] = {"float32": "highest", "high": "high", "bfloat16": "bfloat16"}
 
 # Tokens of each input of fixed length, on a CPU and elsewhere.
 FIXED_TOKENS, FIXED_TOKENS_ACCELERATOR = 1 << 12, 1 << 18
@@ -240,8 +243,8 @@ def product_rates(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
             if device == jax.default_backend():
                 dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
                 factors = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
-                how = product_precision("high" if precision == "high" else "highest", jax.devices()[0])
-                product = jax.jit(partial(jnp.matmul, precision="highest" if dtype == jnp.bfloat16 else how))
+                how = product_precision(PRODUCTS[precision], jax.devices()[0])
+                product = jax.jit(partial(jnp.matmul, precision=how))
                 teraflops = 2 * size**3 / 1e12 / _device_seconds(product, factors, times)
                 rates.append({"library": "jax", "device": device, "precision": precision, "teraflops": teraflops})
     return rates

@@ -92,10 +92,22 @@ def _export(checkpoint: Path, path: Path) -> None:
 
     module = LastHiddenState()
     module.network = load_network(checkpoint, "eager", "float32")
-    names = ["input_ids", "attention_mask", "last_hidden_state"]
-    axes = {name: {0: "texts", 1: "tokens"} for name in names}
+    export_graph(module, ["last_hidden_state"], path)
+
+
+def export_graph(module: Any, outputs: Sequence[str], path: Path) -> None:
+    """Let torch write a module of input_ids and attention_mask, [B, T] for any B and T, as a graph.
+
+    Args:
+        module: one of torch's.
+        outputs: what to call the tensors that it returns.
+        path: where to.
+    """
+    torch = importlib.import_module("torch")
+    inputs = ["input_ids", "attention_mask"]
+    axes = {name: {0: "texts", 1: "tokens"} for name in inputs}
     example = (torch.ones(2, 8, dtype=torch.int64),) * 2
-    how = {"input_names": names[:2], "output_names": names[2:], "dynamic_axes": axes}
+    how = {"input_names": inputs, "output_names": list(outputs), "dynamic_axes": axes}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # this exporter is no longer torch's first choice
-        torch.onnx.export(module, example, path, opset_version=17, dynamo=False, **how)
+        torch.onnx.export(module.eval(), example, path, opset_version=17, dynamo=False, **how)

@@ -8,7 +8,6 @@ of rounding each library errs, at most: the table of docs/judge.md.
 import argparse
 import importlib.util
 import json
-import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +23,7 @@ from tqdm import tqdm
 import e5ref
 from e5ref.batching import pad_ids
 from e5ref.bench.contenders import load_network
+from e5ref.bench.prepare import export_graph
 from e5ref.parity import peers
 from e5ref.parity.compare import Comparison, compare
 from e5ref.parity.recording import choose_points, point_shapes
@@ -111,13 +111,7 @@ def write_graph(folder: Path, names: list[str], file: Path) -> None:
     module = Network()
     module.network = load_network(folder, "eager", "float32")
     Caught(names).network(module.network)
-    inputs = ["input_ids", "attention_mask"]
-    example = (torch.ones(2, 8, dtype=torch.int64),) * 2
-    how = {"input_names": inputs, "output_names": names, "opset_version": 17, "dynamo": False}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # this exporter is no longer torch's first choice
-        axes = {name: {0: "texts", 1: "tokens"} for name in inputs}
-        torch.onnx.export(module.eval(), example, file, dynamic_axes=axes, **how)
+    export_graph(module, names, file)
 
 
 def batches(encoder: e5ref.E5, texts: list[str], tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
