@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref import numpy_model
-from e5ref.batching import pad_ids, token_batches
+from e5ref.batching import aligned, pad_ids, token_batches
 from e5ref.checkpoint import Checkpoint
 from e5ref.numpy_ops import blas, rows_are_independent, threads_do_not_matter
 
@@ -69,13 +69,15 @@ class NumpyEngine:
 
     def batches(self, lengths: Sequence[int], *, max_texts: int | None) -> Iterator[list[int]]:
         """Split texts of these lengths into batches of at most `max_texts`; yields indices."""
-        total = sum(lengths)
+        rows = [aligned(length) for length in lengths]
+        total = sum(rows)
         rounds = -(-total // (self.threads * FULL_TOKENS))  # in each of which every thread gets a batch
-        # Where the BLAS rounds a text's rows differently by what stands beside them, it gets one text at a time.
+        # Where the BLAS rounds a text's rows differently by what stands beside them, it gets one text at a time; trying
+        # that out takes longer than a query.
         return token_batches(
-            lengths,
+            rows,
             tokens=max(SHARED_TOKENS, -(-total // (self.threads * max(rounds, 1)))),
-            max_texts=max_texts if self.rows_are_independent else 1,
+            max_texts=max_texts if len(lengths) == 1 or self.rows_are_independent else 1,
         )
 
     def run(self, batches: Iterable[Batch], *, normalize: bool) -> Iterator[Batch]:
@@ -102,7 +104,7 @@ class NumpyEngine:
 
     def warm_up(self) -> Iterator[int]:
         """Do what the first texts would wait for; yield the number of all steps after each. Here: try out the BLAS."""
-        _ = self._threads_do_not_matter
+        _ = self._threads_do_not_matter, self.rows_are_independent
         yield 1
 
     def provenance(self) -> dict[str, str]:
@@ -118,7 +120,8 @@ class NumpyEngine:
     @cached_property
     def _threads_do_not_matter(self) -> bool:
         """Whether a text keeps its bits whatever number of threads the BLAS has."""
-        return self.rows_are_independent and threads_do_not_matter(self._checkpoint.config.head_size, self._dtype)
+        config = self._checkpoint.config
+        return threads_do_not_matter(config.hidden_size, config.intermediate_size, config.head_size, self._dtype)
 
     @property
     def _dtype(self) -> str:

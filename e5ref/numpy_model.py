@@ -10,8 +10,9 @@ Letters in shapes:
     F feed-forward size       V vocabulary
 
 Padding stops at the door. `embed_tokens` takes padded ids [B, T] and gives rows [R, D]; from there on nothing is
-computed for padding, and attention looks at one text at a time. `forward` gives padded states [B, T, D] back, with
-zeros where there is no token. Every function keeps the dtype of the weights, float32 or float64.
+computed for padding, and attention looks at one text at a time. (Where the BLAS rounds rows by their place, a few rows
+after each text fill it up to a multiple of `row_alignment`; nothing reads them.) `forward` gives padded states
+[B, T, D] back, with zeros where there is no token. Every function keeps the dtype of the weights, float32 or float64.
 """
 
 import math
@@ -21,7 +22,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from e5ref.batching import AttentionBlock, attention_blocks, check_batch, pad_rows, pad_squares
+from e5ref.batching import AttentionBlock, attention_blocks, check_batch, pad_rows, pad_squares, token_rows
 from e5ref.config import BertConfig
 from e5ref.numpy_ops import Array, in_row_blocks, matmul_rows, normal_tail, softmax
 from e5ref.params import BertParams, Embeddings, Layer
@@ -71,9 +72,10 @@ def embed_tokens(params: Embeddings, input_ids: Ids, attention_mask: Ids, *, con
         is_token = input_ids != config.pad_token_id
         positions = np.cumsum(is_token, axis=1) * is_token + config.pad_token_id  # [B, T]
 
-    real = attention_mask == 1  # [B, T], R of them true
-    embeddings = params.word[input_ids[real]] + params.token_type[0]  # [R, D] + [D] -> [R, D]
-    embeddings += params.position[positions[real]]
+    real = attention_mask == 1  # [B, T]
+    rows = token_rows(attention_mask)  # [R], as many of them true
+    embeddings = np.zeros((len(rows), config.hidden_size), params.word.dtype)  # [R, D]
+    embeddings[rows] = params.word[input_ids[real]] + params.token_type[0] + params.position[positions[real]]
     return layer_norm(embeddings, *params.layer_norm, config.layer_norm_eps)
 
 
@@ -89,10 +91,10 @@ def self_attention(
     value = linear(hidden_states, *params.value)  # [R, D]
 
     def heads(x: Array, block: AttentionBlock) -> Array:  # [R, D] -> [n, N, T, H], those of a block
-        x = x[block.rows].reshape(block.texts, block.length, config.num_attention_heads, config.head_size)
-        return x[:, :, block.heads].transpose(0, 2, 1, 3)
+        x = x[block.rows].reshape(block.texts, -1, config.num_attention_heads, config.head_size)
+        return x[:, : block.length, block.heads].transpose(0, 2, 1, 3)
 
-    context = np.empty_like(query)  # [R, D]
+    context = np.zeros_like(query)  # [R, D]
     squares = []
     for block in attention_blocks(attention_mask, config.num_attention_heads):
         # Scores have keys down and queries across. [n, N, T, H] @ [n, N, H, T] -> [n, N, T, T]

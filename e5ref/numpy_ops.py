@@ -51,9 +51,12 @@ def matmul_rows(x: Array, weight: Array) -> Array:
         weight: as in the checkpoint, [out, in], of x's dtype.
 
     Returns:
-        [m, out]. Where `rows_are_independent`, a row's bits depend on that row alone.
+        [m, out]. Where `rows_are_independent`, a row's bits depend on that row alone, and on its place among the
+        `row_alignment()` rows that begin at a multiple of it.
     """
     rows = len(x)
+    if row_alignment() > 1:
+        return x @ weight.T
     if rows < MIN_ROWS:
         x = np.concatenate([x, np.zeros((MIN_ROWS - rows, x.shape[1]), x.dtype)])
     if rows <= FEW_ROWS and x.dtype == np.float32:
@@ -108,12 +111,27 @@ blas = BlasThreads()
 
 
 @functools.cache
-def rows_are_independent(features_in: int, features_out: int, dtype: Literal["float32", "float64"]) -> bool:
-    """Tell whether this machine's BLAS gives a row of a product the same bits whatever rows stand beside it.
+def row_alignment() -> int:
+    """Tell at which multiples of rows each text must begin, for its rows to keep their bits in any batch: 1, or 12.
 
-    OpenBLAS does on AVX-512 at E5's widths; on AVX2, and for small weights, its kernels round a row differently by
-    its place in the matrix. Nothing documents this, so it is tried out, once per shape: the same rows are multiplied
-    together by one thread, and in parts by all.
+    OpenBLAS's kernels for AVX2 take twelve rows at a time, and round the first six of them differently from the other
+    six. Nothing documents this, so it is tried out.
+    """
+    random = np.random.default_rng(0)
+    rows, weight = random.random((2, 252, 384), np.float32) - 0.5
+    with blas.at_most(1):
+        products = rows @ weight.T
+        moved = [rows[at : at + 36] @ weight.T for at in (6, 12)]
+    differ = [not np.array_equal(part, products[at : at + 36]) for part, at in zip(moved, (6, 12), strict=True)]
+    return 12 if differ == [True, False] else 1
+
+
+@functools.cache
+def rows_are_independent(features_in: int, features_out: int, dtype: Literal["float32", "float64"]) -> bool:
+    """Tell whether rows that begin at a multiple of `row_alignment()` get the same bits whatever stands beside them.
+
+    On x86-64 OpenBLAS gives them that at E5's widths, and not for small weights. It is tried out, once per shape: the
+    same rows are multiplied together and in parts, by one thread.
 
     Args:
         features_in: columns of the rows.
@@ -121,30 +139,43 @@ def rows_are_independent(features_in: int, features_out: int, dtype: Literal["fl
         dtype: "float32" or "float64".
     """
     random = np.random.default_rng(0)
-    rows, weight = (random.random((n, features_in), dtype) - 0.5 for n in (256, features_out))
+    rows, weight = (random.random((n, features_in), dtype) - 0.5 for n in (252, features_out))
+    aligned = row_alignment()
+    parts = [(0, 1), (3, 5), (7, 20), (1, 21), (1, 38), (50, 115), (13, 252)]
+    slices = [slice(a * aligned, b * aligned) for a, b in parts if b * aligned <= len(rows)]
     with blas.at_most(1):
         together = matmul_rows(rows, weight)
-    parts = [(0, 1), (3, 5), (7, 20), (1, 38), (50, 115), (13, 256)]
-    return all(np.array_equal(matmul_rows(rows[a:b], weight), together[a:b]) for a, b in parts)
+        return all(np.array_equal(matmul_rows(rows[part], weight), together[part]) for part in slices)
 
 
 @functools.cache
-def threads_do_not_matter(head_size: int, dtype: Literal["float32", "float64"]) -> bool:
-    """Tell whether this machine's BLAS gives the products of attention the same bits with one thread and with all.
+def threads_do_not_matter(
+    hidden_size: int, intermediate_size: int, head_size: int, dtype: Literal["float32", "float64"]
+) -> bool:
+    """Tell whether this machine's BLAS gives texts of up to 256 tokens the same bits with one thread and with all.
 
     Args:
+        hidden_size: D.
+        intermediate_size: F.
         head_size: H.
         dtype: "float32" or "float64".
     """
+    if row_alignment() > 1:
+        return False  # threads would divide the rows of a text at other places
     random = np.random.default_rng(0)
+    shapes = [(hidden_size, hidden_size), (intermediate_size, hidden_size), (hidden_size, intermediate_size)]
+    weights = [random.random(shape, dtype) - 0.5 for shape in shapes]  # [out, in]
+    rows = random.random((256, max(hidden_size, intermediate_size)), dtype) - 0.5
     query, key = random.random((2, 256, head_size), dtype) - 0.5
     scores = random.random((256, 256), dtype)
 
-    def products() -> list[Array]:
-        lengths = (12, 65, 100, 129, 200, 255, 256)
-        return [key[:n] @ query[:n].T for n in lengths] + [scores[:n, :n].T @ query[:n] for n in lengths]
+    def products() -> Iterator[Array]:
+        for n in (12, 129, 256):
+            yield from (matmul_rows(rows[:n, : weight.shape[1]], weight) for weight in weights)
+        for n in (12, 65, 100, 129, 200, 255, 256):
+            yield from (key[:n] @ query[:n].T, scores[:n, :n].T @ query[:n])
 
-    by_all = products()
+    by_all = list(products())
     with blas.at_most(1):
         return all(map(np.array_equal, products(), by_all))
 
