@@ -10,6 +10,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # whatever reaches for the real hub is a mistake; test_hub.py serves its own
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: torch's threads would only wait for each other
+    os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 # Real data, where a developer has it: a tokenizer of e5-small-v2, the Declaration of Human Rights in 388 languages.
 SHARED = Path(os.environ.get("E5REF_SHARED", Path(__file__).parents[2] / "shared")) / "data"

@@ -366,8 +366,10 @@ def test_bench(tiny_bert, tmp_path):
     assert "| e5ref jax highest " in with_tables
     assert "| transformers float32 " in with_tables
     written = tmp_path / "bench" / "small"
-    (result,) = json.loads(run("bench", *options, "--ours", "numpy", "--json", "-o", written).stdout)
-    assert json.loads((written / "bench.json").read_text()) == [result]
+    options += ["--model", "e5ref-nano"]
+    result, other = json.loads(run("bench", *options, "--ours", "numpy", "--json", "-o", written).stdout)
+    assert json.loads((written / "bench.json").read_text()) == [result, other]
+    assert [len(checkpoint["inputs"]) for checkpoint in (result, other)] == [2, 3]
     assert (written / "bench.svg").read_text().startswith("<svg ")
     assert len(list(written.iterdir())) == 2
     assert [inputs["name"] for inputs in result["inputs"]] == ["texts", "64 tokens"]

@@ -17,7 +17,7 @@ import pytest
 import e5ref
 from weights import train_nano
 
-STEPS = 200
+STEPS = 120
 SMALL = replace(
     train_nano.CONFIG,
     vocab_size=2000,
@@ -25,7 +25,7 @@ SMALL = replace(
     num_hidden_layers=1,
     num_attention_heads=2,
     intermediate_size=256,
-    max_position_embeddings=64,
+    max_position_embeddings=32,
 )
 
 
