@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.config import BertConfig
-from e5ref.numpy_ops import BLOCK_ELEMENTS, row_alignment
+from e5ref.numpy_ops import BLOCK_ELEMENTS, tokens_of
 
 Ids = NDArray[np.integer]
 Floats = NDArray[np.floating]
@@ -127,26 +127,13 @@ def pad_ids(
     return input_ids, attention_mask
 
 
-def aligned(tokens: int) -> int:
-    """Return how many rows a text of so many tokens takes, for the next text to begin at a multiple too."""
-    return -(-tokens // row_alignment()) * row_alignment()
-
-
-def token_rows(attention_mask: Ids) -> NDArray[np.bool_]:
-    """Tell which rows of a batch are tokens, and not what fills up a text. [B, T] -> [R]."""
-    lengths = attention_mask.sum(axis=1).tolist()  # [B]
-    rows = np.array([aligned(length) for length in lengths], dtype=np.int64)  # [B]
-    place_in_text = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)  # [R]
-    return place_in_text < np.repeat(lengths, rows)
-
-
 class AttentionBlock(NamedTuple):
-    """Some texts of one length, one below another among the R rows of a batch, and some of the heads."""
+    """Some texts of one length, one below another among the tokens of a batch, and some of the heads."""
 
     first: int  # the text that the block starts with
     texts: int  # n, how many there are
     length: int  # T, tokens of each
-    rows: slice  # where they lie, all with as many rows
+    rows: slice  # where they lie
     heads: slice
 
 
@@ -163,7 +150,7 @@ def attention_blocks(attention_mask: Ids, heads: int) -> Iterator[AttentionBlock
         rest = len(list(run))
         while rest:
             texts = min(rest, most_texts)
-            rows = slice(start, start + texts * aligned(length))
+            rows = slice(start, start + texts * length)
             for head in range(0, heads, most_heads):
                 yield AttentionBlock(first, texts, length, rows, slice(head, head + most_heads))
             first, start, rest = first + texts, rows.stop, rest - texts
@@ -172,7 +159,7 @@ def attention_blocks(attention_mask: Ids, heads: int) -> Iterator[AttentionBlock
 def pad_rows(rows: Floats, attention_mask: Ids) -> Floats:
     """Put rows back into their places in the padded batch, zeros elsewhere. [R, n], [B, T] -> [B, T, n]."""
     padded = np.zeros((*attention_mask.shape, rows.shape[-1]), rows.dtype)
-    padded[attention_mask == 1] = rows[token_rows(attention_mask)]
+    padded[attention_mask == 1] = tokens_of(rows, attention_mask)
     return padded
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref import numpy_model
-from e5ref.batching import aligned, pad_ids, token_batches
+from e5ref.batching import pad_ids, token_batches
 from e5ref.checkpoint import Checkpoint
 from e5ref.numpy_ops import blas, rows_are_independent, threads_do_not_matter
 
@@ -69,13 +69,12 @@ class NumpyEngine:
 
     def batches(self, lengths: Sequence[int], *, max_texts: int | None) -> Iterator[list[int]]:
         """Split texts of these lengths into batches of at most `max_texts`; yields indices."""
-        rows = [aligned(length) for length in lengths]
-        total = sum(rows)
+        total = sum(lengths)
         rounds = -(-total // (self.threads * FULL_TOKENS))  # in each of which every thread gets a batch
         # Where the BLAS rounds a text's rows differently by what stands beside them, it gets one text at a time; trying
         # that out takes longer than a query.
         return token_batches(
-            rows,
+            lengths,
             tokens=max(SHARED_TOKENS, -(-total // (self.threads * max(rounds, 1)))),
             max_texts=max_texts if len(lengths) == 1 or self.rows_are_independent else 1,
         )

@@ -9,10 +9,9 @@ Letters in shapes:
     D hidden size             N attention heads                 H size of one head, D / N
     F feed-forward size       V vocabulary
 
-Padding stops at the door. `embed_tokens` takes padded ids [B, T] and gives rows [R, D]; from there on nothing is
-computed for padding, and attention looks at one text at a time. (Where the BLAS rounds rows by their place, a few rows
-after each text fill it up to a multiple of `row_alignment`; nothing reads them.) `forward` gives padded states
-[B, T, D] back, with zeros where there is no token. Every function keeps the dtype of the weights, float32 or float64.
+Padding stops at the door. `embed_tokens` takes padded ids [B, T] and gives rows [R, D], in an order that suits BLAS;
+from there on nothing is computed for padding, and attention looks at one text at a time. `forward` gives padded states
+[B, T, D] back, 0 where there is no token. Every function keeps the dtype of the weights, float32 or float64.
 """
 
 import math
@@ -22,9 +21,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from e5ref.batching import AttentionBlock, attention_blocks, check_batch, pad_rows, pad_squares, token_rows
+from e5ref.batching import AttentionBlock, attention_blocks, check_batch, pad_rows, pad_squares
 from e5ref.config import BertConfig
-from e5ref.numpy_ops import Array, in_row_blocks, matmul_rows, normal_tail, softmax
+from e5ref.numpy_ops import Array, in_row_blocks, matmul_rows, normal_tail, rows_of, softmax, tokens_of
 from e5ref.params import BertParams, Embeddings, Layer
 
 Ids = NDArray[np.integer]
@@ -73,10 +72,9 @@ def embed_tokens(params: Embeddings, input_ids: Ids, attention_mask: Ids, *, con
         positions = np.cumsum(is_token, axis=1) * is_token + config.pad_token_id  # [B, T]
 
     real = attention_mask == 1  # [B, T]
-    rows = token_rows(attention_mask)  # [R], as many of them true
-    embeddings = np.zeros((len(rows), config.hidden_size), params.word.dtype)  # [R, D]
-    embeddings[rows] = params.word[input_ids[real]] + params.token_type[0] + params.position[positions[real]]
-    return layer_norm(embeddings, *params.layer_norm, config.layer_norm_eps)
+    embeddings = params.word[input_ids[real]] + params.token_type[0]  # [tokens, D] + [D] -> [tokens, D]
+    embeddings += params.position[positions[real]]
+    return layer_norm(rows_of(embeddings, attention_mask), *params.layer_norm, config.layer_norm_eps)
 
 
 def self_attention(
@@ -89,28 +87,30 @@ def self_attention(
     query = linear(hidden_states, *params.query)  # [R, D]
     key = linear(hidden_states, *params.key)  # [R, D]
     value = linear(hidden_states, *params.value)  # [R, D]
+    record(tap, "query", query, attention_mask)
+    record(tap, "key", key, attention_mask)
+    record(tap, "value", value, attention_mask)
+    query, key, value = (tokens_of(x, attention_mask) for x in (query, key, value))  # [tokens, D], text after text
 
-    def heads(x: Array, block: AttentionBlock) -> Array:  # [R, D] -> [n, N, T, H], those of a block
-        x = x[block.rows].reshape(block.texts, -1, config.num_attention_heads, config.head_size)
-        return x[:, : block.length, block.heads].transpose(0, 2, 1, 3)
+    def heads(x: Array, block: AttentionBlock) -> Array:  # [tokens, D] -> [n, N, T, H], those of a block
+        x = x[block.rows].reshape(block.texts, block.length, config.num_attention_heads, config.head_size)
+        return x[:, :, block.heads].transpose(0, 2, 1, 3)
 
-    context = np.zeros_like(query)  # [R, D]
+    context = np.empty_like(query)  # [tokens, D]
     squares = []
     for block in attention_blocks(attention_mask, config.num_attention_heads):
         # Scores have keys down and queries across. [n, N, T, H] @ [n, N, H, T] -> [n, N, T, T]
         scores = heads(key, block) @ heads(query, block).swapaxes(-1, -2)
         scores *= 1 / math.sqrt(config.head_size)
         probabilities = softmax(scores).swapaxes(-1, -2)
-        # [n, N, T, T] @ [n, N, T, H] -> [n, N, T, H], written head by head into [R, D]
+        # [n, N, T, T] @ [n, N, T, H] -> [n, N, T, H], written head by head into [tokens, D]
         np.matmul(probabilities, heads(value, block), out=heads(context, block))
         if tap is not None:
             squares.append((block, probabilities))
 
-    record(tap, "query", query, attention_mask)
-    record(tap, "key", key, attention_mask)
-    record(tap, "value", value, attention_mask)
     if tap is not None:
         tap("attention_probabilities", pad_squares(squares, attention_mask, config.num_attention_heads))
+    context = rows_of(context, attention_mask)  # [tokens, D] -> [R, D]
     record(tap, "context", context, attention_mask)
     return linear(context, *params.attention_output)
 

@@ -51,11 +51,11 @@ def matmul_rows(x: Array, weight: Array) -> Array:
         weight: as in the checkpoint, [out, in], of x's dtype.
 
     Returns:
-        [m, out]. Where `rows_are_independent`, a row's bits depend on that row alone, and on its place among the
-        `row_alignment()` rows that begin at a multiple of it.
+        [m, out]. Where `rows_are_independent`, a row's bits depend on that row alone; and where `rows_alternate`, on
+        its place among twelve.
     """
     rows = len(x)
-    if row_alignment() > 1:
+    if rows_alternate():  # there are twelve at least, and W xᵀ would not be faster
         return x @ weight.T
     if rows < MIN_ROWS:
         x = np.concatenate([x, np.zeros((MIN_ROWS - rows, x.shape[1]), x.dtype)])
@@ -111,27 +111,59 @@ blas = BlasThreads()
 
 
 @functools.cache
-def row_alignment() -> int:
-    """Tell at which multiples of rows each text must begin, for its rows to keep their bits in any batch: 1, or 12.
+def rows_alternate() -> bool:
+    """Tell whether the BLAS rounds the first six of every twelve rows alike, and the other six in another way.
 
-    OpenBLAS's kernels for AVX2 take twelve rows at a time, and round the first six of them differently from the other
-    six. Nothing documents this, so it is tried out.
+    OpenBLAS's kernels for AVX2 do. Nothing documents this, so it is tried out.
     """
     random = np.random.default_rng(0)
-    rows, weight = random.random((2, 252, 384), np.float32) - 0.5
+    rows, weight = random.random((2, 96, 384), np.float32) - 0.5
     with blas.at_most(1):
-        products = rows @ weight.T
-        moved = [rows[at : at + 36] @ weight.T for at in (6, 12)]
-    differ = [not np.array_equal(part, products[at : at + 36]) for part, at in zip(moved, (6, 12), strict=True)]
-    return 12 if differ == [True, False] else 1
+        together = rows @ weight.T
+        same = [np.array_equal(rows[at : at + 36] @ weight.T, together[at : at + 36]) for at in (6, 12)]
+    return same == [False, True]
+
+
+def rows_of(tokens: Array, attention_mask: NDArray[np.integer]) -> Array:
+    """Put what belongs to the tokens of a batch into rows, where the BLAS rounds each alike whatever texts are there.
+
+    Where `rows_alternate`, tokens at even positions of their text take the first six of every twelve rows, and those at
+    odd positions the other six; rows that are left over repeat the first token. Elsewhere `tokens` is given back as
+    it is.
+
+    Args:
+        tokens: [tokens, n], text after text.
+        attention_mask: [B, T], 1 for each of the tokens.
+
+    Returns:
+        [R, n].
+    """
+    if not rows_alternate():
+        return tokens
+    places = places_of_tokens(attention_mask)
+    rows = np.repeat(tokens[:1], (places.max(initial=-1) // 12 + 1) * 12, axis=0)
+    rows[places] = tokens
+    return rows
+
+
+def tokens_of(rows: Array, attention_mask: NDArray[np.integer]) -> Array:
+    """Undo `rows_of`. [R, n], [B, T] -> [tokens, n]."""
+    return rows[places_of_tokens(attention_mask)] if rows_alternate() else rows
+
+
+def places_of_tokens(attention_mask: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Return the row of each token, where rows alternate. [B, T] -> [tokens]."""
+    odd = (np.cumsum(attention_mask, axis=1, dtype=np.int64)[attention_mask == 1] - 1) % 2  # [tokens]
+    before = np.where(odd, np.cumsum(odd), np.cumsum(1 - odd)) - 1  # [tokens], how many of its kind stand before each
+    return before // 6 * 12 + odd * 6 + before % 6
 
 
 @functools.cache
 def rows_are_independent(features_in: int, features_out: int, dtype: Literal["float32", "float64"]) -> bool:
-    """Tell whether rows that begin at a multiple of `row_alignment()` get the same bits whatever stands beside them.
+    """Tell whether tokens, in the order of `rows_of`, get the same bits whatever stands beside them.
 
-    On x86-64 OpenBLAS gives them that at E5's widths, and not for small weights. It is tried out, once per shape: the
-    same rows are multiplied together and in parts, by one thread.
+    On x86-64 OpenBLAS gives them that at E5's widths, and not always for small weights. It is tried out, once per
+    shape: the same tokens are multiplied together and in parts, by one thread.
 
     Args:
         features_in: columns of the rows.
@@ -139,13 +171,16 @@ def rows_are_independent(features_in: int, features_out: int, dtype: Literal["fl
         dtype: "float32" or "float64".
     """
     random = np.random.default_rng(0)
-    rows, weight = (random.random((n, features_in), dtype) - 0.5 for n in (252, features_out))
-    aligned = row_alignment()
-    parts = [(0, 1), (3, 5), (7, 20), (1, 21), (1, 38), (50, 115), (13, 252)]
-    slices = [slice(a * aligned, b * aligned) for a, b in parts if b * aligned <= len(rows)]
+    states, weight = (random.random((n, features_in), dtype) - 0.5 for n in (256, features_out))
+
+    def products(first: int, last: int) -> Array:
+        mask = np.ones((1, last - first), np.int64)
+        return tokens_of(matmul_rows(rows_of(states[first:last], mask), weight), mask)
+
+    parts = [(0, 1), (2, 5), (8, 20), (4, 38), (50, 115), (12, 256)]
     with blas.at_most(1):
-        together = matmul_rows(rows, weight)
-        return all(np.array_equal(matmul_rows(rows[part], weight), together[part]) for part in slices)
+        together = products(0, 256)
+        return all(np.array_equal(products(first, last), together[first:last]) for first, last in parts)
 
 
 @functools.cache
@@ -160,8 +195,8 @@ def threads_do_not_matter(
         head_size: H.
         dtype: "float32" or "float64".
     """
-    if row_alignment() > 1:
-        return False  # threads would divide the rows of a text at other places
+    if rows_alternate():
+        return False  # threads divide the rows, and would count them anew
     random = np.random.default_rng(0)
     shapes = [(hidden_size, hidden_size), (intermediate_size, hidden_size), (hidden_size, intermediate_size)]
     weights = [random.random(shape, dtype) - 0.5 for shape in shapes]  # [out, in]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from e5ref import batching
+from e5ref.numpy_ops import rows_of
 
 
 @given(st.lists(st.integers(0, 5000), max_size=50), st.one_of(st.none(), st.integers(1, 5)))
@@ -35,19 +36,15 @@ def test_pad_ids_of_nothing():
     assert input_ids.shape == attention_mask.shape == (0, 0)
 
 
-@pytest.mark.parametrize(("alignment", "rows"), [(1, [1, 2, 3]), (2, [1, 2, 3, -1]), (3, [1, 2, -1, 3, -1, -1])])
-def test_rows_by_hand(monkeypatch, alignment, rows):
-    """Each text begins at a multiple; what fills it up goes nowhere."""
-    monkeypatch.setattr(batching, "row_alignment", lambda: alignment)
+def test_rows_by_hand():
     attention_mask = np.array([[1, 1, 0], [0, 1, 0]])
-    assert batching.token_rows(attention_mask).tolist() == [row > 0 for row in rows]
-    padded = batching.pad_rows(np.array(rows, float)[:, None], attention_mask)
+    rows = rows_of(np.array([[1.0], [2.0], [3.0]]), attention_mask)
+    padded = batching.pad_rows(rows, attention_mask)
     assert padded[..., 0].tolist() == [[1, 2, 0], [0, 3, 0]]
 
 
 def test_attention_blocks_by_hand(monkeypatch):
     """Room for two texts of two tokens and two heads; a text of four has a head at a time."""
-    monkeypatch.setattr(batching, "row_alignment", lambda: 1)
     monkeypatch.setattr(batching, "BLOCK_ELEMENTS", 16)
     lengths = [4, 2, 2, 2, 1]
     attention_mask = (np.arange(4) < np.array(lengths)[:, None]).astype(int)
@@ -61,25 +58,22 @@ def test_attention_blocks_by_hand(monkeypatch):
     ]
 
 
-@given(st.lists(st.integers(1, 40), max_size=20), st.integers(1, 5), st.integers(1, 3000), st.sampled_from([1, 12]))
-def test_attention_blocks_hold_each_row_and_head_once(lengths, heads, elements, alignment):
+@given(st.lists(st.integers(1, 40), max_size=20), st.integers(1, 5), st.integers(1, 3000))
+def test_attention_blocks_hold_each_row_and_head_once(lengths, heads, elements):
     attention_mask = (np.arange(40) < np.array(lengths, int)[:, None]).astype(int)
+    seen = np.zeros((sum(lengths), heads), int)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(batching, "row_alignment", lambda: alignment)
         monkeypatch.setattr(batching, "BLOCK_ELEMENTS", elements)
-        is_token = batching.token_rows(attention_mask)
-        seen = np.zeros((len(is_token), heads), int)
         for block in batching.attention_blocks(attention_mask, heads):
             assert set(lengths[block.first : block.first + block.texts]) == {block.length}
-            assert block.rows.start % alignment == 0
-            assert is_token[: block.rows.start].sum() == sum(lengths[: block.first])
-            part = seen[block.rows].reshape(block.texts, -1, heads)[:, : block.length, block.heads]
+            assert block.rows.start == sum(lengths[: block.first])
+            part = seen[block.rows, block.heads]
+            assert part.shape[0] == block.texts * block.length
             if block.texts > 1:
                 assert part.size * block.length <= elements
-            assert part.shape[2] == 1 or (part.shape[2] - 1) * block.length**2 < elements
+            assert part.shape[1] == 1 or (part.shape[1] - 1) * block.length**2 < elements
             part += 1
-    assert (seen[is_token] == 1).all()
-    assert (seen[~is_token] == 0).all()
+    assert (seen == 1).all()
 
 
 def test_squares_by_hand():

@@ -176,18 +176,30 @@ def test_padding_does_not_matter(wide, extra, others):
     np.testing.assert_array_equal(*vectors)
 
 
-@pytest.mark.parametrize(("core", "independent"), [("Prescott", False), ("Haswell", True)])
-def test_neighbours_do_not_matter_on_another_processor(tiny_bert, core, independent):
-    """On a BLAS whose rows depend on their place, texts begin at multiples of rows, or get batches of their own."""
+IN_PLAIN_ORDER = "e5ref.numpy_ops.places_of_tokens = lambda mask: np.arange(mask.sum())"
+
+
+@pytest.mark.parametrize(
+    ("core", "change", "expected"),
+    [
+        ("Prescott", "", "rows independent, bits are the same: False True"),
+        ("Haswell", "", "rows independent, bits are the same: True True"),
+        ("Haswell", IN_PLAIN_ORDER, "rows independent, bits are the same: True False"),  # planted
+    ],
+)
+def test_neighbours_do_not_matter_on_another_processor(tiny_bert, core, change, expected):
+    """On a BLAS whose rows depend on their place, tokens have places of their own, or texts batches of their own."""
     code = f"""
 import numpy as np, e5ref
 model = e5ref.load({str(tiny_bert)!r})
+independent = model.engine.rows_are_independent
+{change}
 texts = ["a b c " * (n % 9 + 1) for n in range(40)]
 together = model.encode(texts)
 same = all(np.array_equal(model.encode(text), vector) for text, vector in zip(texts, together))
-print(model.engine.rows_are_independent, same)
+print("rows independent, bits are the same:", independent, same)
 """
-    assert in_another_blas(core, code) == f"{independent} True"
+    assert in_another_blas(core, code) == expected
 
 
 def test_batches_of_more_than_one_window(tiny, monkeypatch):

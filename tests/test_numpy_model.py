@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import e5ref
-from e5ref import batching, numpy_model
+from e5ref import numpy_model, numpy_ops
 from e5ref.params import Affine
 from tests.conftest import write_random_bert
 from tests.peers import first_departure, transformers_run
@@ -173,21 +173,21 @@ def test_l2_normalize_by_hand():
     )
 
 
-@pytest.mark.parametrize("alignment", [1, 3])
-def test_attention_by_hand(monkeypatch, alignment):
+@pytest.mark.parametrize("alternate", [False, True])
+def test_attention_by_hand(monkeypatch, alternate):
     """Scores of 0 attend to all tokens alike, so the context is the average of the values, the output its double."""
     zero, one = np.zeros((2, 2)), np.eye(2)
     layer = e5ref.build_params(lambda _name, shape: np.zeros(shape), config := tiny_config()).layers[0]
     layer = layer._replace(
         query=Affine(zero, np.zeros(2)), value=Affine(one, np.zeros(2)), attention_output=Affine(2 * one, np.zeros(2))
     )
-    monkeypatch.setattr(batching, "row_alignment", lambda: alignment)
-    attention_mask = np.array([[1, 1], [1, 0]])  # two texts, of two tokens and of one
-    is_token = batching.token_rows(attention_mask)
-    states = np.full((len(is_token), 2), np.nan)  # what fills up a text must not matter
-    states[is_token] = [[1.0, 10.0], [3.0, 30.0], [7.0, 70.0]]
-    result = numpy_model.self_attention(layer, states, attention_mask, config=config)
-    np.testing.assert_array_equal(result[is_token], [[4.0, 40.0], [4.0, 40.0], [14.0, 140.0]])
+    monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: alternate)
+    mask = np.array([[1, 1], [1, 0]])  # two texts, of two tokens and of one
+    states = numpy_ops.rows_of(np.array([[1.0, 10.0], [3.0, 30.0], [7.0, 70.0]]), mask)
+    if alternate:
+        states[np.delete(np.arange(12), numpy_ops.places_of_tokens(mask))] = np.nan  # rows of no token must not matter
+    result = numpy_model.self_attention(layer, states, mask, config=config)
+    np.testing.assert_array_equal(numpy_ops.tokens_of(result, mask), [[4.0, 40.0], [4.0, 40.0], [14.0, 140.0]])
 
 
 def tiny_config() -> e5ref.BertConfig:

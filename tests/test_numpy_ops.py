@@ -124,8 +124,35 @@ def in_another_blas(core: str, code: str) -> str:
     ).stdout.strip()
 
 
-@pytest.mark.parametrize(("core", "expected"), [("Prescott", "1 False"), ("Haswell", "12 True"), ("Nehalem", "1 True")])
+@pytest.mark.parametrize(
+    ("core", "expected"), [("Prescott", "False False"), ("Haswell", "True True"), ("Nehalem", "False True")]
+)
 def test_dependence_of_rows_is_noticed(core, expected):
-    """OpenBLAS's AVX2 kernels round a row by its place among twelve; others round it by its place, or not at all."""
-    code = "from e5ref.numpy_ops import *; print(row_alignment(), rows_are_independent(384, 384, 'float32'))"
+    """OpenBLAS's AVX2 kernels round a row by its place among twelve; others by its place, or all rows alike."""
+    code = "from e5ref.numpy_ops import *; print(rows_alternate(), rows_are_independent(384, 384, 'float32'))"
     assert in_another_blas(core, code) == expected
+
+
+def test_rows_alternate_by_hand(monkeypatch):
+    """Of two texts of nine and six tokens, eight stand at even positions and seven at odd ones."""
+    monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: True)
+    mask = (np.arange(10) < np.array([[9], [6]])).astype(int)
+    tokens = np.array([*range(1, 10), *range(11, 17)], float)[:, None]
+    rows = numpy_ops.rows_of(tokens, mask)
+    even, odd = [1, 3, 5, 7, 9, 11, 13, 15], [2, 4, 6, 8, 12, 14, 16]
+    assert rows[:, 0].tolist() == even[:6] + odd[:6] + even[6:] + [1] * 4 + odd[6:] + [1] * 5
+    np.testing.assert_array_equal(numpy_ops.tokens_of(rows, mask), tokens)
+
+
+@pytest.mark.parametrize("alternate", [False, True])
+def test_rows_of_any_mask(monkeypatch, alternate):
+    """Padding may stand anywhere, and a mask be of any whole numbers."""
+    monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: alternate)
+    for dtype in ("bool", "uint8", "int64"):
+        mask = np.random.default_rng(0).integers(0, 2, (7, 23)).astype(dtype)
+        tokens = np.arange(2 * mask.sum(), dtype=np.float32).reshape(-1, 2)
+        rows = numpy_ops.rows_of(tokens, mask)
+        assert len(rows) % (12 if alternate else 1) == 0
+        np.testing.assert_array_equal(numpy_ops.tokens_of(rows, mask), tokens)
+    nothing = np.zeros((0, 3))
+    assert len(numpy_ops.tokens_of(numpy_ops.rows_of(nothing, np.zeros((0, 5), int)), np.zeros((0, 5), int))) == 0

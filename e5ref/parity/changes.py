@@ -13,7 +13,7 @@ from e5ref.batching import Ids
 from e5ref.checkpoint import Checkpoint
 from e5ref.config import BertConfig
 from e5ref.numpy_model import Tap
-from e5ref.numpy_ops import Array
+from e5ref.numpy_ops import Array, rows_of, tokens_of
 from e5ref.params import Affine, BertParams, Embeddings, Layer
 from e5ref.parity.reference import model_copy, padded_model
 
@@ -158,25 +158,27 @@ def changed_attention(
     def self_attention(
         params: Layer, hidden_states: Array, attention_mask: Ids, *, config: BertConfig, tap: Tap | None = None
     ) -> Array:
-        points = {name: numpy_model.linear(hidden_states, *getattr(params, name)) for name in LINEAR[:3]}
-        context = np.empty_like(hidden_states)
+        points = {name: numpy_model.linear(hidden_states, *getattr(params, name)) for name in LINEAR[:3]}  # [R, D]
+        tokens = {name: tokens_of(rows, attention_mask) for name, rows in points.items()}  # [tokens, D]
+        context = np.empty_like(tokens["query"])
         texts, length = attention_mask.shape
         squares = np.zeros((texts, config.num_attention_heads, length, length), hidden_states.dtype)
         start = 0
         for text, mask in enumerate(attention_mask == 1):
-            rows = slice(start, start + int(mask.sum()))
-            q, k, v = (split(points[name][rows], config) for name in ("query", "key", value))
+            of_text = slice(start, start + int(mask.sum()))
+            q, k, v = (split(tokens[name][of_text], config) for name in ("query", "key", value))
             scores = q @ k.swapaxes(-1, -2) * scale(config)  # [N, t, t]
             if causal:
                 scores += np.triu(np.full(scores.shape[1:], -np.inf), 1)
             probabilities = softmax(scores)
-            context[rows] = merge(probabilities @ v)
+            context[of_text] = merge(probabilities @ v)
             squares[text][:, np.outer(mask, mask)] = probabilities.reshape(len(probabilities), -1)
-            start = rows.stop
-        for name, rows_of_point in points.items():
-            numpy_model.record(tap, name, rows_of_point, attention_mask)
+            start = of_text.stop
+        for name, rows in points.items():
+            numpy_model.record(tap, name, rows, attention_mask)
         if tap is not None:
             tap("attention_probabilities", squares)
+        context = rows_of(context, attention_mask)
         numpy_model.record(tap, "context", context, attention_mask)
         return numpy_model.linear(context, *params.attention_output) if project else context
 
