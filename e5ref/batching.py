@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.config import BertConfig
-from e5ref.numpy_ops import BLOCK_ELEMENTS, tokens_of
+from e5ref.numpy_ops import BLOCK_ELEMENTS, places_of_tokens
 
 Ids = NDArray[np.integer]
 Floats = NDArray[np.floating]
@@ -133,7 +133,7 @@ class AttentionBlock(NamedTuple):
     first: int  # the text that the block starts with
     texts: int  # n, how many there are
     length: int  # T, tokens of each
-    rows: slice  # where they lie
+    tokens: slice  # which of the tokens of all texts are theirs
     heads: slice
 
 
@@ -150,16 +150,16 @@ def attention_blocks(attention_mask: Ids, heads: int) -> Iterator[AttentionBlock
         rest = len(list(run))
         while rest:
             texts = min(rest, most_texts)
-            rows = slice(start, start + texts * length)
+            tokens = slice(start, start + texts * length)
             for head in range(0, heads, most_heads):
-                yield AttentionBlock(first, texts, length, rows, slice(head, head + most_heads))
-            first, start, rest = first + texts, rows.stop, rest - texts
+                yield AttentionBlock(first, texts, length, tokens, slice(head, head + most_heads))
+            first, start, rest = first + texts, tokens.stop, rest - texts
 
 
 def pad_rows(rows: Floats, attention_mask: Ids) -> Floats:
     """Put rows back into their places in the padded batch, zeros elsewhere. [R, n], [B, T] -> [B, T, n]."""
     padded = np.zeros((*attention_mask.shape, rows.shape[-1]), rows.dtype)
-    padded[attention_mask == 1] = tokens_of(rows, attention_mask)
+    padded[attention_mask == 1] = rows[places_of_tokens(attention_mask)]
     return padded
 
 

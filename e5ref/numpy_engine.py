@@ -25,6 +25,9 @@ FULL_TOKENS = 1536
 # Tokens up to which all threads work on one batch together; more are divided among the threads.
 SHARED_TOKENS = 256
 
+# Tokens that are worth a batch, where threads do not work on one together since it would get other bits.
+LEAST_TOKENS = 64
+
 
 class Batch(NamedTuple):
     """Token ids of some texts, and where their vectors belong."""
@@ -71,11 +74,12 @@ class NumpyEngine:
         """Split texts of these lengths into batches of at most `max_texts`; yields indices."""
         total = sum(lengths)
         rounds = -(-total // (self.threads * FULL_TOKENS))  # in each of which every thread gets a batch
+        least = SHARED_TOKENS if self._threads_do_not_matter else LEAST_TOKENS
         # Where the BLAS rounds a text's rows differently by what stands beside them, it gets one text at a time; trying
         # that out takes longer than a query.
         return token_batches(
             lengths,
-            tokens=max(SHARED_TOKENS, -(-total // (self.threads * max(rounds, 1)))),
+            tokens=max(least, -(-total // (self.threads * max(rounds, 1)))),
             max_texts=max_texts if len(lengths) == 1 or self.rows_are_independent else 1,
         )
 

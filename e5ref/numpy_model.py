@@ -5,13 +5,13 @@ the tokens on top of BERT (Devlin et al., arXiv 1810.04805), whose encoder is th
 All You Need" (arXiv 1706.03762). The sections named below are those of Vaswani et al.
 
 Letters in shapes:
-    B texts in the batch      T tokens of the longest text      R rows: the real tokens of all texts, one below another
+    B texts in the batch      T tokens of the longest text      R rows: one for each real token of all texts
     D hidden size             N attention heads                 H size of one head, D / N
     F feed-forward size       V vocabulary
 
-Padding stops at the door. `embed_tokens` takes padded ids [B, T] and gives rows [R, D], in an order that suits BLAS;
-from there on nothing is computed for padding, and attention looks at one text at a time. `forward` gives padded states
-[B, T, D] back, 0 where there is no token. Every function keeps the dtype of the weights, float32 or float64.
+Padding stops at the door. `embed_tokens` takes padded ids [B, T] and gives rows [R, D], in the order of
+`places_of_tokens`; from there on nothing is computed for padding, and attention looks at one text at a time. `forward`
+gives padded states [B, T, D] back, 0 where there is no token. All keep the weights' dtype, float32 or float64.
 """
 
 import math
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from e5ref.batching import AttentionBlock, attention_blocks, check_batch, pad_rows, pad_squares
 from e5ref.config import BertConfig
-from e5ref.numpy_ops import Array, in_row_blocks, matmul_rows, normal_tail, rows_of, softmax, tokens_of
+from e5ref.numpy_ops import Array, in_row_blocks, matmul_rows, normal_tail, places_of_tokens, rows_of, softmax
 from e5ref.params import BertParams, Embeddings, Layer
 
 Ids = NDArray[np.integer]
@@ -74,7 +74,7 @@ def embed_tokens(params: Embeddings, input_ids: Ids, attention_mask: Ids, *, con
     real = attention_mask == 1  # [B, T]
     embeddings = params.word[input_ids[real]] + params.token_type[0]  # [tokens, D] + [D] -> [tokens, D]
     embeddings += params.position[positions[real]]
-    return layer_norm(rows_of(embeddings, attention_mask), *params.layer_norm, config.layer_norm_eps)
+    return layer_norm(rows_of(embeddings, places_of_tokens(attention_mask)), *params.layer_norm, config.layer_norm_eps)
 
 
 def self_attention(
@@ -90,10 +90,11 @@ def self_attention(
     record(tap, "query", query, attention_mask)
     record(tap, "key", key, attention_mask)
     record(tap, "value", value, attention_mask)
-    query, key, value = (tokens_of(x, attention_mask) for x in (query, key, value))  # [tokens, D], text after text
+    places = places_of_tokens(attention_mask)
+    query, key, value = query[places], key[places], value[places]  # [R, D] -> [tokens, D], text after text
 
     def heads(x: Array, block: AttentionBlock) -> Array:  # [tokens, D] -> [n, N, T, H], those of a block
-        x = x[block.rows].reshape(block.texts, block.length, config.num_attention_heads, config.head_size)
+        x = x[block.tokens].reshape(block.texts, block.length, config.num_attention_heads, config.head_size)
         return x[:, :, block.heads].transpose(0, 2, 1, 3)
 
     context = np.empty_like(query)  # [tokens, D]
@@ -110,7 +111,7 @@ def self_attention(
 
     if tap is not None:
         tap("attention_probabilities", pad_squares(squares, attention_mask, config.num_attention_heads))
-    context = rows_of(context, attention_mask)  # [tokens, D] -> [R, D]
+    context = rows_of(context, places)  # [tokens, D] -> [R, D]
     record(tap, "context", context, attention_mask)
     return linear(context, *params.attention_output)
 

@@ -55,7 +55,7 @@ def matmul_rows(x: Array, weight: Array) -> Array:
         its place among twelve.
     """
     rows = len(x)
-    if rows_alternate():  # there are twelve at least, and W xᵀ would not be faster
+    if rows_alternate():  # a batch has twelve at least, and W xᵀ would not be faster
         return x @ weight.T
     if rows < MIN_ROWS:
         x = np.concatenate([x, np.zeros((MIN_ROWS - rows, x.shape[1]), x.dtype)])
@@ -117,53 +117,51 @@ def rows_alternate() -> bool:
     OpenBLAS's kernels for AVX2 do. Nothing documents this, so it is tried out.
     """
     random = np.random.default_rng(0)
-    rows, weight = random.random((2, 96, 384), np.float32) - 0.5
+    row, weight = random.random(384, np.float32) - 0.5, random.random((96, 384), np.float32) - 0.5
     with blas.at_most(1):
-        together = rows @ weight.T
-        same = [np.array_equal(rows[at : at + 36] @ weight.T, together[at : at + 36]) for at in (6, 12)]
-    return same == [False, True]
+        products = np.tile(row, (36, 1)) @ weight.T
+    sixes = products.reshape(6, 6, 96)
+    alike = all(np.array_equal(six, np.tile(six[0], (6, 1))) for six in sixes)
+    return alike and [np.array_equal(six, sixes[0]) for six in sixes] == [True, False] * 3
 
 
-def rows_of(tokens: Array, attention_mask: NDArray[np.integer]) -> Array:
-    """Put what belongs to the tokens of a batch into rows, where the BLAS rounds each alike whatever texts are there.
+def places_of_tokens(attention_mask: NDArray[np.integer]) -> NDArray[np.int64] | slice:
+    """Say in which rows the tokens of a batch stand, for the BLAS to round each alike whatever texts are there.
 
     Where `rows_alternate`, tokens at even positions of their text take the first six of every twelve rows, and those at
-    odd positions the other six; rows that are left over repeat the first token. Elsewhere `tokens` is given back as
-    it is.
+    odd positions the other six. Elsewhere each takes the next row.
 
     Args:
-        tokens: [tokens, n], text after text.
         attention_mask: [B, T], 1 for each of the tokens.
 
     Returns:
-        [R, n].
+        The row of each token, text after text; or all rows, as a slice.
     """
     if not rows_alternate():
-        return tokens
-    places = places_of_tokens(attention_mask)
-    rows = np.repeat(tokens[:1], (places.max(initial=-1) // 12 + 1) * 12, axis=0)
-    rows[places] = tokens
-    return rows
-
-
-def tokens_of(rows: Array, attention_mask: NDArray[np.integer]) -> Array:
-    """Undo `rows_of`. [R, n], [B, T] -> [tokens, n]."""
-    return rows[places_of_tokens(attention_mask)] if rows_alternate() else rows
-
-
-def places_of_tokens(attention_mask: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Return the row of each token, where rows alternate. [B, T] -> [tokens]."""
+        return slice(None)
     odd = (np.cumsum(attention_mask, axis=1, dtype=np.int64)[attention_mask == 1] - 1) % 2  # [tokens]
     before = np.where(odd, np.cumsum(odd), np.cumsum(1 - odd)) - 1  # [tokens], how many of its kind stand before each
     return before // 6 * 12 + odd * 6 + before % 6
 
 
+def rows_of(tokens: Array, places: NDArray[np.int64] | slice) -> Array:
+    """Put what belongs to tokens into the rows that `places_of_tokens` says. [tokens, n] -> [R, n].
+
+    Rows that are left over, of the last twelve and where a text has an even position more, repeat the first token.
+    """
+    if isinstance(places, slice):
+        return tokens
+    rows = np.repeat(tokens[:1], (places.max(initial=-1) // 12 + 1) * 12, axis=0)
+    rows[places] = tokens
+    return rows
+
+
 @functools.cache
 def rows_are_independent(features_in: int, features_out: int, dtype: Literal["float32", "float64"]) -> bool:
-    """Tell whether tokens, in the order of `rows_of`, get the same bits whatever stands beside them.
+    """Tell whether tokens, in their places, get the same bits whatever stands beside them.
 
-    On x86-64 OpenBLAS gives them that at E5's widths, and not always for small weights. It is tried out, once per
-    shape: the same tokens are multiplied together and in parts, by one thread.
+    OpenBLAS gives them that at E5's widths on x86-64 with AVX, AVX2 or AVX-512, and not always elsewhere. It is tried
+    out, once per shape: the same tokens are multiplied together and in parts, by one thread.
 
     Args:
         features_in: columns of the rows.
@@ -174,8 +172,8 @@ def rows_are_independent(features_in: int, features_out: int, dtype: Literal["fl
     states, weight = (random.random((n, features_in), dtype) - 0.5 for n in (256, features_out))
 
     def products(first: int, last: int) -> Array:
-        mask = np.ones((1, last - first), np.int64)
-        return tokens_of(matmul_rows(rows_of(states[first:last], mask), weight), mask)
+        places = places_of_tokens(np.ones((1, last - first), np.int64))
+        return matmul_rows(rows_of(states[first:last], places), weight)[places]
 
     parts = [(0, 1), (2, 5), (8, 20), (4, 38), (50, 115), (12, 256)]
     with blas.at_most(1):
@@ -205,9 +203,9 @@ def threads_do_not_matter(
     scores = random.random((256, 256), dtype)
 
     def products() -> Iterator[Array]:
-        for n in (12, 129, 256):
+        for n in (1, 17, 33, 48, 49, 129, 256):
             yield from (matmul_rows(rows[:n, : weight.shape[1]], weight) for weight in weights)
-        for n in (12, 65, 100, 129, 200, 255, 256):
+        for n in range(1, 257, 3):  # some kernels divide some lengths only
             yield from (key[:n] @ query[:n].T, scores[:n, :n].T @ query[:n])
 
     by_all = list(products())

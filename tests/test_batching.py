@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from e5ref import batching
-from e5ref.numpy_ops import rows_of
+from e5ref.numpy_ops import places_of_tokens, rows_of
 
 
 @given(st.lists(st.integers(0, 5000), max_size=50), st.one_of(st.none(), st.integers(1, 5)))
@@ -38,7 +38,7 @@ def test_pad_ids_of_nothing():
 
 def test_rows_by_hand():
     attention_mask = np.array([[1, 1, 0], [0, 1, 0]])
-    rows = rows_of(np.array([[1.0], [2.0], [3.0]]), attention_mask)
+    rows = rows_of(np.array([[1.0], [2.0], [3.0]]), places_of_tokens(attention_mask))
     padded = batching.pad_rows(rows, attention_mask)
     assert padded[..., 0].tolist() == [[1, 2, 0], [0, 3, 0]]
 
@@ -66,8 +66,8 @@ def test_attention_blocks_hold_each_row_and_head_once(lengths, heads, elements):
         monkeypatch.setattr(batching, "BLOCK_ELEMENTS", elements)
         for block in batching.attention_blocks(attention_mask, heads):
             assert set(lengths[block.first : block.first + block.texts]) == {block.length}
-            assert block.rows.start == sum(lengths[: block.first])
-            part = seen[block.rows, block.heads]
+            assert block.tokens.start == sum(lengths[: block.first])
+            part = seen[block.tokens, block.heads]
             assert part.shape[0] == block.texts * block.length
             if block.texts > 1:
                 assert part.size * block.length <= elements

@@ -271,6 +271,14 @@ def test_threads_do_not_matter(wide, threads):
     assert numpy_ops.blas.threads == before
 
 
+@pytest.mark.parametrize(("shared", "batches"), [(True, 1), (False, 4)])
+def test_few_texts_are_divided_where_threads_cannot_share_a_batch(tiny_bert, monkeypatch, shared, batches):
+    engine = e5ref.load(tiny_bert, threads=8).engine
+    monkeypatch.setitem(engine.__dict__, "_threads_do_not_matter", shared)
+    monkeypatch.setitem(engine.__dict__, "rows_are_independent", True)
+    assert len(list(engine.batches([12] * 21, max_texts=None))) == batches
+
+
 def test_batches_are_computed_side_by_side(tiny, monkeypatch):
     """Two threads meet inside the forward pass, each with a BLAS of one thread."""
     together = threading.Barrier(2)

@@ -76,7 +76,9 @@ def test_row_blocks_are_the_same_as_the_whole(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 48, 49])
-def test_matmul_rows(rows, dtype):
+@pytest.mark.parametrize("alternate", [False, True])
+def test_matmul_rows(monkeypatch, alternate, rows, dtype):
+    monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: alternate)
     random = np.random.default_rng(0)
     x, weight = random.integers(-9, 9, (rows, 7)).astype(dtype), random.integers(-9, 9, (5, 7)).astype(dtype)
     result = numpy_ops.matmul_rows(x, weight)
@@ -125,11 +127,21 @@ def in_another_blas(core: str, code: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("core", "expected"), [("Prescott", "False False"), ("Haswell", "True True"), ("Nehalem", "False True")]
+    ("core", "expected"),
+    [
+        ("Prescott", "False [False, False] [False, False]"),
+        ("Nehalem", "False [True, False] [False, False]"),
+        ("Haswell", "True [True, True] [False, False]"),
+    ],
 )
-def test_dependence_of_rows_is_noticed(core, expected):
-    """OpenBLAS's AVX2 kernels round a row by its place among twelve; others by its place, or all rows alike."""
-    code = "from e5ref.numpy_ops import *; print(rows_alternate(), rows_are_independent(384, 384, 'float32'))"
+def test_dependence_of_bits_is_noticed(core, expected):
+    """OpenBLAS's AVX2 kernels round a row by its place among twelve; others by its place, or by the BLAS's threads."""
+    code = """
+from e5ref.numpy_ops import *
+dtypes = "float32", "float64"
+rows = [rows_are_independent(384, 384, dtype) for dtype in dtypes]
+print(rows_alternate(), rows, [threads_do_not_matter(256, 1024, 32, dtype) for dtype in dtypes])
+"""
     assert in_another_blas(core, code) == expected
 
 
@@ -138,21 +150,28 @@ def test_rows_alternate_by_hand(monkeypatch):
     monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: True)
     mask = (np.arange(10) < np.array([[9], [6]])).astype(int)
     tokens = np.array([*range(1, 10), *range(11, 17)], float)[:, None]
-    rows = numpy_ops.rows_of(tokens, mask)
+    places = numpy_ops.places_of_tokens(mask)
+    rows = numpy_ops.rows_of(tokens, places)
     even, odd = [1, 3, 5, 7, 9, 11, 13, 15], [2, 4, 6, 8, 12, 14, 16]
     assert rows[:, 0].tolist() == even[:6] + odd[:6] + even[6:] + [1] * 4 + odd[6:] + [1] * 5
-    np.testing.assert_array_equal(numpy_ops.tokens_of(rows, mask), tokens)
+    np.testing.assert_array_equal(rows[places], tokens)
 
 
-@pytest.mark.parametrize("alternate", [False, True])
-def test_rows_of_any_mask(monkeypatch, alternate):
-    """Padding may stand anywhere, and a mask be of any whole numbers."""
-    monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: alternate)
-    for dtype in ("bool", "uint8", "int64"):
-        mask = np.random.default_rng(0).integers(0, 2, (7, 23)).astype(dtype)
-        tokens = np.arange(2 * mask.sum(), dtype=np.float32).reshape(-1, 2)
-        rows = numpy_ops.rows_of(tokens, mask)
-        assert len(rows) % (12 if alternate else 1) == 0
-        np.testing.assert_array_equal(numpy_ops.tokens_of(rows, mask), tokens)
-    nothing = np.zeros((0, 3))
-    assert len(numpy_ops.tokens_of(numpy_ops.rows_of(nothing, np.zeros((0, 5), int)), np.zeros((0, 5), int))) == 0
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64"])
+def test_rows_of_any_mask(monkeypatch, dtype):
+    """Padding may stand anywhere: a token's position is that among its text's tokens."""
+    monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: True)
+    mask = np.random.default_rng(0).integers(0, 2, (7, 23)).astype(dtype)
+    places = numpy_ops.places_of_tokens(mask)
+    assert len(set(places)) == len(places)
+    assert (places % 12 // 6).tolist() == [position % 2 for row in mask for position in range(int(row.sum()))]
+    tokens = np.arange(2 * len(places), dtype=np.float32).reshape(-1, 2)
+    rows = numpy_ops.rows_of(tokens, places)
+    assert len(rows) % 12 == 0
+    np.testing.assert_array_equal(rows[places], tokens)
+
+
+def test_rows_of_no_text(monkeypatch):
+    monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: True)
+    places = numpy_ops.places_of_tokens(np.zeros((0, 5), int))
+    assert numpy_ops.rows_of(np.zeros((0, 3)), places).shape == (0, 3)

@@ -13,7 +13,7 @@ from e5ref.batching import Ids
 from e5ref.checkpoint import Checkpoint
 from e5ref.config import BertConfig
 from e5ref.numpy_model import Tap
-from e5ref.numpy_ops import Array, rows_of, tokens_of
+from e5ref.numpy_ops import Array, places_of_tokens, rows_of
 from e5ref.params import Affine, BertParams, Embeddings, Layer
 from e5ref.parity.reference import model_copy, padded_model
 
@@ -159,7 +159,8 @@ def changed_attention(
         params: Layer, hidden_states: Array, attention_mask: Ids, *, config: BertConfig, tap: Tap | None = None
     ) -> Array:
         points = {name: numpy_model.linear(hidden_states, *getattr(params, name)) for name in LINEAR[:3]}  # [R, D]
-        tokens = {name: tokens_of(rows, attention_mask) for name, rows in points.items()}  # [tokens, D]
+        places = places_of_tokens(attention_mask)
+        tokens = {name: rows[places] for name, rows in points.items()}  # [tokens, D]
         context = np.empty_like(tokens["query"])
         texts, length = attention_mask.shape
         squares = np.zeros((texts, config.num_attention_heads, length, length), hidden_states.dtype)
@@ -178,7 +179,7 @@ def changed_attention(
             numpy_model.record(tap, name, rows, attention_mask)
         if tap is not None:
             tap("attention_probabilities", squares)
-        context = rows_of(context, attention_mask)
+        context = rows_of(context, places)
         numpy_model.record(tap, "context", context, attention_mask)
         return numpy_model.linear(context, *params.attention_output) if project else context
 

@@ -17,7 +17,7 @@ from e5ref.batching import Ids
 from e5ref.checkpoint import Checkpoint
 from e5ref.config import BertConfig
 from e5ref.numpy_model import Tap
-from e5ref.numpy_ops import Array, rows_of, tokens_of
+from e5ref.numpy_ops import Array, places_of_tokens, rows_of
 from e5ref.params import BertParams, Embeddings, Layer, map_leaves
 
 # Tokens of a batch, padding counted: its points are a few hundred MB at most.
@@ -112,10 +112,10 @@ def padded_model(bias: float = -math.inf, **replacements: Any) -> ModuleType:
     ) -> Array:
         texts, length = attention_mask.shape
 
-        everything = np.ones_like(attention_mask)
+        places = places_of_tokens(np.ones_like(attention_mask))
 
         def heads(x: Array) -> Array:  # [R, D] -> [B, N, T, H]
-            x = tokens_of(x, everything)  # [B * T, D]
+            x = x[places]  # [B * T, D]
             return x.reshape(texts, length, config.num_attention_heads, config.head_size).transpose(0, 2, 1, 3)
 
         query = module.linear(hidden_states, *params.query)  # [R, D], with rows for padding
@@ -126,7 +126,7 @@ def padded_model(bias: float = -math.inf, **replacements: Any) -> ModuleType:
         scores += np.where(attention_mask == 0, bias, 0).astype(scores.dtype)[:, None, :, None]
         probabilities = module.softmax(scores).swapaxes(-1, -2)
         context = (probabilities @ heads(value)).transpose(0, 2, 1, 3).reshape(-1, config.hidden_size)  # [B * T, D]
-        context = rows_of(context, everything)  # [R, D]
+        context = rows_of(context, places)  # [R, D]
 
         module.record(tap, "query", query, attention_mask)
         module.record(tap, "key", key, attention_mask)
@@ -137,7 +137,7 @@ def padded_model(bias: float = -math.inf, **replacements: Any) -> ModuleType:
         return module.linear(context, *params.attention_output)
 
     def pad_rows(rows: Array, attention_mask: Ids) -> Array:
-        return tokens_of(rows, np.ones_like(attention_mask)).reshape(*attention_mask.shape, -1)
+        return rows[places_of_tokens(np.ones_like(attention_mask))].reshape(*attention_mask.shape, -1)
 
     changed = {"embed_tokens": embed_tokens, "self_attention": self_attention, "pad_rows": pad_rows}
     module = model_copy(**(changed | replacements))

@@ -145,7 +145,9 @@ def test_attention_across_texts_is_noticed(reference):
     def split(squares, mask, heads):
         ((_, square),) = squares
         blocks = batching.attention_blocks(mask, heads)
-        return batching.pad_squares([(block, square[:, :, block.rows, block.rows]) for block in blocks], mask, heads)
+        return batching.pad_squares(
+            [(block, square[:, :, block.tokens, block.tokens]) for block in blocks], mask, heads
+        )
 
     module.attention_blocks, module.pad_squares = one_block, split
     assert departure(module, reference).startswith("layers.0.attention_probabilities")
