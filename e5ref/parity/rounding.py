@@ -133,5 +133,8 @@ def text_rows(array: NDArray[Any], attention_mask: Ids, text: int) -> NDArray[np
     if values.ndim > 1:
         real = np.flatnonzero(attention_mask[text])
         values = values[real] if values.ndim == 2 else values[:, real][:, :, real].transpose(1, 0, 2)
-        return values.reshape(len(real), -1).astype(np.float64)
-    return values[None].astype(np.float64)
+        values = values.reshape(len(real), -1)
+    else:
+        values = values[None]
+    with np.errstate(invalid="ignore"):  # of a signalling NaN, which is NaN afterwards too
+        return values.astype(np.float64)

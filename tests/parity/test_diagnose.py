@@ -61,13 +61,14 @@ def real_texts(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module", params=["nano", "random", "real"])
 def case(request, tmp_path_factory) -> Case:
-    """e5ref-nano, and random weights of other sizes that take 512 tokens, with texts of ours; where real texts are at
-    hand, those with all-MiniLM-L6-v2's weights, 512 tokens and E5's prompts.
+    """e5ref-nano, with texts of ours; where a developer has real data, for the time it takes, also random weights of
+    other sizes that take 512 tokens, and real texts with all-MiniLM-L6-v2's weights, 512 tokens and E5's prompts.
     """
     if request.param == "nano":
         folder = weights_folder() / BUNDLED_CHECKPOINT
         return case_of(BUNDLED_CHECKPOINT, folder, [*TEXTS[:-2], LICENSE[:500], LICENSE])
-    texts = real_texts(request.getfixturevalue("shared") / "msmarco") if request.param == "real" else TEXTS
+    shared = request.getfixturevalue("shared")
+    texts = real_texts(shared / "msmarco") if request.param == "real" else TEXTS
     minilm = request.getfixturevalue("minilm")
     folder = tmp_path_factory.mktemp("diagnose") / request.param
     if request.param == "random":
