@@ -176,7 +176,10 @@ def test_padding_does_not_matter(wide, extra, others):
     np.testing.assert_array_equal(*vectors)
 
 
-IN_PLAIN_ORDER = "e5ref.numpy_ops.places_of_tokens = lambda mask: np.arange(mask.sum())"
+IN_PLAIN_ORDER = """
+places = lambda mask: np.arange(mask.sum())
+e5ref.numpy_model.places_of_tokens = e5ref.batching.places_of_tokens = places
+"""
 
 
 @pytest.mark.parametrize(
@@ -184,13 +187,14 @@ IN_PLAIN_ORDER = "e5ref.numpy_ops.places_of_tokens = lambda mask: np.arange(mask
     [
         ("Prescott", "", "rows independent, bits are the same: False True"),
         ("Haswell", "", "rows independent, bits are the same: True True"),
-        ("Haswell", IN_PLAIN_ORDER, "rows independent, bits are the same: True False"),  # planted
+        ("Haswell", IN_PLAIN_ORDER, "rows independent, bits are the same: True False"),
     ],
+    ids=["a batch each", "places", "planted"],
 )
 def test_neighbours_do_not_matter_on_another_processor(tiny_bert, core, change, expected):
     """On a BLAS whose rows depend on their place, tokens have places of their own, or texts batches of their own."""
     code = f"""
-import numpy as np, e5ref
+import numpy as np, e5ref, e5ref.batching
 model = e5ref.load({str(tiny_bert)!r})
 independent = model.engine.rows_are_independent
 {change}
