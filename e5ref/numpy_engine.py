@@ -74,12 +74,14 @@ class NumpyEngine:
         """Split texts of these lengths into batches of at most `max_texts`; yields indices."""
         total = sum(lengths)
         rounds = -(-total // (self.threads * FULL_TOKENS))  # in each of which every thread gets a batch
-        least = SHARED_TOKENS if self._threads_do_not_matter else LEAST_TOKENS
+        tokens = -(-total // (self.threads * max(rounds, 1)))
+        if tokens < SHARED_TOKENS:
+            tokens = max(tokens, SHARED_TOKENS if self._threads_do_not_matter else LEAST_TOKENS)
         # Where the BLAS rounds a text's rows differently by what stands beside them, it gets one text at a time; trying
         # that out takes longer than a query.
         return token_batches(
             lengths,
-            tokens=max(least, -(-total // (self.threads * max(rounds, 1)))),
+            tokens=tokens,
             max_texts=max_texts if len(lengths) == 1 or self.rows_are_independent else 1,
         )
 

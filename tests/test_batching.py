@@ -59,7 +59,7 @@ def test_attention_blocks_by_hand(monkeypatch):
 
 
 @given(st.lists(st.integers(1, 40), max_size=20), st.integers(1, 5), st.integers(1, 3000))
-def test_attention_blocks_hold_each_row_and_head_once(lengths, heads, elements):
+def test_attention_blocks_hold_each_token_and_head_once(lengths, heads, elements):
     attention_mask = (np.arange(40) < np.array(lengths, int)[:, None]).astype(int)
     seen = np.zeros((sum(lengths), heads), int)
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -127,7 +127,8 @@ class Run:
         parts = []
         for text, real in zip(array, self.mask, strict=True):
             parts.append(text if array.ndim == 2 else text[real] if array.ndim == 3 else text[:, real][:, :, real])
-        return np.concatenate([part.ravel() for part in parts]).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # of a signalling NaN, which is NaN afterwards too
+            return np.concatenate([part.ravel() for part in parts]).astype(np.float64)
 
 
 def other_ids(run: Run, truth: Run) -> str:

@@ -111,7 +111,6 @@ def padded_model(bias: float = -math.inf, **replacements: Any) -> ModuleType:
         params: Layer, hidden_states: Array, attention_mask: Ids, *, config: BertConfig, tap: Tap | None = None
     ) -> Array:
         texts, length = attention_mask.shape
-
         places = places_of_tokens(np.ones_like(attention_mask))
 
         def heads(x: Array) -> Array:  # [R, D] -> [B, N, T, H]

@@ -92,3 +92,9 @@ def test_a_single_short_text_leaves_room_for_rounding(minilm):
     assert compare(run_of(points | nearly, reference), reference).passed
     half = {name: round_to(array, "float16") for name, array in points.items()}
     assert not compare(run_of(half, reference), reference).passed
+
+
+def test_a_signalling_nan_is_nan_without_a_warning():
+    """A damaged file may hold one; that warnings are errors here makes this fail otherwise."""
+    array = np.full((1, 2, 3), 0x7FA00000, np.uint32).view(np.float32)
+    assert np.isnan(text_rows(array, np.ones((1, 2), int), 0)).all()
