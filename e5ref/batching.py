@@ -2,6 +2,7 @@
 
 import bisect
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,6 +70,9 @@ class PaddedShapes:
     def rows(self, length: int) -> list[int]:
         """The numbers of rows that there are for a length, ascending."""
         full = max(1, self.max_tokens // length)
+        even = 128 // math.gcd(length, 128)  # rows × length is then a multiple of the tiles of `jax_kernels`
+        if full >= 8 * even:
+            full -= full % even
         rows = [8**power for power in range(full.bit_length()) if 2 * 8**power <= full]
         return [count * self.devices for count in (*rows, full)]
 

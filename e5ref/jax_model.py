@@ -7,6 +7,7 @@ Read `numpy_model` first; what is said there is not said again here. What differ
 - The layers are scanned: XLA compiles one layer and loops, over weights stacked to [layers, …] (`stack_layers`).
 - Weights may be of half precision (`round_matrices`). Then products take and give that dtype, adding up in float32,
   and so are the states between them; biases, sums, LayerNorm, softmax, GELU, pooling and norm are computed in float32.
+- Linear layers and attention go to kernels of our own on the GPUs that there are some for (`jax_kernels`).
 - The precision of float32 products is that of `jax.default_matmul_precision`, and where nobody has chosen one
   "highest": left to itself, JAX rounds the factors to 11 bits on recent NVIDIA cards and to 8 on TPUs.
 
@@ -15,7 +16,9 @@ Letters in shapes: B texts, T tokens of a padded row, D hidden size, N heads, H 
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +27,13 @@ from jax.extend.backend import get_backend
 
 from e5ref.batching import check_batch
 from e5ref.config import BertConfig
-from e5ref.params import BertParams, Embeddings, Layer
+from e5ref.params import Affine, BertParams, Embeddings, Layer
 
 Array = jax.Array
 Tap = Callable[[str, Array], None]  # gets (name, array) at every named point
 
-# Tokens of a padded row from which on cuDNN's attention is taken on NVIDIA.
-CUDNN_TOKENS = 64
+# Tokens of a padded row from which on attention takes lengths on NVIDIA, in a kernel of ours or of cuDNN.
+LENGTHS_FROM_TOKENS = 64
 
 # Attention scores of a batch from which on a CPU takes one text at a time, so that a text's scores stay in the cache.
 CPU_SCORES = 3 << 20
@@ -74,9 +77,7 @@ def self_attention(
     params: Layer, hidden_states: Array, attention_mask: Array, *, config: BertConfig, tap: Tap | None = None
 ) -> Array:
     """Multi-head self-attention: softmax(Q Kᵀ / √H) V, heads side by side, times W_O. [B, T, D] -> [B, T, D]."""
-    query = linear(hidden_states, *params.query)  # [B, T, D]
-    key = linear(hidden_states, *params.key)  # [B, T, D]
-    value = linear(hidden_states, *params.value)  # [B, T, D]
+    query, key, value = linear_layers(hidden_states, params.query, params.key, params.value)  # [B, T, D] each
 
     def heads(x: Array) -> Array:  # [B, T, D] -> [B, N, T, H]
         return x.reshape(*x.shape[:2], config.num_attention_heads, config.head_size).transpose(0, 2, 1, 3)
@@ -100,7 +101,7 @@ def self_attention(
 
 def feed_forward(params: Layer, hidden_states: Array, attention_mask: Array, *, tap: Tap | None = None) -> Array:
     """The position-wise feed-forward network, with GELU for ReLU. [B, T, D] -> [B, T, F] -> [B, T, D]."""
-    activation = gelu(linear(hidden_states, *params.feed_forward_up))  # [B, T, F]
+    (activation,) = linear_layers(hidden_states, params.feed_forward_up, with_gelu=True)  # [B, T, F]
     record(tap, "feed_forward_activation", activation, attention_mask)
     return linear(activation, *params.feed_forward_down)
 
@@ -152,6 +153,11 @@ def forward(
 
     hidden_states = embed_tokens(embeddings, input_ids, attention_mask, config=config)  # [B, T, D]
     record(tap, "embeddings", hidden_states, attention_mask)
+    if tap is None and takes_lengths(hidden_states, config.head_size):
+        # Where a text's tokens are not the first of its row, all becomes NaN.
+        count = attention_mask.sum(axis=1, keepdims=True)  # [B, 1]
+        is_first = (attention_mask <= (jnp.arange(attention_mask.shape[1]) < count)).all(axis=1)  # [B]
+        hidden_states = jnp.where(is_first[:, None, None], hidden_states, jnp.nan)
 
     def step(hidden_states: Array, layer: Layer) -> tuple[Array, OrderedDict[str, Array]]:
         points: OrderedDict[str, Array] = OrderedDict()  # JAX sorts the names of a plain dict
@@ -247,6 +253,36 @@ def matmul(a: Array, b: Array, dtype: jnp.dtype | None = None) -> Array:
     return jnp.matmul(a, b, precision=precision, preferred_element_type=dtype)
 
 
+def is_hopper() -> bool:
+    """Say whether this runs on the GPUs that `jax_kernels` is written for, of compute capability 9.0."""
+    return getattr(jax.local_devices()[0], "compute_capability", None) == "9.0"
+
+
+def linear_layers(x: Array, *layers: Affine, with_gelu: bool = False) -> Sequence[Array]:
+    """Apply several linear layers to one input, or GELU after them, in the way that is fastest where this runs.
+
+    [..., in], ([out, in], [out]) for each -> [..., out] for each.
+    """
+
+    def plain(x: Array, layers: Sequence[Affine]) -> list[Array]:
+        results = [linear(x, *layer) for layer in layers]
+        return [gelu(result) for result in results] if with_gelu else results
+
+    fits = x.size // x.shape[-1] % 128 == 0 and x.shape[-1] % 64 == 0 and all(len(b) % 128 == 0 for _, b in layers)
+    if is_hopper() and x.dtype in (jnp.bfloat16, jnp.float16) and fits:
+        from e5ref import jax_kernels
+
+        return differentiated_as(plain, partial(jax_kernels.linear_layers, with_gelu=with_gelu))(x, layers)
+    return plain(x, layers)
+
+
+def differentiated_as(plain: Callable[..., Any], kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `kernel`, for whose derivatives JAX takes those of `plain`, which computes the same."""
+    function = jax.custom_jvp(kernel)
+    function.defjvp(partial(jax.jvp, plain))
+    return function
+
+
 def dot_product_attention(query: Array, key: Array, value: Array, is_token: Array) -> tuple[Array, Array]:
     """Compute softmax(Q Kᵀ / √H) V, in the plain form, and the softmax itself.
 
@@ -264,23 +300,34 @@ def dot_product_attention(query: Array, key: Array, value: Array, is_token: Arra
     return context.astype(value.dtype), weights / totals
 
 
+def takes_lengths(states: Array, head_size: int) -> bool:
+    """Say whether `fast_attention` takes lengths for a mask: on NVIDIA, in half precision, from 64 tokens a row on."""
+    is_half = states.dtype in (jnp.bfloat16, jnp.float16)
+    is_nvidia = "cuda" in get_backend().platform_version.lower()
+    return is_nvidia and is_half and states.shape[1] >= LENGTHS_FROM_TOKENS and head_size % 8 == 0
+
+
 def fast_attention(query: Array, key: Array, value: Array, is_token: Array) -> Array:
     """Do what `dot_product_attention` does in the way that is fastest where this runs. -> [B, N, T, H]."""
     texts, heads, tokens, head_size = query.shape
-    platform = get_backend().platform_version.lower()
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    if "cuda" in platform and half and tokens >= CUDNN_TOKENS and head_size % 8 == 0:
+    inputs = [x.transpose(0, 2, 1, 3) for x in (query, key, value)]  # [B, T, N, H]
+    if takes_lengths(inputs[0], head_size):
         # One kernel that keeps the scores out of memory. A mask would cost it a number for each pair of tokens, so it
-        # gets the number of each text's tokens, one at least. Where they are not the first of the row, all is NaN.
+        # gets the number of each text's tokens, one at least; they are the first of the row (see `forward`).
         lengths = jnp.maximum(is_token.sum(axis=1, dtype=jnp.int32), 1)  # [B]
-        is_first = (is_token <= (jnp.arange(tokens) < lengths[:, None])).all(axis=1)  # [B]
-        query = jnp.where(is_first[:, None, None, None], query, jnp.nan)
-        context = jax.nn.dot_product_attention(
-            *(x.transpose(0, 2, 1, 3) for x in (query, key, value)),  # [B, T, N, H]
-            query_seq_lengths=jnp.where(is_first, lengths, tokens),
-            key_value_seq_lengths=lengths,
-            implementation="cudnn",
-        )
+        if is_hopper() and tokens <= 128 and tokens % 8 == 0 and head_size in (32, 64):
+            from e5ref import jax_kernels
+
+            def plain(query: Array, key: Array, value: Array, lengths: Array) -> Array:
+                is_token = jnp.arange(tokens) < lengths[:, None]  # [B, T]
+                query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))  # [B, N, T, H]
+                return dot_product_attention(query, key, value, is_token)[0].transpose(0, 2, 1, 3)
+
+            context = differentiated_as(plain, jax_kernels.attention)(*inputs, lengths)
+        else:
+            context = jax.nn.dot_product_attention(
+                *inputs, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+            )
         return context.transpose(0, 2, 1, 3)
     if jax.default_backend() != "cpu" or texts * heads * tokens**2 <= CPU_SCORES:
         return dot_product_attention(query, key, value, is_token)[0]

@@ -32,6 +32,14 @@ GELU_ULP = {(0.0, 40.0): 6.0, (-3.0, 0.0): 10.0, (-6.0, -3.0): 25.0, (-13.0, -6.
 # that is multiplied by x, down to -5 or so; beyond it is 0.
 GELU_HALF = 6e-7
 
+# GELU in `jax_kernels`, up to these |x|: what its polynomial leaves, times |x|. Half precision rounds off up to 2e-4 of
+# a number near 0.1 (bfloat16) or 3e-5 (float16), and up to 1.6e-2 or 2e-3 of one near 5.
+GELU_KERNEL = {3.0: 3e-5, 5.0: 6e-5, 40.0: 4e-4}
+
+# A sum of products in half precision that are added up in float32: the rounding of the result, relative to it, and of
+# nothing else. Half a unit is 2⁻⁹ and 2⁻¹².
+PRODUCT_HALF = {"bfloat16": 2.5e-3, "float16": 3.5e-4}
+
 # erfc as the C library gives it, then three products: a few units of float64.
 GELU_FLOAT64 = 5e-16
 

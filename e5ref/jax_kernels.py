@@ -1,0 +1,275 @@
+"""Two kernels for NVIDIA's Hopper GPUs (H100, H200), in half precision: linear layers, and attention of short rows.
+
+XLA lets cuBLAS multiply, which writes a product to memory; a second kernel reads it, adds the bias, takes the GELU and
+writes it again. For E5's sizes that takes longer than the product. `linear_layers` adds the bias and takes the GELU
+while the product is still in registers, and makes one product of the layers that share an input. `attention` reads
+query, key and value once and keeps everything else on the chip, as cuDNN's does, but in tiles that fit short rows.
+
+They are written in Pallas' language for these GPUs, Mosaic GPU. What they deal in: *warpgroups*, 128 threads that
+multiply together; *SMEM*, 227 KiB on each multiprocessor; copies between it and memory that run beside the threads; and
+*barriers*, on which one waits until others have arrived. `jax_model` calls them where they can be used.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from e5ref.params import Affine
+
+Array = jax.Array
+Ref = Any  # an array in memory or SMEM, which a kernel reads and writes
+
+ROWS = 64  # of a product, for one warpgroup: what one matrix instruction takes
+BLOCK = 64  # columns of what is copied at a time: 128 bytes
+WARPGROUPS = 2  # of `linear_layers` that multiply
+
+# Columns of a tile of the product → blocks of either factor that SMEM has room for.
+BLOCKS_AHEAD = {256: 4, 128: 6}
+
+# Tiles one after another share their rows of x or their weights, so that these are still in the cache: they run up and
+# down in stripes of so many.
+STRIPE = 8
+
+# Φ(u) - 1/2 is about u · (c₀ + c₁ u² + c₂ u⁴ + …) up to |u| = 4.4, where it is all but ±1/2: the polynomial whose error
+# times |u| is least at its worst. XLA's erf takes three times as long.
+TAIL = 4.4
+COEFFICIENTS = (
+    0.39876160,
+    -0.066076428,
+    0.0096430285,
+    -0.0010549926,
+    8.4293017e-05,
+    -4.7248686e-06,
+    1.7408473e-07,
+    -3.7540491e-09,
+    3.5694291e-11,
+)
+
+
+def gelu(x: Array) -> Array:
+    """GELU in float32, off by 6e-5 at most up to |x| = 5, and by 1e-5 of |x| beyond; half precision rounds off more."""
+    u = jnp.maximum(jnp.minimum(x, jnp.full_like(x, TAIL)), jnp.full_like(x, -TAIL))
+    square = u * u
+    series = square * COEFFICIENTS[-1] + COEFFICIENTS[-2]
+    for coefficient in COEFFICIENTS[-3::-1]:
+        series = series * square + coefficient
+    return x * (u * series + 0.5)
+
+
+def linear_layers(x: Array, layers: Sequence[Affine], *, with_gelu: bool, processors: int | None = None) -> list[Array]:
+    """Compute x Wᵀ + b, or GELU(x Wᵀ + b), for several layers with outputs of one size. Sums and GELU are in float32.
+
+    Args:
+        x: [..., in] of half precision: all its rows together a multiple of 128, its columns of 64.
+        layers: weights [out, in] of the dtype of x and biases [out] of float32; out is a multiple of 128.
+        with_gelu: whether GELU follows.
+        processors: multiprocessors of the GPU; None asks it.
+
+    Returns:
+        [..., out] for each layer, in the dtype of x.
+    """
+    weight = jnp.concatenate([layer.weight for layer in layers])  # [columns, in]
+    bias = jnp.concatenate([layer.bias for layer in layers])  # [columns]
+    out = len(bias) // len(layers)
+    rows = x.reshape(-1, x.shape[-1])  # [rows, in]
+    kernel = plgpu.kernel(
+        partial(_linear, width=next(width for width in BLOCKS_AHEAD if out % width == 0), with_gelu=with_gelu),
+        out_type=[jax.ShapeDtypeStruct((len(rows), out), x.dtype) for _ in layers],
+        grid=(processors or jax.local_devices()[0].core_count,),
+        grid_names=("processor",),
+        num_threads=WARPGROUPS + 1,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+    )
+    return [output.reshape(*x.shape[:-1], out) for output in kernel(rows, weight, bias)]
+
+
+def _linear(x: Ref, weight: Ref, bias: Ref, *outputs: Ref, width: int, with_gelu: bool) -> None:
+    """On each multiprocessor: take one tile of the product after another.
+
+    One warpgroup copies blocks of both factors into a ring of SMEM; two multiply them, 64 rows of the tile each, and
+    finish their part.
+    """
+    height = WARPGROUPS * ROWS
+    down, across = x.shape[0] // height, weight.shape[0] // width  # tiles
+    blocks, ahead = x.shape[1] // BLOCK, BLOCKS_AHEAD[width]
+    processor, processors = jax.lax.axis_index("processor"), jax.lax.axis_size("processor")
+    warpgroup = jax.lax.axis_index("warpgroup")
+    own_tiles = (down * across - processor + processors - 1) // processors
+
+    def place(tile: Array) -> tuple[Array, Array]:
+        return plgpu.planar_snake(processor + tile * processors, (down, across), 1, STRIPE)
+
+    def for_each_block(tile: Array, do: Callable[[Array, Array], None]) -> None:
+        """Run do(block, its place in the ring)."""
+        jax.lax.fori_loop(0, blocks, lambda block, _: do(block, (tile * blocks + block) % ahead), None)
+
+    def run(x_ring: Ref, weight_ring: Ref, finished: Ref, is_full: Ref, is_free: Ref) -> None:
+        def copy_tile(tile: Array, _: None) -> None:
+            row, column = place(tile)
+
+            def copy(block: Array, slot: Array) -> None:
+                plgpu.barrier_wait(is_free.at[slot])
+                for source, first, count, ring in ((x, row, height, x_ring), (weight, column, width, weight_ring)):
+                    part = source.at[pl.ds(first * count, count), pl.ds(block * BLOCK, BLOCK)]
+                    plgpu.copy_gmem_to_smem(part, ring.at[slot], is_full.at[slot])
+
+            for_each_block(tile, copy)
+
+        def compute_tile(tile: Array, _: None) -> None:
+            row, column = place(tile)
+            rows = pl.ds(row * height + warpgroup * ROWS, ROWS)
+
+            @partial(pl.run_scoped, sums=plgpu.ACC((ROWS, width), jnp.float32))
+            def multiply_and_finish(sums: Ref) -> None:
+                def multiply(_: Array, slot: Array) -> None:
+                    plgpu.barrier_wait(is_full.at[slot])
+                    own_rows = x_ring.at[slot, pl.ds(warpgroup * ROWS, ROWS)]
+                    plgpu.wgmma(sums, own_rows, plgpu.transpose_ref(weight_ring.at[slot], (1, 0)))
+                    plgpu.wgmma_wait(0)
+                    plgpu.barrier_arrive(is_free.at[slot])
+
+                for_each_block(tile, multiply)
+                product = sums[...]
+                for part in range(width // BLOCK):
+                    first = column * width + part * BLOCK
+                    result = product[:, part * BLOCK : (part + 1) * BLOCK]
+                    biases = plgpu.load(bias, pl.ds(first, BLOCK), layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
+                    result += jax.lax.broadcast_in_dim(biases, result.shape, (1,))
+                    if with_gelu:
+                        result = gelu(result)
+                    plgpu.wait_smem_to_gmem(1, wait_read_only=True)  # the part before may still be on its way out
+                    own = finished.at[warpgroup, part % 2]
+                    own[...] = result.astype(x.dtype)
+                    plgpu.commit_smem()
+                    for index, output in enumerate(outputs):
+                        columns = pl.ds(first - index * output.shape[1], BLOCK)
+                        is_here = first // output.shape[1] == index
+                        pl.when(is_here)(partial(plgpu.copy_smem_to_gmem, own, output.at[rows, columns]))
+
+        @pl.when(warpgroup == WARPGROUPS)
+        def copy_all() -> None:
+            plgpu.set_max_registers(40, action="decrease")
+            jax.lax.fori_loop(0, own_tiles, copy_tile, None)
+
+        @pl.when(warpgroup < WARPGROUPS)
+        def compute_all() -> None:
+            plgpu.set_max_registers(232, action="increase")
+            for slot in range(ahead):
+                plgpu.barrier_arrive(is_free.at[slot])
+            jax.lax.fori_loop(0, own_tiles, compute_tile, None)
+            plgpu.wait_smem_to_gmem(0)
+
+    smem = partial(plgpu.SMEM, dtype=x.dtype, transforms=_layout(BLOCK))
+    pl.run_scoped(
+        run,
+        x_ring=smem((ahead, height, BLOCK)),
+        weight_ring=smem((ahead, width, BLOCK)),
+        finished=smem((WARPGROUPS, 2, ROWS, BLOCK)),
+        is_full=plgpu.Barrier(num_arrivals=2, num_barriers=ahead),
+        is_free=plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=ahead),
+        collective_axes="warpgroup",
+    )
+
+
+def attention(query: Array, key: Array, value: Array, lengths: Array) -> Array:
+    """Compute softmax(Q Kᵀ / √H) V, where the first tokens of each row are real. Softmax and sums are in float32.
+
+    Args:
+        query: [B, T, N, H] of half precision; T is a multiple of 8 from 64 to 128, H is 32 or 64.
+        key: [B, T, N, H].
+        value: [B, T, N, H].
+        lengths: real tokens of each row, one at least, [B] of int32.
+
+    Returns:
+        [B, T, N, H]; numbers without meaning where there is no token.
+    """
+    texts, _, heads, _ = query.shape
+    heads_together = 2 if heads % 2 == 0 else 1  # the second head is copied in while the first is computed
+    return plgpu.kernel(
+        partial(_attention, heads_together=heads_together),
+        out_type=jax.ShapeDtypeStruct(query.shape, query.dtype),
+        grid=(heads // heads_together, texts),
+        grid_names=("heads", "text"),
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+    )(query, key, value, lengths)
+
+
+def _attention(query: Ref, key: Ref, value: Ref, lengths: Ref, output: Ref, *, heads_together: int) -> None:
+    """One warpgroup, for some heads of one text: all keys and values are in SMEM, 64 queries are taken at a time."""
+    _, tokens, _, size = query.shape
+    text, first_head = jax.lax.axis_index("text"), jax.lax.axis_index("heads") * heads_together
+    length = lengths[text]
+    exponent = math.log2(math.e) / math.sqrt(size)  # powers of 2 are what the GPU has
+
+    # Matrix instructions take 64 queries and keys by `size`. Where these do not divide the tokens, the last ones are
+    # taken from the end: some queries are computed twice, and keys that have had their turn are left out. (start, keys,
+    # the first that counts).
+    query_starts = [min(start, tokens - ROWS) for start in range(0, tokens, ROWS)]
+    whole = tokens // size * size
+    key_blocks = [(0, whole, 0)] + ([(tokens - size, size, whole)] if whole < tokens else [])
+
+    def run(queries: Ref, keys: Ref, values: Ref, finished: Ref, is_full: Ref) -> None:
+        def multiply_keys(sums: Ref, head: int, rows: Any, block: Any) -> Array:
+            plgpu.wgmma(sums, queries.at[head, rows], plgpu.transpose_ref(keys.at[head, block], (1, 0)))
+            return sums[...]
+
+        def multiply_values(sums: Ref, weights: Array, head: int, block: Any) -> None:
+            plgpu.wgmma(sums, weights.astype(value.dtype), values.at[head, block])
+
+        for head in range(heads_together):
+            for source, copied in ((query, queries), (key, keys), (value, values)):
+                plgpu.copy_gmem_to_smem(source.at[text, :, first_head + head], copied.at[head], is_full.at[head])
+        for head in range(heads_together):
+            plgpu.barrier_wait(is_full.at[head])
+            for query_start in query_starts:
+                rows = pl.ds(query_start, ROWS)
+                highest = jnp.full((ROWS,), -jnp.inf, jnp.float32)
+                total = jnp.zeros((ROWS,), jnp.float32)
+                context = jnp.zeros((ROWS, size), jnp.float32)
+                for start, count, first in key_blocks:
+                    block = pl.ds(start, count)
+                    scores = pl.run_scoped(
+                        partial(multiply_keys, head=head, rows=rows, block=block),
+                        plgpu.ACC((ROWS, count), jnp.float32),
+                    )
+                    place = start + plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=plgpu.Layout.WGMMA)
+                    scores = jnp.where((place >= first) & (place < length), scores * exponent, -1e30)
+                    before, highest = highest, jnp.maximum(highest, scores.max(axis=1))
+                    weights = jnp.exp2(scores - _across(highest, count))
+                    shrink = jnp.exp2(before - highest)
+                    total = total * shrink + weights.sum(axis=1)
+                    context = pl.run_state(partial(multiply_values, weights=weights, head=head, block=block))(
+                        plgpu.ACC.init(context * _across(shrink, size))
+                    )
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                finished[...] = (context * _across(1 / total, size)).astype(query.dtype)
+                plgpu.commit_smem()
+                plgpu.copy_smem_to_gmem(finished, output.at[text, rows, first_head + head])
+        plgpu.wait_smem_to_gmem(0)
+
+    smem = partial(plgpu.SMEM, dtype=query.dtype, transforms=_layout(size))
+    pl.run_scoped(
+        run,
+        queries=smem((heads_together, tokens, size)),
+        keys=smem((heads_together, tokens, size)),
+        values=smem((heads_together, tokens, size)),
+        finished=smem((ROWS, size)),
+        is_full=plgpu.Barrier(num_arrivals=3, num_barriers=heads_together),
+    )
+
+
+def _layout(columns: int) -> tuple[plgpu.TilingTransform, plgpu.SwizzleTransform]:
+    """How matrix instructions want an array of half precision laid out in SMEM."""
+    return plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(2 * columns)
+
+
+def _across(column: Array, count: int) -> Array:
+    """Repeat a number of each row along it. [rows] -> [rows, count]."""
+    return jax.lax.broadcast_in_dim(column, (*column.shape, count), (0,))

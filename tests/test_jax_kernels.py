@@ -1,0 +1,189 @@
+"""The kernels for Hopper GPUs: that they can be built, what they compute, and that the twin calls them.
+
+What they compute needs such a GPU; elsewhere those tests are skipped, and all others run.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import e5ref
+from e5ref import jax_kernels, jax_model
+from e5ref.params import Affine, leaves
+from tests.test_numpy_model import ragged_batch
+from tests.tolerances import GELU_KERNEL, PRODUCT_HALF, VECTORS_HALF
+
+needs_hopper = pytest.mark.skipif(not jax_model.is_hopper(), reason="needs an NVIDIA Hopper GPU (H100, H200)")
+
+# Width in and out, layers, GELU: of e5-small's, e5-base's and e5-large's shape.
+LINEAR = [(384, 384, 3, False), (384, 1536, 1, True), (768, 768, 3, False), (1024, 4096, 1, True)]
+
+# Tokens, heads and their size: one tile, tiles that overlap, queries and keys that fill two.
+ATTENTION = [(64, 12, 32), (72, 12, 32), (96, 3, 32), (128, 12, 32), (64, 16, 64), (104, 16, 64), (128, 16, 64)]
+
+
+def linear_inputs(rows, width, out, count, dtype):
+    random = np.random.default_rng(width)
+    layers = [
+        Affine(
+            jnp.asarray(random.normal(0, 0.05, (out, width)), dtype),
+            jnp.asarray(random.normal(size=out), jnp.float32),
+        )
+        for _ in range(count)
+    ]
+    return jnp.asarray(random.normal(size=(rows // 32, 32, width)), dtype), layers
+
+
+def attention_inputs(texts, tokens, heads, size, dtype):
+    random = np.random.default_rng(tokens)
+    arrays = [jnp.asarray(random.normal(0, 1.5, (texts, tokens, heads, size)), dtype) for _ in range(3)]
+    lengths = random.integers(1, tokens + 1, texts)
+    lengths[:2] = 1, tokens
+    return arrays, jnp.asarray(lengths, jnp.int32)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", LINEAR)
+def test_linear_layers_can_be_built_for_the_gpu(case, dtype):
+    width, out, count, with_gelu = case
+    x, layers = linear_inputs(128, width, out, count, dtype)
+
+    def call(x, layers):
+        return jax_kernels.linear_layers(x, layers, with_gelu=with_gelu, processors=132)
+
+    lowered = jax.jit(call).trace(x, layers).lower(lowering_platforms=("cuda",))
+    assert [output.shape for output in lowered.out_info] == [(*x.shape[:2], out)] * count
+    assert "mosaic_gpu" in lowered.as_text()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", ATTENTION)
+def test_attention_can_be_built_for_the_gpu(case, dtype):
+    arrays, lengths = attention_inputs(2, *case, dtype)
+    lowered = jax.jit(jax_kernels.attention).trace(*arrays, lengths).lower(lowering_platforms=("cuda",))
+    assert lowered.out_info.shape == arrays[0].shape
+    assert "mosaic_gpu" in lowered.as_text()
+
+
+def test_gelu_is_less_wrong_than_half_precision():
+    x = np.linspace(-40, 40, 400_001, dtype=np.float32)
+    exact = np.array([0.5 * number * math.erfc(-number / math.sqrt(2)) for number in x.astype(np.float64)])
+    error = np.abs(np.asarray(jax_kernels.gelu(jnp.asarray(x)), np.float64) - exact)
+    for bound, tolerance in GELU_KERNEL.items():
+        assert error[np.abs(x) <= bound].max() <= tolerance
+
+
+@needs_hopper
+@pytest.mark.parametrize("rows", [128, 40 * 128, 65_536])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", LINEAR)
+def test_linear_layers_on_the_gpu(case, dtype, rows):
+    width, out, count, with_gelu = case
+    x, layers = linear_inputs(rows, width, out, count, dtype)
+    results = jax.jit(lambda *arrays: jax_kernels.linear_layers(*arrays, with_gelu=with_gelu))(x, layers)
+    for result, (weight, bias) in zip(results, layers, strict=True):
+        exact = jnp.matmul(x.astype(jnp.float32), weight.T.astype(jnp.float32), precision="highest") + bias
+        exact = jax.nn.gelu(exact, approximate=False) if with_gelu else exact
+        assert (np.abs(np.asarray(result, np.float32) - exact) <= PRODUCT_HALF[dtype] * (1 + jnp.abs(exact))).all()
+
+
+@needs_hopper
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", ATTENTION)
+def test_attention_on_the_gpu(case, dtype):
+    arrays, lengths = attention_inputs(300, *case, dtype)
+    result = np.asarray(jax.jit(jax_kernels.attention)(*arrays, lengths), np.float32)
+    is_token = jnp.arange(case[0]) < lengths[:, None]
+    wide = (array.astype(jnp.float32).transpose(0, 2, 1, 3) for array in arrays)
+    exact = np.asarray(jax_model.dot_product_attention(*wide, is_token)[0].transpose(0, 2, 1, 3))
+    assert np.isfinite(result).all()
+    # Each of a softmax's weights is rounded, and so is their sum with the values.
+    assert np.abs(np.where(is_token[..., None, None], result - exact, 0)).max() <= 4 * PRODUCT_HALF[dtype]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Let the twin think that it runs on such a GPU; what it asks of the kernels is done in plain JAX, and listed."""
+    calls = []
+
+    def linear_layers(x, layers, *, with_gelu):
+        calls.append((len(layers), with_gelu))
+        results = [jax_model.linear(x, *layer) for layer in layers]
+        return [
+            jax_kernels.gelu(result.astype(jnp.float32)).astype(x.dtype) if with_gelu else result for result in results
+        ]
+
+    def attention(query, key, value, lengths):
+        calls.append(query.shape)
+        heads_first = (array.transpose(0, 2, 1, 3) for array in (query, key, value))
+        is_token = jnp.arange(query.shape[1]) < lengths[:, None]
+        return jax_model.dot_product_attention(*heads_first, is_token)[0].transpose(0, 2, 1, 3)
+
+    monkeypatch.setattr(jax_kernels, "linear_layers", linear_layers)
+    monkeypatch.setattr(jax_kernels, "attention", attention)
+    monkeypatch.setattr(jax_model, "is_hopper", lambda: True)
+    monkeypatch.setattr(jax_model, "get_backend", lambda: type("Cuda", (), {"platform_version": "PJRT C API\nCUDA 13"}))
+    return calls
+
+
+@pytest.fixture(scope="module")
+def small_model():
+    """Random weights of the smallest sizes that the kernels take, and their config."""
+    config = e5ref.BertConfig("bert", 40, 128, 2, 4, 256, 128, 2, 1e-12, 0)
+    random = np.random.default_rng(0)
+
+    def tensor(name, shape):
+        return random.normal(1.0 if name.endswith("LayerNorm.weight") else 0.0, 0.1, shape).astype(np.float32)
+
+    return e5ref.build_params(tensor, config), config
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_twin_calls_them(small_model, dtype, calls):
+    params, config = small_model
+    batch = ragged_batch([64, 1, 30, 63], 40)
+    exact = jax_model.embed(params, *batch, config=config)
+    assert not calls  # in float32
+    vectors = jax_model.embed(jax_model.round_matrices(params, dtype), *batch, config=config)
+    assert calls == [(3, False), (4, 64, 4, 32), (1, True)]  # once, for all layers
+    assert np.abs(vectors - exact).max() <= VECTORS_HALF[dtype]
+
+
+def test_short_rows_and_odd_sizes_go_without(small_model, calls):
+    params, config = small_model
+    half = jax_model.round_matrices(params, "bfloat16")
+    jax_model.embed(half, *ragged_batch([40, 3], 40), config=config)
+    assert not calls
+    jax_model.embed(half, *ragged_batch([32] * 4, 40), config=config)
+    assert calls == [(3, False), (1, True)]  # 128 rows, but too short for attention
+
+
+def test_padding_on_the_left_is_nan_where_attention_takes_lengths(small_model, calls):
+    params, config = small_model
+    input_ids, attention_mask = ragged_batch([64, 1, 30, 63], 40)
+    vectors = jax_model.embed(
+        jax_model.round_matrices(params, "bfloat16"), input_ids, attention_mask[:, ::-1], config=config
+    )
+    assert calls
+    assert np.isnan(vectors).all(axis=1).tolist() == [False, True, True, True]
+    assert np.isfinite(vectors[0]).all()
+
+
+def test_they_are_differentiated_as_what_they_stand_for(small_model, calls, monkeypatch):
+    params, config = small_model
+    half = jax_model.round_matrices(params, "bfloat16")
+    batch = ragged_batch([64, 1, 30, 63], 40)
+
+    def loss(params):
+        return (jax_model.embed(params, *batch, config=config) ** 3).sum()
+
+    through_kernels = jax.grad(loss)(half)
+    assert calls
+    monkeypatch.setattr(jax_model, "is_hopper", lambda: False)
+    monkeypatch.setattr(jax_model, "takes_lengths", lambda *_: False)
+    for ours, plain in zip(leaves(through_kernels), leaves(jax.grad(loss)(half)), strict=True):
+        ours, plain = np.asarray(ours, np.float32), np.asarray(plain, np.float32)
+        assert np.linalg.norm(ours - plain) <= 0.03 * np.linalg.norm(plain)
