@@ -131,7 +131,7 @@ def _linear(x: Ref, weight: Ref, bias: Ref, *outputs: Ref, width: int, with_gelu
                 def multiply(_: Array, slot: Array) -> None:
                     plgpu.barrier_wait(is_full.at[slot])
                     own_rows = x_ring.at[slot, pl.ds(warpgroup * ROWS, ROWS)]
-                    plgpu.wgmma(sums, own_rows, plgpu.transpose_ref(weight_ring.at[slot], (1, 0)))
+                    plgpu.wgmma(sums, own_rows, weight_ring.at[slot].transpose((1, 0)))
                     plgpu.wgmma_wait(0)
                     plgpu.barrier_arrive(is_free.at[slot])
 
@@ -217,7 +217,7 @@ def _attention(query: Ref, key: Ref, value: Ref, lengths: Ref, output: Ref, *, h
 
     def run(queries: Ref, keys: Ref, values: Ref, finished: Ref, is_full: Ref) -> None:
         def multiply_keys(sums: Ref, head: int, rows: Any, block: Any) -> Array:
-            plgpu.wgmma(sums, queries.at[head, rows], plgpu.transpose_ref(keys.at[head, block], (1, 0)))
+            plgpu.wgmma(sums, queries.at[head, rows], keys.at[head, block].transpose((1, 0)))
             return sums[...]
 
         def multiply_values(sums: Ref, weights: Array, head: int, block: Any) -> None:

@@ -220,6 +220,13 @@ def test_little_of_a_large_job_is_padding():
     assert sum(lengths) / computed > 0.93
 
 
+def test_full_batches_of_an_accelerator_fit_the_tiles_of_the_kernels():
+    shapes = PaddedShapes(512, jax_engine.MAX_TOKENS_ACCELERATOR)
+    full = [(shapes.rows(length)[-1], length) for length in shapes.lengths]
+    assert all(rows * length % 128 == 0 for rows, length in full)
+    assert all(rows * length > 0.98 * jax_engine.MAX_TOKENS_ACCELERATOR for rows, length in full)
+
+
 def test_the_host_does_not_wait_for_each_batch(tiny):
     """Results are asked for only when several batches are under way."""
     made = []

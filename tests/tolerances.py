@@ -36,9 +36,9 @@ GELU_HALF = 6e-7
 # a number near 0.1 (bfloat16) or 3e-5 (float16), and up to 1.6e-2 or 2e-3 of one near 5.
 GELU_KERNEL = {3.0: 3e-5, 5.0: 6e-5, 40.0: 4e-4}
 
-# A sum of products in half precision that are added up in float32: the rounding of the result, relative to it, and of
-# nothing else. Half a unit is 2⁻⁹ and 2⁻¹².
-PRODUCT_HALF = {"bfloat16": 2.5e-3, "float16": 3.5e-4}
+# A sum of products of half precision that is added up in float32, relative to it or to 1: the rounding of the result,
+# half a unit of 2⁻⁷ or 2⁻¹⁰, and a little for the order of the sum and for GELU.
+PRODUCT_HALF = {"bfloat16": 4.2e-3, "float16": 5.5e-4}
 
 # erfc as the C library gives it, then three products: a few units of float64.
 GELU_FLOAT64 = 5e-16
