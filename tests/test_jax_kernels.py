@@ -106,21 +106,23 @@ def test_attention_on_the_gpu(case, dtype):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Let the twin think that it runs on such a GPU; what it asks of the kernels is done in plain JAX, and listed."""
+    """Let the twin think that it runs on such a GPU; what it asks of the kernels is done in plain JAX, and listed.
+
+    Like a kernel, it has no derivative of its own.
+    """
     calls = []
 
     def linear_layers(x, layers, *, with_gelu):
         calls.append((len(layers), with_gelu))
         results = [jax_model.linear(x, *layer) for layer in layers]
-        return [
-            jax_kernels.gelu(result.astype(jnp.float32)).astype(x.dtype) if with_gelu else result for result in results
-        ]
+        return jax.lax.stop_gradient([jax_model.gelu(result) if with_gelu else result for result in results])
 
     def attention(query, key, value, lengths):
         calls.append(query.shape)
         heads_first = (array.transpose(0, 2, 1, 3) for array in (query, key, value))
         is_token = jnp.arange(query.shape[1]) < lengths[:, None]
-        return jax_model.dot_product_attention(*heads_first, is_token)[0].transpose(0, 2, 1, 3)
+        context, _ = jax_model.dot_product_attention(*heads_first, is_token)
+        return jax.lax.stop_gradient(context.transpose(0, 2, 1, 3))
 
     monkeypatch.setattr(jax_kernels, "linear_layers", linear_layers)
     monkeypatch.setattr(jax_kernels, "attention", attention)

@@ -26,8 +26,8 @@ MUTANTS = {
     "positions off by one": ("jnp.arange(input_ids.shape[1])", "jnp.arange(input_ids.shape[1]) + 1", "embeddings"),
     "no bias": ("(matmul(x, weight.T) + bias)", "matmul(x, weight.T)", "layers.0.query"),
     "query and key swapped": (
-        "linear(hidden_states, *params.query)",
-        "linear(hidden_states, *params.key)",
+        "params.query, params.key, params.value",
+        "params.key, params.query, params.value",
         "layers.0.query",
     ),
     "no scale": ("scores *= 1 / math.sqrt(query.shape[-1])", "", "layers.0.attention_probabilities"),
@@ -80,8 +80,8 @@ MUTANTS = {
         "layers.0.query",
     ),
     "padding averaged in": (
-        "attention_mask.sum(axis=1, keepdims=True)",
-        "attention_mask.sum(axis=1, keepdims=True) * 0 + attention_mask.shape[1]",
+        "attention_mask.sum(axis=1, keepdims=True), 1)",
+        "attention_mask.sum(axis=1, keepdims=True), attention_mask.shape[1])",
         "pooled",
     ),
     "[CLS] for the average": ('average_pool if pooling == "mean"', 'cls_pool if pooling == "mean"', "pooled"),
