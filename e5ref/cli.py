@@ -341,28 +341,32 @@ def bench(
 
     All embed the same inputs in turn: texts of 64, 128 and 512 tokens, and those of --texts. Each is first compared
     with float64; one that is wrong is not timed. On a CPU, each also starts processes of its own, for the time until
-    the first vector and for the most memory.
+    the first vector and for the most memory. What has been found is shown, and written, after each input.
     """
-    from e5ref.bench import bench as measure
-    from e5ref.bench import suitable_contenders
-    from e5ref.bench.report import chart, table
+    from e5ref.bench import bench_step_by_step, suitable_contenders
+    from e5ref.bench.report import chart, tables
 
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     texts = [] if source is None else _texts((), source, "TEXT")
     own = suitable_contenders() if ours is None else ours.split(",")
-    results = []
+    contenders = [*own, *filter(None, against.split(","))]
+    results: list[dict[str, Any]] = []
     for model in models:
-        results.append(measure(model, [*own, *filter(None, against.split(","))], texts=texts, rounds=rounds))
-        if not as_json:
-            click.echo(table(results[-1]) + "\n")
-    content = json.dumps(results, indent=2) + "\n"
+        shown = 0
+        for result in bench_step_by_step(model, contenders, texts=texts, rounds=rounds):
+            if shown == 0:
+                results.append(result)
+            parts = tables(result)
+            if not as_json:
+                click.echo("".join(part + "\n\n" for part in parts[shown:]), nl=False)
+            shown = len(parts)
+            if output is not None:
+                for name, text in (("bench.json", json.dumps(results, indent=2) + "\n"), ("bench.svg", chart(results))):
+                    with written_whole(output.resolve() / name) as file:
+                        file.write(text.encode())
     if as_json:
-        click.echo(content, nl=False)
-    if output is not None:
-        for name, text in (("bench.json", content), ("bench.svg", chart(results))):
-            with written_whole(output.resolve() / name) as file:
-                file.write(text.encode())
+        click.echo(json.dumps(results, indent=2))
 
 
 @commands.group("eval")

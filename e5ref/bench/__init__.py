@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,19 @@ def bench(
         ValueError: an unknown contender, or a checkpoint that does not pool by mean and normalise.
         ChildProcessError: a contender failed in a process of its own.
     """
+    *_, result = bench_step_by_step(model, contenders, texts=texts, lengths=lengths, rounds=rounds)
+    return result
+
+
+def bench_step_by_step(
+    model: str | Path | Mapping[str, int],
+    contenders: Sequence[str],
+    *,
+    texts: Sequence[str] = (),
+    lengths: Sequence[int] = (64, 128, 512),
+    rounds: int = 5,
+) -> Iterator[dict[str, Any]]:
+    """Do what `bench` does; yield what it returns after each input, as far as it is there, and at the end."""
     names = list(dict.fromkeys(contenders))
     _require(names)
     if PACKAGES.keys() & set(names):
@@ -99,10 +112,11 @@ def bench(
                 rows = measure_inputs(one, list(entrants), checkpoint.config, result["product_rates"], rounds, progress)
                 counts = {"texts": len(one.ids), "tokens": sum(map(len, one.ids))}
                 result["inputs"].append({"name": one.name, **counts, "rows": rows})
+                yield result
             wrong = {row["contender"] for one in result["inputs"] for row in one["rows"] if not row["right"]}
             right = {entrant: name for entrant, name in on_cpu.items() if entrant.name not in wrong}
             result["processes"] = measure_processes(right, checkpoint.folder, exports, texts, rounds, progress)
-    return result
+    yield result
 
 
 def suitable_contenders() -> list[str]:

@@ -9,27 +9,30 @@ from e5ref.table import aligned
 INT8_NOTE = "int8 is not of the same precision, and so no best peer: quantisation on a CPU is out of e5ref's scope."
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """Lay out what `bench` returned as aligned tables, which are Markdown too: e5ref first, then its peers."""
+def tables(result: Mapping[str, Any]) -> list[str]:
+    """Lay out what `bench` returned as aligned tables, which are Markdown too: e5ref first, then its peers.
+
+    While a result grows, step by step, so does the list.
+    """
     parts = [", ".join(f"{key} {value}" for key, value in {**result["machine"], **result["model"]}.items() if value)]
     for rate in result["product_rates"]:
         parts.append("{library} multiplies {precision} at {teraflops:.3g} TFLOP/s ({device})".format(**rate))
+    if result["attention"]:
+        parts.append("attention in bfloat16")
+        parts.append(aligned([{key: f"{value:.4g}" for key, value in row.items()} for row in result["attention"]]))
     for inputs in result["inputs"]:
         parts.append(_title(inputs) + f", {result['rounds']} rounds")
         peers = [row for row in inputs["rows"] if _is_comparable(row) and row["right"]]
         parts.append(aligned([_cells(row, _best_peer(row, peers)) for row in inputs["rows"]]))
-    if result["attention"]:
-        parts.append("attention in bfloat16")
-        parts.append(aligned([{key: f"{value:.4g}" for key, value in row.items()} for row in result["attention"]]))
     if result["processes"]:
         parts.append(f"in a process of its own: import, load and embed one query; {result['rounds']} each")
         rows = [row for row in result["processes"] if _is_comparable(row)]
         best = min(rows, key=lambda row: row["first_vector_s"]["median"], default={"contender": ""})["contender"]
         least = min((row["peak_mib"] for row in rows if row["peak_mib"]), default=None)
         parts.append(aligned([_process_cells(row, best, least) for row in result["processes"]]))
-    if any(row["precision"] == "int8" for inputs in result["inputs"] for row in inputs["rows"]):
-        parts.append(INT8_NOTE)
-    return "\n\n".join(parts)
+        if any(row["precision"] == "int8" for row in result["processes"]):
+            parts.append(INT8_NOTE)
+    return parts
 
 
 def _title(inputs: Mapping[str, Any]) -> str:
