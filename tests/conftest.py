@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from e5ref import numpy_ops
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # whatever reaches for the real hub is a mistake; test_hub.py serves its own
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: torch's threads would only wait for each other
@@ -18,6 +20,17 @@ SHARED = Path(os.environ.get("E5REF_SHARED", Path(__file__).parents[2] / "shared
 
 WORDS = """[PAD] [UNK] [CLS] [SEP] [MASK] query passage : how much protein should a female eat the is of and what
 why do plants need light sun water green cat dog man play ##s ##ing ##ed e b c d f g h i j k ! ? . , -""".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blas_threads():
+    """Keep NumPy's BLAS to one thread: idle ones wait at full speed, and take the cores of the tests beside.
+
+    Modules in which threads of the BLAS matter have a fixture of this name that leaves them alone.
+    """
+    with numpy_ops.blas.at_most(1):
+        yield
+    numpy_ops.threads_do_not_matter.cache_clear()  # it was tried out with one
 
 
 @pytest.fixture(scope="session")

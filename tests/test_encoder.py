@@ -37,6 +37,11 @@ CARD_PASSAGES = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def blas_threads():
+    """As many as there are: what they must not change is tested here."""
+
+
 @pytest.fixture(scope="module")
 def model(minilm):
     return e5ref.load(minilm)

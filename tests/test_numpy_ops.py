@@ -15,6 +15,11 @@ from e5ref import numpy_model, numpy_ops
 from tests.tolerances import GELU_FLOAT64, GELU_ULP, SUM_TO_ONE
 
 
+@pytest.fixture(scope="module", autouse=True)
+def blas_threads():
+    """As many as there are: what they do is tested here."""
+
+
 def exact_gelu(x: np.ndarray) -> np.ndarray:
     return np.array([value * 0.5 * math.erfc(-value * math.sqrt(0.5)) for value in x.astype(np.float64).tolist()])
 
