@@ -1,4 +1,4 @@
-"""`e5ref eval …`, run as people run it."""
+"""`e5ref eval …`, from arguments to output and exit code."""
 
 import json
 import os
@@ -68,9 +68,9 @@ def test_a_published_score_stands_beside(tiny_bert, tmp_path):
 
 def test_with_jax(tiny_bert, pairs, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = ["eval", "sts", pairs, "--model", tiny_bert, "--json"]
     ours, jax = (
-        json.loads(run("eval", "sts", pairs, "--model", tiny_bert, "--backend", backend, "--json").stdout)[0]
-        for backend in ("numpy", "jax")
+        json.loads(run(*arguments, "--backend", backend, own_process=True).stdout)[0] for backend in ("numpy", "jax")
     )
     assert jax["provenance"]["sentence"]["backend"] == "jax"
     assert jax["scores"]["pearson"] == pytest.approx(ours["scores"]["pearson"], abs=1e-5)

@@ -1,4 +1,4 @@
-"""`e5ref compare`, run as people run it: exit codes, output, and one sentence for whatever is no run."""
+"""`e5ref compare`: exit codes, output, and one sentence for whatever is no run."""
 
 import json
 
