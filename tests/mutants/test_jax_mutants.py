@@ -3,6 +3,7 @@
 import inspect
 import types
 
+import jax
 import pytest
 
 import e5ref
@@ -110,13 +111,17 @@ def reference(tmp_path_factory):
     return e5ref.read_checkpoint(folder, dtype="float64"), batch, transformers_run(folder, *batch, "float64")
 
 
-def departure(module: types.ModuleType, reference) -> str | None:
+def departure(module: types.ModuleType, reference, *, compiled: bool = False) -> str | None:
+    """Run a copy operation by operation, which asks for next to no compiling anew, or as one program."""
     checkpoint, batch, expected = reference
-    return first_departure(jax_run(checkpoint, *batch, model=module), expected, batch[1], "float64")
+    with jax.disable_jit(not compiled):
+        run = jax_run(checkpoint, *batch, model=module)
+    return first_departure(run, expected, batch[1], "float64")
 
 
-def test_an_unchanged_copy_passes(reference):
-    assert departure(jax_model_with("", ""), reference) is None
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_unchanged_copy_passes(compiled, reference):
+    assert departure(jax_model_with("", ""), reference, compiled=compiled) is None
 
 
 @pytest.mark.parametrize("name", MUTANTS)
