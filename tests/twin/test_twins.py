@@ -61,7 +61,7 @@ def test_odd_shapes(shape, dtype, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_e5_small_shape(dtype, tmp_path):
-    assert_twins_agree(write_random_bert(tmp_path, **E5_SMALL), *ragged_batch([40, 512, 1, 7], 30522), dtype)
+    assert_twins_agree(write_random_bert(tmp_path, **E5_SMALL), *ragged_batch([512, 7], 30522), dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
