@@ -1,10 +1,12 @@
 """Checkpoints to test with: random ones made on the spot, and all-MiniLM-L6-v2's trained weights."""
 
+import atexit
 import json
 import os
 import shutil
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -12,8 +14,13 @@ from e5ref import numpy_ops
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # whatever reaches for the real hub is a mistake; test_hub.py serves its own
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: torch's threads would only wait for each other
-    os.environ.setdefault("MKL_NUM_THREADS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: more threads would only wait for each other
+    os.environ.setdefault("MKL_NUM_THREADS", "1")  # torch's
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # in processes that tests start; here NumPy is loaded already
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one process of a run compiles, none compiles again
+    programs = TemporaryDirectory()
+    atexit.register(programs.cleanup)
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": programs.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 # Real data, where a developer has it: a tokenizer of e5-small-v2, the Declaration of Human Rights in 388 languages.
 SHARED = Path(os.environ.get("E5REF_SHARED", Path(__file__).parents[2] / "shared")) / "data"

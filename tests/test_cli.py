@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +15,7 @@ import pytest
 from safetensors import safe_open
 
 import e5ref
+from e5ref import bench
 from e5ref.cli import main
 from tests.conftest import write_random_bert
 from tests.tolerances import VECTORS
@@ -35,14 +37,18 @@ def run(
 
 
 def run_here(words: list[str], stdin: bytes) -> subprocess.CompletedProcess:
-    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+    """Run the command line in this process; its standard streams are files, as they are to a shell."""
+    with TemporaryDirectory() as folder:
         files = Path(folder, "output"), Path(folder, "errors")
-        patch.setattr(sys, "argv", ["e5ref", *words])
-        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with files[0].open("w") as output, files[1].open("w") as errors, pytest.raises(SystemExit) as exited:
-            patch.setattr(sys, "stdout", output)
-            patch.setattr(sys, "stderr", errors)
-            main()
+        with ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr(sys, "argv", ["e5ref", *words])
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            patch.setattr(sys, "stdout", stack.enter_context(files[0].open("w")))
+            patch.setattr(sys, "stderr", stack.enter_context(files[1].open("w")))
+            with pytest.raises(SystemExit) as exited:
+                main()
         return subprocess.CompletedProcess(words, exited.value.code or 0, *(file.read_bytes() for file in files))
 
 
@@ -323,6 +329,7 @@ def test_output_that_has_no_room(tiny_bert):
 @pytest.fixture
 def kept_programs(tmp_path, monkeypatch):
     """Keep JAX's compiled programs in a folder of the test's own."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "e5ref" / "jax"
 
@@ -343,7 +350,7 @@ def test_jax_backend(tiny_bert, model, tmp_path, kept_programs):
     assert ranked[0] == ranked[1]
 
 
-def test_jax_in_half_precision(tiny_bert, model, kept_programs):
+def test_jax_in_half_precision(tiny_bert, model):
     options = ["--model", tiny_bert, "--backend", "jax", "--precision", "bfloat16"]
     result = run("embed", "query: cat", *options, own_process=True)
     vector = np.array(json.loads(result.stdout)["embedding"], np.float32)
@@ -355,11 +362,11 @@ def test_precision_without_jax(tiny_bert):
 
 
 def test_warm_up(tmp_path, kept_programs):
-    folder = write_random_bert(tmp_path / "model", max_position_embeddings=12, num_hidden_layers=1)
+    folder = write_random_bert(tmp_path / "model", max_position_embeddings=9, num_hidden_layers=1)
     result = run("warm-up", "--model", folder, own_process=True)
-    assert result.stdout.decode() == f"16 programs are ready in {kept_programs}\n"
+    assert result.stdout.decode() == f"7 programs are ready in {kept_programs}\n"
     kept = sum("embed" in path.name and path.name.endswith("-cache") for path in kept_programs.iterdir())
-    assert kept == 16
+    assert kept == 7
 
 
 def test_a_share_of_the_texts(tiny_bert, model, tmp_path):
@@ -388,7 +395,11 @@ def test_an_automatic_share_needs_jax_and_other_processes(tiny_bert):
     assert "write --share I/N" in alone
 
 
-def test_bench(tiny_bert, tmp_path):
+def test_bench(tiny_bert, tmp_path, monkeypatch):
+    """Without what takes long and is measured in test_bench.py: much to embed, and processes of their own."""
+    for name, value in {"PAUSE": 0, "FIXED_TOKENS": 256, "LATENCY_CALLS": 3}.items():
+        monkeypatch.setattr(bench.measure, name, value)
+    monkeypatch.setattr(bench, "measure_processes", lambda *_: [])
     texts = tmp_path / "texts.txt"
     texts.write_text("query: cat\nquery: the dog\n")
     options = ["--model", tiny_bert, "--texts", texts, "--rounds", 1]

@@ -66,8 +66,7 @@ def test_a_published_score_stands_beside(tiny_bert, tmp_path):
     assert lines[-1] == "published: the authors' model cards and the paper, arXiv:2212.03533; protocol authors"
 
 
-def test_with_jax(tiny_bert, pairs, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_with_jax(tiny_bert, pairs):
     arguments = ["eval", "sts", pairs, "--model", tiny_bert, "--json"]
     ours, jax = (
         json.loads(run(*arguments, "--backend", backend, own_process=True).stdout)[0] for backend in ("numpy", "jax")
