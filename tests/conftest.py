@@ -15,8 +15,7 @@ from e5ref import numpy_ops
 os.environ["HF_HUB_OFFLINE"] = "1"  # whatever reaches for the real hub is a mistake; test_hub.py serves its own
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: more threads would only wait for each other
-    os.environ.setdefault("MKL_NUM_THREADS", "1")  # torch's
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # in processes that tests start; here NumPy is loaded already
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch and scikit-learn; in processes that tests start, NumPy too
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one process of a run compiles, none compiles again
     programs = TemporaryDirectory()
     atexit.register(programs.cleanup)

@@ -126,7 +126,7 @@ def in_another_blas(core: str, code: str) -> str:
     if "openblas" not in blas:
         pytest.skip(f"NumPy is built with {blas.strip()}, and OPENBLAS_CORETYPE chooses kernels of OpenBLAS only")
     environment = os.environ | {"OPENBLAS_CORETYPE": core}
-    environment.pop("OPENBLAS_NUM_THREADS", None)
+    environment.pop("OMP_NUM_THREADS", None)
     return subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     ).stdout.strip()

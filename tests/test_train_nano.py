@@ -4,9 +4,11 @@ The teacher is e5ref-nano itself: a trained model, and the quickest at hand.
 """
 
 import gzip
+import itertools
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -33,6 +35,14 @@ SMALL = replace(
 def write_lines(path: Path, rows: list[dict]) -> None:
     with gzip.open(path, "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_length():
+    """Pad all to the most tokens: a program of training for each pair of lengths takes long to compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_nano, "LENGTHS", (SMALL.max_position_embeddings,))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +89,6 @@ def test_it_learns(trained):
 
 
 def test_it_goes_on_where_it_stopped_with_the_same_result(data, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_nano, "LENGTHS", (32,))  # one program for each of the three runs
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     arguments = {"config": SMALL, "steps": 4, "score_every": 2}
     lines = train_nano.train(whole, data, teacher, **arguments)
@@ -114,6 +123,30 @@ def test_a_start_of_chance_is_worse(trained, data, teacher, tmp_path, monkeypatc
     start, _, end = trained[1]
     assert line["held_out"] < start["held_out"]
     assert 1.2 * line["held_out"] < end["held_out"]
+
+
+def test_batches_hold_pairs_of_like_lengths_each_once_an_epoch(monkeypatch):
+    monkeypatch.setattr(train_nano, "LENGTHS", (16, 32))
+    monkeypatch.setattr(train_nano, "BATCH_TOKENS", 128)  # two pairs of the longest
+    ids = [[text] * (1 + text % 32) for text in range(64)]
+    pairs = np.random.default_rng(0).integers(64, size=(120, 2))
+    examples = train_nano.Data(ids, ids, np.eye(64, dtype=np.float32), pairs, np.arange(120) % 2)
+    seen = Counter()
+    for batch in itertools.islice(examples.batches(0), 300):
+        made = batch()
+        lengths = made.query_ids.shape[1], made.passage_ids.shape[1]
+        assert len(made.natural) == 128 // sum(lengths)
+        longest = made.query_mask.sum(axis=1), made.passage_mask.sum(axis=1)
+        for length, tokens in zip(lengths, longest, strict=True):
+            assert length == 16 or tokens.min() > 16
+            assert tokens.max() <= length
+        seen.update(zip(made.query_ids[:, 0].tolist(), made.passage_ids[:, 0].tolist(), strict=True))
+        np.testing.assert_array_equal(made.query_targets.argmax(axis=1), made.query_ids[:, 0])
+        np.testing.assert_array_equal(made.passage_targets.argmax(axis=1), made.passage_ids[:, 0])
+    assert seen.keys() == set(map(tuple, pairs.tolist()))
+    drawn = Counter(map(tuple, pairs.tolist()))
+    epochs = [seen[pair] / drawn[pair] for pair in drawn]
+    assert max(epochs) - min(epochs) <= 1
 
 
 def test_held_out_pairs_are_not_trained_on(data, teacher, tmp_path, monkeypatch):
