@@ -61,6 +61,12 @@ def in_process(monkeypatch):
     monkeypatch.setattr(bench, "measure_processes", lambda *arguments: [])
 
 
+@pytest.fixture
+def no_rates(monkeypatch):
+    """Large products, which take most of a small bench's time, are not timed: test_all_installed_contenders does it."""
+    monkeypatch.setattr(bench, "product_rates", lambda contenders: [])
+
+
 def planted(name, change, **facts):
     """Make a peer that computes what e5ref does, then changes it."""
 
@@ -94,13 +100,13 @@ def test_all_installed_contenders_agree_and_are_timed(in_process):
     assert len({len(line) for line in table(result).splitlines() if line.startswith("|")}) <= 3  # a width per table
 
 
-def test_sentence_transformers_takes_texts_only(in_process):
+def test_sentence_transformers_takes_texts_only(in_process, no_rates):
     result = bench.bench(TINY, ["sentence-transformers", "numpy"], texts=TEXTS, lengths=(16,), rounds=1)
     rows = [[row["contender"] for row in inputs["rows"] if row["right"]] for inputs in result["inputs"]]
     assert rows == [["e5ref numpy", "sentence-transformers"], ["e5ref numpy"]]
 
 
-def test_the_model_cards_code_agrees(in_process):
+def test_the_model_cards_code_agrees(in_process, no_rates):
     result = bench.bench(TINY, ["model-card"], texts=TEXTS, lengths=(), rounds=1)
     (row,) = result["inputs"][0]["rows"]
     assert (row["contender"], row["right"]) == ("model card's code", True)
@@ -135,7 +141,7 @@ def test_contenders_are_those_of_all_precisions():
         (lambda vectors: vectors[::-1], "float32", False),
     ],
 )
-def test_who_is_wrong_is_not_timed(change, precision, right, monkeypatch, in_process):
+def test_who_is_wrong_is_not_timed(change, precision, right, monkeypatch, in_process, no_rates):
     calls = []
     change_and_count = lambda vectors: (calls.append(len(vectors)), change(vectors))[1]  # noqa: E731
     monkeypatch.setitem(bench.CONTENDERS, "planted", planted("planted", change_and_count, precision=precision))
@@ -149,7 +155,7 @@ def test_who_is_wrong_is_not_timed(change, precision, right, monkeypatch, in_pro
     assert ("wrong" in table(result)) is not right
 
 
-def test_int8_is_marked_and_no_best_peer(monkeypatch, in_process):
+def test_int8_is_marked_and_no_best_peer(monkeypatch, in_process, no_rates):
     monkeypatch.setitem(bench.CONTENDERS, "exact", planted("exact", lambda vectors: time.sleep(0.05) or vectors))
     monkeypatch.setitem(bench.CONTENDERS, "coarse", planted("coarse", lambda vectors: vectors, precision="int8"))
     lines = table(bench.bench(TINY, ["exact", "coarse"], lengths=(16,), rounds=1)).splitlines()
@@ -194,7 +200,7 @@ def test_peers_start_without_e5ref_and_the_exporter(prepared, tmp_path):
     assert not {"e5ref", "torch", "transformers", "onnx", "safetensors", "jax"} & loaded
 
 
-def test_the_chart_shows_each_input_and_contender(monkeypatch, in_process):
+def test_the_chart_shows_each_input_and_contender(monkeypatch, in_process, no_rates):
     monkeypatch.setitem(bench.CONTENDERS, "planted", planted("A & B", lambda vectors: vectors))
     monkeypatch.setitem(bench.CONTENDERS, "wrong", planted("wrong", lambda vectors: -vectors))
     result = bench.bench(TINY, ["numpy", "planted", "wrong"], texts=TEXTS, lengths=(16,), rounds=2)
@@ -236,11 +242,10 @@ def test_ratios_are_those_of_rounds():
     assert speed_ratio([2.0], [1.0]) == 0.5
 
 
-def test_a_run_gives_the_ratios_of_its_rounds(monkeypatch, in_process):
+def test_a_run_gives_the_ratios_of_its_rounds(monkeypatch, in_process, no_rates):
     """Round by round ours takes 1, 5 and 2 s, theirs 2, 10 and 20: also where the order turns round."""
     seconds = iter([1.0, 2.0, 10.0, 5.0, 2.0, 20.0])
     monkeypatch.setitem(bench.CONTENDERS, "planted", planted("planted", lambda vectors: vectors))
-    monkeypatch.setattr(bench, "product_rates", lambda contenders: [])
     monkeypatch.setattr(measure, "_seconds", lambda call, times: [next(seconds)])
     result = bench.bench(TINY, ["planted", "numpy"], lengths=(16,), rounds=3)
     ours, theirs = result["inputs"][0]["rows"]
