@@ -16,10 +16,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # whatever reaches for the real hub is a mis
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: more threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch and scikit-learn; in processes that tests start, NumPy too
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one process of a run compiles, none compiles again
-    programs = TemporaryDirectory()
-    atexit.register(programs.cleanup)
-    os.environ |= {"JAX_COMPILATION_CACHE_DIR": programs.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+# What JAX compiles is kept till the end, for this process and those that it starts. Workers have a folder each: JAX
+# may read a file while another process writes it.
+programs = TemporaryDirectory()
+atexit.register(programs.cleanup)
+os.environ |= {"JAX_COMPILATION_CACHE_DIR": programs.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 # Real data, where a developer has it: a tokenizer of e5-small-v2, the Declaration of Human Rights in 388 languages.
 SHARED = Path(os.environ.get("E5REF_SHARED", Path(__file__).parents[2] / "shared")) / "data"
