@@ -48,7 +48,8 @@ def test_block(language, block, environment, tmp_path):
         short = write_random_bert(tmp_path / "short", max_position_embeddings=4, num_hidden_layers=1)
         block = block.replace("e5ref warm-up", f"e5ref warm-up --model {short}")
     block = block.replace(" --model base --model large", "")  # test_cli.py gives several
-    block = block.replace("transformers,sentence-transformers", "transformers")  # docs/bench.md has the other
+    # These peers are run by test_cli.py and for docs/bench.md.
+    block = block.replace(" --against transformers,sentence-transformers", "")
     block = block.replace("--model small", f"--model {KNOWN}")  # as the hub here has it, very small
     block = block.replace("e5ref bench", "e5ref bench --rounds 1")
     block = block.replace("-m tests.figures", "-m tests.figures --tokens 16")
