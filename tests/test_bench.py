@@ -1,5 +1,6 @@
 """The bench: contenders compute the same, a wrong one is found out and not timed, and ratios are those of rounds."""
 
+import itertools
 import json
 import math
 import subprocess
@@ -17,7 +18,7 @@ from e5ref.bench import contenders, measure
 from e5ref.bench.contenders import CONTENDERS, Contender, run_engine
 from e5ref.bench.measure import flops_per_token, product_rates, speed_ratio
 from e5ref.bench.prepare import write_exports, write_random_checkpoint
-from e5ref.bench.report import INT8_NOTE, chart, table
+from e5ref.bench.report import INT8_NOTE, chart, tables
 from e5ref.encoder import Precision
 
 TINY = {
@@ -97,7 +98,8 @@ def test_all_installed_contenders_agree_and_are_timed(in_process):
             assert 0 < row["share"] < 1
             assert (row["latency_ms"] is not None) == (inputs["name"] == "texts")
     assert json.loads(json.dumps(result)) == result
-    assert len({len(line) for line in table(result).splitlines() if line.startswith("|")}) <= 3  # a width per table
+    for part in tables(result):
+        assert len({len(line) for line in part.splitlines() if line.startswith("|")}) <= 1  # the columns are aligned
 
 
 def test_sentence_transformers_takes_texts_only(in_process, no_rates):
@@ -129,6 +131,13 @@ def test_contenders_are_those_of_all_precisions():
     assert set(contenders.PACKAGES) == {name for name in CONTENDERS if not name.startswith(("numpy", "jax"))}
 
 
+def test_what_is_found_grows_input_by_input(in_process, no_rates):
+    seen = [tables(result) for result in bench.bench_step_by_step(TINY, ["numpy"], lengths=(8, 16), rounds=1)]
+    assert len(seen) == 3  # after each input, and at the end
+    assert all(more[: len(less)] == less for less, more in itertools.pairwise(seen))
+    assert len(seen[0]) < len(seen[1])
+
+
 @pytest.mark.parametrize(
     ("change", "precision", "right"),
     [
@@ -152,13 +161,13 @@ def test_who_is_wrong_is_not_timed(change, precision, right, monkeypatch, in_pro
     assert len(calls) == (4 if right else 1)
     assert ("tokens_per_second" in theirs) is right
     assert ("planted" in ours["ratios"]) is right
-    assert ("wrong" in table(result)) is not right
+    assert ("wrong" in "".join(tables(result))) is not right
 
 
 def test_int8_is_marked_and_no_best_peer(monkeypatch, in_process, no_rates):
     monkeypatch.setitem(bench.CONTENDERS, "exact", planted("exact", lambda vectors: time.sleep(0.05) or vectors))
     monkeypatch.setitem(bench.CONTENDERS, "coarse", planted("coarse", lambda vectors: vectors, precision="int8"))
-    lines = table(bench.bench(TINY, ["exact", "coarse"], lengths=(16,), rounds=1)).splitlines()
+    lines = "\n".join(tables(bench.bench(TINY, ["exact", "coarse"], lengths=(16,), rounds=1))).splitlines()
     ratios = {line.split("|")[1].strip(): line.split("|")[5].strip() for line in lines if line.startswith("| ")}
     assert ratios["exact"] == "1.00"
     assert float(ratios["coarse"]) > 1

@@ -395,11 +395,15 @@ def test_an_automatic_share_needs_jax_and_other_processes(tiny_bert):
     assert "write --share I/N" in alone
 
 
-def test_bench(tiny_bert, tmp_path, monkeypatch):
-    """Without what takes long and is measured in test_bench.py: much to embed, and processes of their own."""
+@pytest.fixture
+def short_bench(monkeypatch):
+    """Leave out what takes long and is measured in test_bench.py: much to embed, and processes of their own."""
     for name, value in {"PAUSE": 0, "FIXED_TOKENS": 256, "LATENCY_CALLS": 3}.items():
         monkeypatch.setattr(bench.measure, name, value)
     monkeypatch.setattr(bench, "measure_processes", lambda *_: [])
+
+
+def test_bench(tiny_bert, tmp_path, short_bench):
     texts = tmp_path / "texts.txt"
     texts.write_text("query: cat\nquery: the dog\n")
     options = ["--model", tiny_bert, "--texts", texts, "--rounds", 1]
@@ -415,6 +419,23 @@ def test_bench(tiny_bert, tmp_path, monkeypatch):
     assert len(list(written.iterdir())) == 2
     assert [inputs["name"] for inputs in result["inputs"]] == ["texts", "64 tokens"]
     assert all(row["right"] for inputs in [*result["inputs"], *other["inputs"]] for row in inputs["rows"])
+
+
+def test_a_bench_that_is_broken_off_leaves_what_it_found(tiny_bert, tmp_path, short_bench, monkeypatch):
+    measure = bench.measure_inputs
+
+    def measure_texts_only(inputs, *arguments):
+        if inputs.name != "texts":
+            raise ValueError("broken off")
+        return measure(inputs, *arguments)
+
+    monkeypatch.setattr(bench, "measure_inputs", measure_texts_only)
+    options = ["--model", tiny_bert, "--texts", "-", "--ours", "numpy", "--rounds", 1, "-o", tmp_path / "found"]
+    shown = run("bench", *options, stdin=b"query: cat\n", code=2)
+    assert "texts: 1 texts" in shown.stdout.decode()
+    assert "broken off" in shown.stderr.decode()
+    (result,) = json.loads((tmp_path / "found" / "bench.json").read_text())
+    assert [inputs["name"] for inputs in result["inputs"]] == ["texts"]
 
 
 def test_bench_against_nobody_known(tiny_bert):

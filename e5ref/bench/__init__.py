@@ -104,6 +104,7 @@ def bench_step_by_step(
             "product_rates": product_rates(list(entrants)),
             "attention": attention_times(checkpoint.config) if ours - {"cpu"} else [],
             "inputs": [],
+            "processes": [],
         }
         inputs = make_inputs(encoder, texts, lengths, on_accelerator=len(on_cpu) < len(entrants))
         turns = len(inputs) * len(entrants) * (1 + rounds) + len(on_cpu) * rounds

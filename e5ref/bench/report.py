@@ -24,14 +24,14 @@ def tables(result: Mapping[str, Any]) -> list[str]:
         parts.append(_title(inputs) + f", {result['rounds']} rounds")
         peers = [row for row in inputs["rows"] if _is_comparable(row) and row["right"]]
         parts.append(aligned([_cells(row, _best_peer(row, peers)) for row in inputs["rows"]]))
+        if any(row["precision"] == "int8" for row in inputs["rows"]) and INT8_NOTE not in parts:
+            parts.append(INT8_NOTE)
     if result["processes"]:
         parts.append(f"in a process of its own: import, load and embed one query; {result['rounds']} each")
         rows = [row for row in result["processes"] if _is_comparable(row)]
         best = min(rows, key=lambda row: row["first_vector_s"]["median"], default={"contender": ""})["contender"]
         least = min((row["peak_mib"] for row in rows if row["peak_mib"]), default=None)
         parts.append(aligned([_process_cells(row, best, least) for row in result["processes"]]))
-        if any(row["precision"] == "int8" for row in result["processes"]):
-            parts.append(INT8_NOTE)
     return parts
 
 
