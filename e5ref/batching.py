@@ -70,9 +70,9 @@ class PaddedShapes:
     def rows(self, length: int) -> list[int]:
         """The numbers of rows that there are for a length, ascending."""
         full = max(1, self.max_tokens // length)
-        even = 128 // math.gcd(length, 128)  # rows × length is then a multiple of the tiles of `jax_kernels`
-        if full >= 8 * even:
-            full -= full % even
+        multiple = 128 // math.gcd(length, 128)  # of rows, for rows × length to be a multiple of `jax_kernels`' tiles
+        if full >= 8 * multiple:  # an eighth of the rows is lost at most
+            full -= full % multiple
         rows = [8**power for power in range(full.bit_length()) if 2 * 8**power <= full]
         return [count * self.devices for count in (*rows, full)]
 

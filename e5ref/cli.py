@@ -341,8 +341,10 @@ def bench(
 
     All embed the same inputs in turn: texts of 64, 128 and 512 tokens, and those of --texts. Each is first compared
     with float64; one that is wrong is not timed. On a CPU, each also starts processes of its own, for the time until
-    the first vector and for the most memory. What has been found is shown, and written, after each input.
+    the first vector and for the most memory. Tables are shown, and files written, after each input.
     """
+    from tqdm import tqdm
+
     from e5ref.bench import bench_step_by_step, suitable_contenders
     from e5ref.bench.report import chart, tables
 
@@ -354,12 +356,13 @@ def bench(
     results: list[dict[str, Any]] = []
     for model in models:
         shown = 0
-        for result in bench_step_by_step(model, contenders, texts=texts, rounds=rounds):
-            if shown == 0:
+        for step, result in enumerate(bench_step_by_step(model, contenders, texts=texts, rounds=rounds)):
+            if step == 0:
                 results.append(result)
             parts = tables(result)
             if not as_json:
-                click.echo("".join(part + "\n\n" for part in parts[shown:]), nl=False)
+                for part in parts[shown:]:
+                    tqdm.write(part + "\n")  # which takes a progress bar away for as long
             shown = len(parts)
             if output is not None:
                 for name, text in (("bench.json", json.dumps(results, indent=2) + "\n"), ("bench.svg", chart(results))):

@@ -37,7 +37,7 @@ BLOCKS_AHEAD = {256: 4, 128: 6}
 STRIPE = 8
 
 # Φ(u) - 1/2 is about u · (c₀ + c₁ u² + c₂ u⁴ + …) up to |u| = 4.4, where it is all but ±1/2: the polynomial whose error
-# times |u| is least at its worst. XLA's erf takes three times as long.
+# times |u| is least at its worst. XLA's erf takes four times as long.
 TAIL = 4.4
 COEFFICIENTS = (
     0.39876160,
@@ -53,7 +53,10 @@ COEFFICIENTS = (
 
 
 def gelu(x: Array) -> Array:
-    """GELU in float32, off by 6e-5 at most up to |x| = 5, and by 1e-5 of |x| beyond; half precision rounds off more."""
+    """GELU in float32, off by 6e-5 at most up to |x| = 5, and by 1e-5 of |x| beyond.
+
+    Half precision rounds off more of the positive results, beside which the small negative ones are added up.
+    """
     u = jnp.maximum(jnp.minimum(x, jnp.full_like(x, TAIL)), jnp.full_like(x, -TAIL))
     square = u * u
     series = square * COEFFICIENTS[-1] + COEFFICIENTS[-2]
@@ -81,7 +84,7 @@ def linear_layers(x: Array, layers: Sequence[Affine], *, with_gelu: bool, proces
     kernel = plgpu.kernel(
         partial(_linear, width=next(width for width in BLOCKS_AHEAD if out % width == 0), with_gelu=with_gelu),
         out_type=[jax.ShapeDtypeStruct((len(rows), out), x.dtype) for _ in layers],
-        grid=(processors or jax.local_devices()[0].core_count,),
+        grid=(jax.local_devices()[0].core_count if processors is None else processors,),
         grid_names=("processor",),
         num_threads=WARPGROUPS + 1,
         thread_name="warpgroup",
@@ -93,8 +96,9 @@ def linear_layers(x: Array, layers: Sequence[Affine], *, with_gelu: bool, proces
 def _linear(x: Ref, weight: Ref, bias: Ref, *outputs: Ref, width: int, with_gelu: bool) -> None:
     """On each multiprocessor: take one tile of the product after another.
 
-    One warpgroup copies blocks of both factors into a ring of SMEM; two multiply them, 64 rows of the tile each, and
-    finish their part.
+    x [rows, in], weight [columns, in] and bias [columns] give the outputs, [rows, out] each, side by side. A tile is
+    [128, width]. One warpgroup copies blocks of both factors into a ring of SMEM; two multiply them, 64 rows of a tile
+    each, and finish their part.
     """
     height = WARPGROUPS * ROWS
     down, across = x.shape[0] // height, weight.shape[0] // width  # tiles
@@ -103,16 +107,17 @@ def _linear(x: Ref, weight: Ref, bias: Ref, *outputs: Ref, width: int, with_gelu
     warpgroup = jax.lax.axis_index("warpgroup")
     own_tiles = (down * across - processor + processors - 1) // processors
 
-    def place(tile: Array) -> tuple[Array, Array]:
+    def position(tile: Array) -> tuple[Array, Array]:  # tiles down, tiles across
         return plgpu.planar_snake(processor + tile * processors, (down, across), 1, STRIPE)
 
     def for_each_block(tile: Array, do: Callable[[Array, Array], None]) -> None:
-        """Run do(block, its place in the ring)."""
+        """Run do(block, its slot in the ring)."""
         jax.lax.fori_loop(0, blocks, lambda block, _: do(block, (tile * blocks + block) % ahead), None)
 
+    # [ahead, 128, BLOCK], [ahead, width, BLOCK], [WARPGROUPS, 2, ROWS, BLOCK], and a barrier for each slot of the rings
     def run(x_ring: Ref, weight_ring: Ref, finished: Ref, is_full: Ref, is_free: Ref) -> None:
         def copy_tile(tile: Array, _: None) -> None:
-            row, column = place(tile)
+            row, column = position(tile)
 
             def copy(block: Array, slot: Array) -> None:
                 plgpu.barrier_wait(is_free.at[slot])
@@ -123,7 +128,7 @@ def _linear(x: Ref, weight: Ref, bias: Ref, *outputs: Ref, width: int, with_gelu
             for_each_block(tile, copy)
 
         def compute_tile(tile: Array, _: None) -> None:
-            row, column = place(tile)
+            row, column = position(tile)
             rows = pl.ds(row * height + warpgroup * ROWS, ROWS)
 
             @partial(pl.run_scoped, sums=plgpu.ACC((ROWS, width), jnp.float32))
@@ -131,6 +136,7 @@ def _linear(x: Ref, weight: Ref, bias: Ref, *outputs: Ref, width: int, with_gelu
                 def multiply(_: Array, slot: Array) -> None:
                     plgpu.barrier_wait(is_full.at[slot])
                     own_rows = x_ring.at[slot, pl.ds(warpgroup * ROWS, ROWS)]
+                    # [ROWS, BLOCK] @ [BLOCK, width] -> [ROWS, width]
                     plgpu.wgmma(sums, own_rows, weight_ring.at[slot].transpose((1, 0)))
                     plgpu.wgmma_wait(0)
                     plgpu.barrier_arrive(is_free.at[slot])
@@ -202,25 +208,29 @@ def attention(query: Array, key: Array, value: Array, lengths: Array) -> Array:
 
 
 def _attention(query: Ref, key: Ref, value: Ref, lengths: Ref, output: Ref, *, heads_together: int) -> None:
-    """One warpgroup, for some heads of one text: all keys and values are in SMEM, 64 queries are taken at a time."""
+    """One warpgroup, for some heads of one text: all keys and values are in SMEM, 64 queries are taken at a time.
+
+    query, key, value and output are [B, T, N, H], lengths [B].
+    """
     _, tokens, _, size = query.shape
     text, first_head = jax.lax.axis_index("text"), jax.lax.axis_index("heads") * heads_together
     length = lengths[text]
     exponent = math.log2(math.e) / math.sqrt(size)  # powers of 2 are what the GPU has
 
     # Matrix instructions take 64 queries and keys by `size`. Where these do not divide the tokens, the last ones are
-    # taken from the end: some queries are computed twice, and keys that have had their turn are left out. (start, keys,
-    # the first that counts).
+    # taken from the end: some queries are computed and written twice, with the same bits, and keys that have had their
+    # turn are left out. Blocks of keys are (start, how many, the first that counts).
     query_starts = [min(start, tokens - ROWS) for start in range(0, tokens, ROWS)]
     whole = tokens // size * size
     key_blocks = [(0, whole, 0)] + ([(tokens - size, size, whole)] if whole < tokens else [])
 
+    # [heads_together, T, H] three times, [ROWS, H], and a barrier for each head
     def run(queries: Ref, keys: Ref, values: Ref, finished: Ref, is_full: Ref) -> None:
-        def multiply_keys(sums: Ref, head: int, rows: Any, block: Any) -> Array:
+        def multiply_keys(sums: Ref, head: int, rows: Any, block: Any) -> Array:  # [ROWS, H] @ [H, keys]
             plgpu.wgmma(sums, queries.at[head, rows], keys.at[head, block].transpose((1, 0)))
             return sums[...]
 
-        def multiply_values(sums: Ref, weights: Array, head: int, block: Any) -> None:
+        def multiply_values(sums: Ref, weights: Array, head: int, block: Any) -> None:  # [ROWS, keys] @ [keys, H]
             plgpu.wgmma(sums, weights.astype(value.dtype), values.at[head, block])
 
         for head in range(heads_together):
@@ -239,8 +249,8 @@ def _attention(query: Ref, key: Ref, value: Ref, lengths: Ref, output: Ref, *, h
                         partial(multiply_keys, head=head, rows=rows, block=block),
                         plgpu.ACC((ROWS, count), jnp.float32),
                     )
-                    place = start + plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=plgpu.Layout.WGMMA)
-                    scores = jnp.where((place >= first) & (place < length), scores * exponent, -1e30)
+                    number = start + plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=plgpu.Layout.WGMMA)
+                    scores = jnp.where((number >= first) & (number < length), scores * exponent, -1e30)
                     before, highest = highest, jnp.maximum(highest, scores.max(axis=1))
                     weights = jnp.exp2(scores - _across(highest, count))
                     shrink = jnp.exp2(before - highest)

@@ -32,6 +32,8 @@ from e5ref.params import Affine, BertParams, Embeddings, Layer
 Array = jax.Array
 Tap = Callable[[str, Array], None]  # gets (name, array) at every named point
 
+HALF = (jnp.bfloat16, jnp.float16)
+
 # Tokens of a padded row from which on attention takes lengths on NVIDIA, in a kernel of ours or of cuDNN.
 LENGTHS_FROM_TOKENS = 64
 
@@ -153,7 +155,7 @@ def forward(
 
     hidden_states = embed_tokens(embeddings, input_ids, attention_mask, config=config)  # [B, T, D]
     record(tap, "embeddings", hidden_states, attention_mask)
-    if tap is None and takes_lengths(hidden_states, config.head_size):
+    if tap is None and takes_lengths(hidden_states.dtype, hidden_states.shape[1], config.head_size):
         # Where a text's tokens are not the first of its row, all becomes NaN.
         count = attention_mask.sum(axis=1, keepdims=True)  # [B, 1]
         is_first = (attention_mask <= (jnp.arange(attention_mask.shape[1]) < count)).all(axis=1)  # [B]
@@ -255,7 +257,8 @@ def matmul(a: Array, b: Array, dtype: jnp.dtype | None = None) -> Array:
 
 def is_hopper() -> bool:
     """Say whether this runs on the GPUs that `jax_kernels` is written for, of compute capability 9.0."""
-    return getattr(jax.local_devices()[0], "compute_capability", None) == "9.0"
+    device = jax.config.jax_default_device or jax.local_devices()[0]  # type: ignore[attr-defined]
+    return getattr(device, "compute_capability", None) == "9.0"
 
 
 def linear_layers(x: Array, *layers: Affine, with_gelu: bool = False) -> Sequence[Array]:
@@ -268,8 +271,9 @@ def linear_layers(x: Array, *layers: Affine, with_gelu: bool = False) -> Sequenc
         results = [linear(x, *layer) for layer in layers]
         return [gelu(result) for result in results] if with_gelu else results
 
-    fits = x.size // x.shape[-1] % 128 == 0 and x.shape[-1] % 64 == 0 and all(len(b) % 128 == 0 for _, b in layers)
-    if is_hopper() and x.dtype in (jnp.bfloat16, jnp.float16) and fits:
+    rows, outputs = math.prod(x.shape[:-1]), {len(bias) for _, bias in layers}
+    fits = rows > 0 and rows % 128 == 0 and x.shape[-1] % 64 == 0 and len(outputs) == 1 and max(outputs) % 128 == 0
+    if is_hopper() and x.dtype in HALF and fits:
         from e5ref import jax_kernels
 
         return differentiated_as(plain, partial(jax_kernels.linear_layers, with_gelu=with_gelu))(x, layers)
@@ -300,20 +304,22 @@ def dot_product_attention(query: Array, key: Array, value: Array, is_token: Arra
     return context.astype(value.dtype), weights / totals
 
 
-def takes_lengths(states: Array, head_size: int) -> bool:
+def takes_lengths(dtype: jnp.dtype, tokens: int, head_size: int) -> bool:
     """Say whether `fast_attention` takes lengths for a mask: on NVIDIA, in half precision, from 64 tokens a row on."""
-    is_half = states.dtype in (jnp.bfloat16, jnp.float16)
     is_nvidia = "cuda" in get_backend().platform_version.lower()
-    return is_nvidia and is_half and states.shape[1] >= LENGTHS_FROM_TOKENS and head_size % 8 == 0
+    return is_nvidia and dtype in HALF and tokens >= LENGTHS_FROM_TOKENS and head_size % 8 == 0
 
 
 def fast_attention(query: Array, key: Array, value: Array, is_token: Array) -> Array:
-    """Do what `dot_product_attention` does in the way that is fastest where this runs. -> [B, N, T, H]."""
+    """Do what `dot_product_attention` does in the way that is fastest where this runs. -> [B, N, T, H].
+
+    Where it `takes_lengths`, a text's tokens must be the first of its row; `forward` sees to that.
+    """
     texts, heads, tokens, head_size = query.shape
     inputs = [x.transpose(0, 2, 1, 3) for x in (query, key, value)]  # [B, T, N, H]
-    if takes_lengths(inputs[0], head_size):
+    if takes_lengths(query.dtype, tokens, head_size):
         # One kernel that keeps the scores out of memory. A mask would cost it a number for each pair of tokens, so it
-        # gets the number of each text's tokens, one at least; they are the first of the row (see `forward`).
+        # gets the number of each text's tokens, one at least.
         lengths = jnp.maximum(is_token.sum(axis=1, dtype=jnp.int32), 1)  # [B]
         if is_hopper() and tokens <= 128 and tokens % 8 == 0 and head_size in (32, 64):
             from e5ref import jax_kernels

@@ -16,8 +16,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # whatever reaches for the real hub is a mis
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: more threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch and scikit-learn; in processes that tests start, NumPy too
-# What JAX compiles is kept till the end, for this process and those that it starts. Workers have a folder each: JAX
-# may read a file while another process writes it.
+# What JAX compiles is kept till the end, for this process and those that it starts. Workers have a folder each, and so
+# have processes side by side that a test starts: JAX may read a file while another process writes it.
 programs = TemporaryDirectory()
 atexit.register(programs.cleanup)
 os.environ |= {"JAX_COMPILATION_CACHE_DIR": programs.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

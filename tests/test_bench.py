@@ -132,10 +132,20 @@ def test_contenders_are_those_of_all_precisions():
 
 
 def test_what_is_found_grows_input_by_input(in_process, no_rates):
-    seen = [tables(result) for result in bench.bench_step_by_step(TINY, ["numpy"], lengths=(8, 16), rounds=1)]
-    assert len(seen) == 3  # after each input, and at the end
-    assert all(more[: len(less)] == less for less, more in itertools.pairwise(seen))
-    assert len(seen[0]) < len(seen[1])
+    steps = bench.bench_step_by_step(TINY, ["numpy"], lengths=(8, 16), rounds=1)
+    results = [json.loads(json.dumps(step)) for step in steps]
+    assert len(results) == 3  # after each input, and at the end
+    for result in results:  # as on an accelerator, and with int8 beside
+        result["attention"] = [{"tokens": 8, "plain_ms": 2.0, "fast_ms": 1.0}]
+        for inputs in result["inputs"]:
+            inputs["rows"].append(inputs["rows"][0] | {"precision": "int8", "is_peer": True})
+    process = {"contender": "e5ref numpy", "is_peer": False, "precision": "float32", "peak_mib": 5.0, "ratios": {}}
+    results[-1]["processes"] = [process | {"first_vector_s": {"median": 1.0, "min": 1.0, "max": 1.0}}]
+    seen = [tables(result) for result in results]
+    for less, more in itertools.pairwise(seen):
+        assert more[: len(less)] == less
+        assert len(more) > len(less)
+    assert seen[-1].count(INT8_NOTE) == 1
 
 
 @pytest.mark.parametrize(

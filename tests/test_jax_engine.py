@@ -297,7 +297,11 @@ main()
         processes.append(
             subprocess.Popen(
                 [sys.executable, "-c", code],
-                env=os.environ | {"XLA_FLAGS": FOUR_DEVICES.replace("4", "2")},
+                env=os.environ
+                | {
+                    "XLA_FLAGS": FOUR_DEVICES.replace("4", "2"),
+                    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / str(index)),
+                },
                 cwd=tmp_path,
                 stderr=subprocess.PIPE,
                 text=True,

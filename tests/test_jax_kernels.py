@@ -69,7 +69,7 @@ def test_attention_can_be_built_for_the_gpu(case, dtype):
     assert "mosaic_gpu" in lowered.as_text()
 
 
-def test_gelu_is_less_wrong_than_half_precision():
+def test_gelu_is_off_by_what_is_said():
     x = np.linspace(-40, 40, 400_001, dtype=np.float32)
     exact = np.array([0.5 * number * math.erfc(-number / math.sqrt(2)) for number in x.astype(np.float64)])
     error = np.abs(np.asarray(jax_kernels.gelu(jnp.asarray(x)), np.float64) - exact)
@@ -144,6 +144,20 @@ def small_model():
     return e5ref.build_params(tensor, config), config
 
 
+@pytest.fixture
+def cudnn(monkeypatch):
+    """Do in XLA what is asked of cuDNN, and list it."""
+    asked = []
+    attention = jax.nn.dot_product_attention
+
+    def in_xla(*arrays, implementation, **options):
+        asked.append(implementation)
+        return attention(*arrays, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", in_xla)
+    return asked
+
+
 def embed(params, batch, config):
     """Embed a batch, compiled anew."""
     return jax.jit(partial(jax_model.embed, config=config))(params, *batch)
@@ -169,11 +183,34 @@ def test_short_rows_and_odd_sizes_go_without(small_model, calls):
     assert calls == [(3, False), (1, True)]  # 128 rows, but too short for attention
 
 
-def test_padding_on_the_left_is_nan_where_attention_takes_lengths(small_model, calls):
+@pytest.mark.parametrize(
+    ("rows", "width", "outs"),
+    [(130, 64, [128]), (128, 96, [128]), (128, 64, [192]), (128, 64, [128, 256]), (0, 64, [128])],
+)
+def test_linear_layers_that_the_kernel_cannot_take(rows, width, outs, calls):
+    layers = [Affine(jnp.ones((out, width), "bfloat16"), jnp.ones(out, jnp.float32)) for out in outs]
+    results = jax_model.linear_layers(jnp.ones((rows, width), "bfloat16"), *layers)
+    assert [result.shape for result in results] == [(rows, out) for out in outs]
+    assert not calls
+
+
+@pytest.mark.parametrize(("tokens", "size"), [(68, 32), (136, 32), (64, 16)])
+def test_attention_that_the_kernel_cannot_take(tokens, size, calls, cudnn):
+    arrays, lengths = attention_inputs(2, tokens, 2, size, "bfloat16")
+    is_token = jnp.arange(tokens) < lengths[:, None]
+    jax_model.fast_attention(*(array.transpose(0, 2, 1, 3) for array in arrays), is_token)
+    assert cudnn == ["cudnn"]
+    assert not calls
+
+
+@pytest.mark.parametrize("is_hopper", [True, False])
+def test_padding_on_the_left_is_nan_where_attention_takes_lengths(small_model, is_hopper, calls, cudnn, monkeypatch):
+    monkeypatch.setattr(jax_model, "is_hopper", lambda: is_hopper)
     params, config = small_model
     input_ids, attention_mask = ragged_batch([64, 1, 30, 63], 40)
     vectors = embed(jax_model.round_matrices(params, "bfloat16"), (input_ids, attention_mask[:, ::-1]), config)
-    assert calls
+    assert bool(calls) == is_hopper
+    assert bool(cudnn) != is_hopper
     assert np.isnan(vectors).all(axis=1).tolist() == [False, True, True, True]
     assert np.isfinite(vectors[0]).all()
 

@@ -42,7 +42,7 @@ def bench(
         rounds: how often each contender embeds each input, and starts a process of its own; at least 1.
 
     Returns:
-        Everything found, ready for `json.dump`, `table` and `chart`: facts of the machine, rates of matrix products,
+        Everything found, ready for `json.dump`, `tables` and `chart`: facts of the machine, rates of matrix products,
         for each input a row per contender, and "processes", a row per contender on the CPU: seconds from the start of
         a fresh one to the first vector, and the most memory resident until it had embedded `texts`, in MiB (None
         outside Linux). "share" is the part of the product's rate, in FLOPs, that a contender gets.
@@ -64,7 +64,7 @@ def bench_step_by_step(
     lengths: Sequence[int] = (64, 128, 512),
     rounds: int = 5,
 ) -> Iterator[dict[str, Any]]:
-    """Do what `bench` does; yield what it returns after each input, as far as it is there, and at the end."""
+    """Do what `bench` does; yield what it returns after each input, without "processes" yet, and at the end."""
     names = list(dict.fromkeys(contenders))
     _require(names)
     if PACKAGES.keys() & set(names):
@@ -104,7 +104,6 @@ def bench_step_by_step(
             "product_rates": product_rates(list(entrants)),
             "attention": attention_times(checkpoint.config) if ours - {"cpu"} else [],
             "inputs": [],
-            "processes": [],
         }
         inputs = make_inputs(encoder, texts, lengths, on_accelerator=len(on_cpu) < len(entrants))
         turns = len(inputs) * len(entrants) * (1 + rounds) + len(on_cpu) * rounds

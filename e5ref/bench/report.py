@@ -26,7 +26,7 @@ def tables(result: Mapping[str, Any]) -> list[str]:
         parts.append(aligned([_cells(row, _best_peer(row, peers)) for row in inputs["rows"]]))
         if any(row["precision"] == "int8" for row in inputs["rows"]) and INT8_NOTE not in parts:
             parts.append(INT8_NOTE)
-    if result["processes"]:
+    if result.get("processes"):
         parts.append(f"in a process of its own: import, load and embed one query; {result['rounds']} each")
         rows = [row for row in result["processes"] if _is_comparable(row)]
         best = min(rows, key=lambda row: row["first_vector_s"]["median"], default={"contender": ""})["contender"]
