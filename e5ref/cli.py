@@ -361,8 +361,8 @@ def bench(
                 results.append(result)
             parts = tables(result)
             if not as_json:
-                for part in parts[shown:]:
-                    tqdm.write(part + "\n")  # which takes a progress bar away for as long
+                with tqdm.external_write_mode():  # takes progress bars away for as long
+                    click.echo("".join(part + "\n\n" for part in parts[shown:]), nl=False)
             shown = len(parts)
             if output is not None:
                 for name, text in (("bench.json", json.dumps(results, indent=2) + "\n"), ("bench.svg", chart(results))):
