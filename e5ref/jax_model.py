@@ -316,30 +316,34 @@ def fast_attention(query: Array, key: Array, value: Array, is_token: Array) -> A
     Where it `takes_lengths`, a text's tokens must be the first of its row; `forward` sees to that.
     """
     texts, heads, tokens, head_size = query.shape
-    inputs = [x.transpose(0, 2, 1, 3) for x in (query, key, value)]  # [B, T, N, H]
-    if takes_lengths(query.dtype, tokens, head_size):
+    has_kernel = is_hopper() and tokens <= 128 and tokens % 8 == 0 and head_size in (32, 64)
+
+    def plain(*inputs: Array) -> Array:
+        return dot_product_attention(*inputs)[0]
+
+    def told_lengths(query: Array, key: Array, value: Array, is_token: Array) -> Array:
         # One kernel that keeps the scores out of memory. A mask would cost it a number for each pair of tokens, so it
         # gets the number of each text's tokens, one at least.
         lengths = jnp.maximum(is_token.sum(axis=1, dtype=jnp.int32), 1)  # [B]
-        if is_hopper() and tokens <= 128 and tokens % 8 == 0 and head_size in (32, 64):
+        query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))  # [B, T, N, H]
+        if has_kernel:
             from e5ref import jax_kernels
 
-            def plain(query: Array, key: Array, value: Array, lengths: Array) -> Array:
-                is_token = jnp.arange(tokens) < lengths[:, None]  # [B, T]
-                query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))  # [B, N, T, H]
-                return dot_product_attention(query, key, value, is_token)[0].transpose(0, 2, 1, 3)
-
-            context = differentiated_as(plain, jax_kernels.attention)(*inputs, lengths)
+            context = jax_kernels.attention(query, key, value, lengths)
         else:
             context = jax.nn.dot_product_attention(
-                *inputs, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+                query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
             )
         return context.transpose(0, 2, 1, 3)
+
+    if takes_lengths(query.dtype, tokens, head_size):
+        attend_to_first = differentiated_as(plain, told_lengths) if has_kernel else told_lengths
+        return attend_to_first(query, key, value, is_token)
     if jax.default_backend() != "cpu" or texts * heads * tokens**2 <= CPU_SCORES:
-        return dot_product_attention(query, key, value, is_token)[0]
+        return plain(query, key, value, is_token)
 
     def attend(text: tuple[Array, ...]) -> Array:  # [N, T, H] three times, [T] -> [N, T, H]
-        return dot_product_attention(*(x[None] for x in text))[0][0]
+        return plain(*(x[None] for x in text))[0]
 
     return jax.lax.map(attend, (query, key, value, is_token))
 

@@ -40,6 +40,25 @@ def blas_threads():
     numpy_ops.threads_do_not_matter.cache_clear()  # it was tried out with one
 
 
+@pytest.fixture
+def cudnn(monkeypatch) -> list[str]:
+    """Let the JAX twin think that it runs on NVIDIA; what it asks of cuDNN is done in XLA, and listed."""
+    import jax
+
+    from e5ref import jax_model
+
+    asked = []
+    fused = jax.nn.dot_product_attention
+
+    def in_xla(*arrays, implementation, **options):
+        asked.append(implementation)
+        return fused(*arrays, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", in_xla)
+    monkeypatch.setattr(jax_model, "get_backend", lambda: type("Cuda", (), {"platform_version": "PJRT C API\nCUDA 13"}))
+    return asked
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data."""

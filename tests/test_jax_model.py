@@ -82,18 +82,9 @@ def test_attention_text_by_text_is_attention(attention_inputs, scores, monkeypat
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_cudnn_is_asked_for_the_same_attention(attention_inputs, dtype, monkeypatch):
+def test_cudnn_is_asked_for_the_same_attention(attention_inputs, dtype, cudnn, monkeypatch):
     """What is handed to JAX's fused attention means the same as ours; its cuDNN form itself needs an NVIDIA card."""
-    calls = []
-
-    def fused(*arrays, implementation, **options):
-        calls.append(implementation)
-        return plain_fused(*arrays, implementation="xla", **options)
-
-    plain_fused = jax.nn.dot_product_attention
-    monkeypatch.setattr(jax.nn, "dot_product_attention", fused)
     monkeypatch.setattr(jax_model, "LENGTHS_FROM_TOKENS", 7)
-    monkeypatch.setattr(jax_model, "get_backend", lambda: type("Cuda", (), {"platform_version": "PJRT C API\nCUDA 13"}))
     query, key, value, is_token = attention_inputs
     halves = [array.astype(dtype) for array in (query, key, value)]
     expected, _ = jax_model.dot_product_attention(*halves, is_token)
@@ -102,7 +93,7 @@ def test_cudnn_is_asked_for_the_same_attention(attention_inputs, dtype, monkeypa
     difference = np.abs(np.where(real, actual.astype(np.float32) - expected.astype(np.float32), 0)).max()
     assert difference < {"bfloat16": 3e-2, "float16": 4e-3}[dtype]
     jax_model.fast_attention(*attention_inputs)  # float32 is not for cuDNN
-    assert calls == ["cudnn"]
+    assert cudnn == ["cudnn"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
