@@ -71,6 +71,16 @@ def test_operations_are_timed(tiny_bert, tmp_path):
     assert {"matmul_rows", "gelu", "softmax"} <= {line.split()[0] for line in output.splitlines()}
 
 
+def test_many_texts_are_drawn(tiny_bert, tmp_path):
+    """The command that makes the plot of docs/performance.md, on fewer texts."""
+    texts, svg = tmp_path / "texts.txt", tmp_path / "memory.svg"
+    texts.write_text("query: cat\npassage: the dog eats\nquery: the\n")
+    command = [sys.executable, "-m", "tests.endurance", str(tiny_bert), str(texts), str(svg), "4000"]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1].startswith("    4,000 texts")
+    assert "tokens per second" in svg.read_text()
+
+
 def test_there_is_something_to_run():
     assert len(BLOCKS) > 8
 
