@@ -34,7 +34,8 @@ def plot(texts: Sequence[int], memory: Sequence[float], speed: Sequence[float]) 
         )
         return f'<polyline fill="none" stroke="{colour}" stroke-width="2.5" points="{points}"/>'
 
-    most = [1.5 * max(values) for values in (memory, speed)]
+    # Round numbers at the quarters, and room above the lines.
+    most = [4 * float(f"{max(values) / 2.5:.1g}") for values in (memory, speed)]
     body = []
     for quarter in range(5):
         x, y = LEFT + WIDTH * quarter / 4, TOP + HEIGHT * (1 - quarter / 4)
