@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.config import BertConfig
-from e5ref.numpy_ops import BLOCK_ELEMENTS, places_of_tokens
+from e5ref.numpy_ops import BLOCK_ELEMENTS, token_rows
 
 Ids = NDArray[np.integer]
 Floats = NDArray[np.floating]
@@ -163,7 +163,7 @@ def attention_blocks(attention_mask: Ids, heads: int) -> Iterator[AttentionBlock
 def pad_rows(rows: Floats, attention_mask: Ids) -> Floats:
     """Put rows back into their places in the padded batch, zeros elsewhere. [R, n], [B, T] -> [B, T, n]."""
     padded = np.zeros((*attention_mask.shape, rows.shape[-1]), rows.dtype)
-    padded[attention_mask == 1] = rows[places_of_tokens(attention_mask)]
+    padded[attention_mask == 1] = rows[token_rows(attention_mask)]
     return padded
 
 

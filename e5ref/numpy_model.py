@@ -10,7 +10,7 @@ Letters in shapes:
     F feed-forward size       V vocabulary
 
 Padding stops at the door. `embed_tokens` takes padded ids [B, T] and gives rows [R, D], in the order of
-`places_of_tokens`; from there on nothing is computed for padding, and attention looks at one text at a time. `forward`
+`token_rows`; from there on nothing is computed for padding, and attention looks at one text at a time. `forward`
 gives padded states [B, T, D] back, 0 where there is no token. All keep the weights' dtype, float32 or float64.
 """
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from e5ref.batching import AttentionBlock, attention_blocks, check_batch, pad_rows, pad_squares
 from e5ref.config import BertConfig
-from e5ref.numpy_ops import Array, in_row_blocks, matmul_rows, normal_tail, places_of_tokens, rows_of, softmax
+from e5ref.numpy_ops import Array, in_row_blocks, matmul_heads, matmul_rows, normal_tail, rows_of, softmax, token_rows
 from e5ref.params import BertParams, Embeddings, Layer
 
 Ids = NDArray[np.integer]
@@ -74,7 +74,7 @@ def embed_tokens(params: Embeddings, input_ids: Ids, attention_mask: Ids, *, con
     real = attention_mask == 1  # [B, T]
     embeddings = params.word[input_ids[real]] + params.token_type[0]  # [tokens, D] + [D] -> [tokens, D]
     embeddings += params.position[positions[real]]
-    return layer_norm(rows_of(embeddings, places_of_tokens(attention_mask)), *params.layer_norm, config.layer_norm_eps)
+    return layer_norm(rows_of(embeddings, token_rows(attention_mask)), *params.layer_norm, config.layer_norm_eps)
 
 
 def self_attention(
@@ -90,7 +90,7 @@ def self_attention(
     record(tap, "query", query, attention_mask)
     record(tap, "key", key, attention_mask)
     record(tap, "value", value, attention_mask)
-    places = places_of_tokens(attention_mask)
+    places = token_rows(attention_mask)
     query, key, value = query[places], key[places], value[places]  # [R, D] -> [tokens, D], text after text
 
     def heads(x: Array, block: AttentionBlock) -> Array:  # [tokens, D] -> [n, N, T, H], those of a block
@@ -101,7 +101,7 @@ def self_attention(
     squares = []
     for block in attention_blocks(attention_mask, config.num_attention_heads):
         # Scores have keys down and queries across. [n, N, T, H] @ [n, N, H, T] -> [n, N, T, T]
-        scores = heads(key, block) @ heads(query, block).swapaxes(-1, -2)
+        scores = matmul_heads(heads(key, block), heads(query, block).swapaxes(-1, -2))
         scores *= 1 / math.sqrt(config.head_size)
         probabilities = softmax(scores).swapaxes(-1, -2)
         # [n, N, T, T] @ [n, N, T, H] -> [n, N, T, H], written head by head into [tokens, D]

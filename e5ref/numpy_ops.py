@@ -15,7 +15,7 @@ from threadpoolctl import ThreadpoolController
 Array = NDArray[np.floating]
 
 # Elements of one block: large enough that Python's part of a call does not count, small enough to stay in cache.
-BLOCK_ELEMENTS = 98_304
+BLOCK_ELEMENTS = 147_456
 
 # Below this many rows a BLAS takes other paths (a matrix-vector product, kernels for tiny matrices) that add in
 # another order, so that a row's last bits would depend on how many rows came with it.
@@ -124,7 +124,7 @@ def rows_alternate() -> bool:
     return not np.array_equal(products[0], products[6]) and np.array_equal(products, np.tile(twelve, (3, 1)))
 
 
-def places_of_tokens(attention_mask: NDArray[np.integer]) -> NDArray[np.int64] | slice:
+def token_rows(attention_mask: NDArray[np.integer]) -> NDArray[np.int64] | slice:
     """Say in which rows the tokens of a batch stand, for the BLAS to round each alike whatever texts are there.
 
     Where `rows_alternate`, tokens at even positions of their text take the first six of every twelve rows, and those at
@@ -136,15 +136,22 @@ def places_of_tokens(attention_mask: NDArray[np.integer]) -> NDArray[np.int64] |
     Returns:
         The row of each token, text after text; or all rows, as a slice.
     """
-    if not rows_alternate():
-        return slice(None)
-    odd = (np.cumsum(attention_mask, axis=1, dtype=np.int64)[attention_mask == 1] - 1) % 2  # [tokens]
+    return alternating_rows(tuple(attention_mask.sum(axis=1).tolist())) if rows_alternate() else slice(None)
+
+
+@functools.lru_cache(maxsize=64)  # every layer of a batch asks for them, of several batches at a time
+def alternating_rows(lengths: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return the rows of `token_rows` for texts of these lengths, where the BLAS rounds rows in turns of six."""
+    counts = np.array(lengths, np.int64)
+    odd = (np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)) % 2  # [tokens]
     before = np.where(odd, np.cumsum(odd), np.cumsum(1 - odd)) - 1  # [tokens], how many of its kind stand before each
-    return before // 6 * 12 + odd * 6 + before % 6
+    places = before // 6 * 12 + odd * 6 + before % 6
+    places.flags.writeable = False  # it is handed out again
+    return places
 
 
 def rows_of(tokens: Array, places: NDArray[np.int64] | slice) -> Array:
-    """Put what belongs to tokens into the rows that `places_of_tokens` says. [tokens, n] -> [R, n].
+    """Put what belongs to tokens into the rows that `token_rows` says. [tokens, n] -> [R, n].
 
     Rows that are left over, of the last twelve and where a text has an even position more, repeat the first token.
     """
@@ -171,7 +178,7 @@ def rows_are_independent(features_in: int, features_out: int, dtype: Literal["fl
     states, weight = (random.random((n, features_in), dtype) - 0.5 for n in (256, features_out))
 
     def products(first: int, last: int) -> Array:
-        places = places_of_tokens(np.ones((1, last - first), np.int64))
+        places = token_rows(np.ones((1, last - first), np.int64))
         return matmul_rows(rows_of(states[first:last], places), weight)[places]
 
     parts = [(0, 1), (2, 5), (8, 20), (4, 38), (50, 115), (12, 256)]
@@ -210,6 +217,16 @@ def threads_do_not_matter(
     by_all = list(products())
     with blas.at_most(1):
         return all(map(np.array_equal, products(), by_all))
+
+
+def matmul_heads(a: Array, b: Array) -> Array:
+    """Multiply head by head, as `a @ b` does, for what goes down the columns afterwards.
+
+    [n, N, t, H] @ [n, N, H, m] -> [n, N, t, m], in memory [n, t, N, m]: row i of all heads lies in one piece. Where a
+    text is short, NumPy's passes over rows of N · m numbers take half of their time over rows of m.
+    """
+    texts, heads, rows, _ = a.shape
+    return np.matmul(a, b, out=np.empty((texts, rows, heads, b.shape[-1]), a.dtype).transpose(0, 2, 1, 3))
 
 
 def softmax(scores: Array) -> Array:

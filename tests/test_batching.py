@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from e5ref import batching
-from e5ref.numpy_ops import places_of_tokens, rows_of
+from e5ref.numpy_ops import rows_of, token_rows
 
 
 @given(st.lists(st.integers(0, 5000), max_size=50), st.one_of(st.none(), st.integers(1, 5)))
@@ -38,7 +38,7 @@ def test_pad_ids_of_nothing():
 
 def test_rows_by_hand():
     attention_mask = np.array([[1, 1, 0], [0, 1, 0]])
-    rows = rows_of(np.array([[1.0], [2.0], [3.0]]), places_of_tokens(attention_mask))
+    rows = rows_of(np.array([[1.0], [2.0], [3.0]]), token_rows(attention_mask))
     padded = batching.pad_rows(rows, attention_mask)
     assert padded[..., 0].tolist() == [[1, 2, 0], [0, 3, 0]]
 

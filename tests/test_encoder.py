@@ -183,7 +183,7 @@ def test_padding_does_not_matter(wide, extra, others):
 
 IN_PLAIN_ORDER = """
 places = lambda mask: np.arange(mask.sum())
-e5ref.numpy_model.places_of_tokens = e5ref.batching.places_of_tokens = places
+e5ref.numpy_model.token_rows = e5ref.batching.token_rows = places
 """
 
 

@@ -183,7 +183,7 @@ def test_attention_by_hand(monkeypatch, alternate):
     )
     monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: alternate)
     mask = np.array([[1, 1], [1, 0]])  # two texts, of two tokens and of one
-    places = numpy_ops.places_of_tokens(mask)
+    places = numpy_ops.token_rows(mask)
     states = numpy_ops.rows_of(np.array([[1.0, 10.0], [3.0, 30.0], [7.0, 70.0]]), places)
     if alternate:
         states[np.delete(np.arange(12), places)] = np.nan  # rows of no token, which must not matter

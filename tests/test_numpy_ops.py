@@ -156,7 +156,7 @@ def test_rows_alternate_by_hand(monkeypatch):
     monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: True)
     mask = (np.arange(10) < np.array([[9], [6]])).astype(int)
     tokens = np.array([*range(1, 10), *range(11, 17)], float)[:, None]
-    places = numpy_ops.places_of_tokens(mask)
+    places = numpy_ops.token_rows(mask)
     rows = numpy_ops.rows_of(tokens, places)
     even, odd = [1, 3, 5, 7, 9, 11, 13, 15], [2, 4, 6, 8, 12, 14, 16]
     assert rows[:, 0].tolist() == even[:6] + odd[:6] + even[6:] + [1] * 4 + odd[6:] + [1] * 5
@@ -168,7 +168,7 @@ def test_rows_of_any_mask(monkeypatch, dtype):
     """Padding may stand anywhere: a token's position is that among its text's tokens."""
     monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: True)
     mask = np.random.default_rng(0).integers(0, 2, (7, 23)).astype(dtype)
-    places = numpy_ops.places_of_tokens(mask)
+    places = numpy_ops.token_rows(mask)
     assert len(set(places)) == len(places)
     assert (places % 12 // 6).tolist() == [position % 2 for row in mask for position in range(int(row.sum()))]
     tokens = np.arange(2 * len(places), dtype=np.float32).reshape(-1, 2)
@@ -179,5 +179,5 @@ def test_rows_of_any_mask(monkeypatch, dtype):
 
 def test_rows_of_no_text(monkeypatch):
     monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: True)
-    places = numpy_ops.places_of_tokens(np.zeros((0, 5), int))
+    places = numpy_ops.token_rows(np.zeros((0, 5), int))
     assert numpy_ops.rows_of(np.zeros((0, 3)), places).shape == (0, 3)

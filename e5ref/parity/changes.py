@@ -13,7 +13,7 @@ from e5ref.batching import Ids
 from e5ref.checkpoint import Checkpoint
 from e5ref.config import BertConfig
 from e5ref.numpy_model import Tap
-from e5ref.numpy_ops import Array, places_of_tokens, rows_of
+from e5ref.numpy_ops import Array, rows_of, token_rows
 from e5ref.params import Affine, BertParams, Embeddings, Layer
 from e5ref.parity.reference import model_copy, padded_model
 
@@ -159,7 +159,7 @@ def changed_attention(
         params: Layer, hidden_states: Array, attention_mask: Ids, *, config: BertConfig, tap: Tap | None = None
     ) -> Array:
         points = {name: numpy_model.linear(hidden_states, *getattr(params, name)) for name in LINEAR[:3]}  # [R, D]
-        places = places_of_tokens(attention_mask)
+        places = token_rows(attention_mask)
         tokens = {name: rows[places] for name, rows in points.items()}  # [tokens, D]
         context = np.empty_like(tokens["query"])
         texts, length = attention_mask.shape

@@ -17,7 +17,7 @@ from e5ref.batching import Ids
 from e5ref.checkpoint import Checkpoint
 from e5ref.config import BertConfig
 from e5ref.numpy_model import Tap
-from e5ref.numpy_ops import Array, places_of_tokens, rows_of
+from e5ref.numpy_ops import Array, rows_of, token_rows
 from e5ref.params import BertParams, Embeddings, Layer, map_leaves
 
 # Tokens of a batch, padding counted: its points are a few hundred MB at most.
@@ -111,7 +111,7 @@ def padded_model(bias: float = -math.inf, **replacements: Any) -> ModuleType:
         params: Layer, hidden_states: Array, attention_mask: Ids, *, config: BertConfig, tap: Tap | None = None
     ) -> Array:
         texts, length = attention_mask.shape
-        places = places_of_tokens(np.ones_like(attention_mask))
+        places = token_rows(np.ones_like(attention_mask))
 
         def heads(x: Array) -> Array:  # [R, D] -> [B, N, T, H]
             x = x[places]  # [B * T, D]
@@ -136,7 +136,7 @@ def padded_model(bias: float = -math.inf, **replacements: Any) -> ModuleType:
         return module.linear(context, *params.attention_output)
 
     def pad_rows(rows: Array, attention_mask: Ids) -> Array:
-        return rows[places_of_tokens(np.ones_like(attention_mask))].reshape(*attention_mask.shape, -1)
+        return rows[token_rows(np.ones_like(attention_mask))].reshape(*attention_mask.shape, -1)
 
     changed = {"embed_tokens": embed_tokens, "self_attention": self_attention, "pad_rows": pad_rows}
     module = model_copy(**(changed | replacements))
