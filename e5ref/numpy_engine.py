@@ -15,8 +15,8 @@ from e5ref.batching import pad_ids, token_batches
 from e5ref.checkpoint import Checkpoint
 from e5ref.numpy_ops import blas, rows_are_independent, threads_do_not_matter
 
-# A thread holds Python's lock for about a fiftieth of its time, so that they begin to wait for each other long before
-# there are fifty: see docs/performance.md.
+# A thread holds Python's lock for a fiftieth to a twentieth of its time, so that more would mostly wait for each other:
+# see docs/performance.md.
 MAX_THREADS = 16
 
 # Tokens of a batch with which products run at the BLAS's full rate: more would only cost memory.
