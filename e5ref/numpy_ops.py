@@ -139,7 +139,7 @@ def token_rows(attention_mask: NDArray[np.integer]) -> NDArray[np.int64] | slice
     return alternating_rows(tuple(attention_mask.sum(axis=1).tolist())) if rows_alternate() else slice(None)
 
 
-@functools.lru_cache(maxsize=64)  # every layer of a batch asks for them, of several batches at a time
+@functools.lru_cache(maxsize=32)  # every layer of a batch asks for them, of several batches at a time
 def alternating_rows(lengths: tuple[int, ...]) -> NDArray[np.int64]:
     """Return the rows of `token_rows` for texts of these lengths, where the BLAS rounds rows in turns of six."""
     counts = np.array(lengths, np.int64)

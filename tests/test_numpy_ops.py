@@ -56,6 +56,15 @@ def test_gelu_is_not_the_tanh_form():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_heads_are_multiplied_each_on_its_own_and_lie_side_by_side(dtype):
+    random = np.random.default_rng(0)
+    keys, queries = (random.random((2, 3, 7, 5), dtype) for _ in range(2))  # [n, N, T, H]
+    scores = numpy_ops.matmul_heads(keys, queries.swapaxes(-1, -2))
+    np.testing.assert_array_equal(scores, keys @ queries.swapaxes(-1, -2))
+    assert scores.transpose(0, 2, 1, 3).flags.c_contiguous  # what softmax's speed is owed to
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_softmax(dtype):
     scores = np.random.default_rng(0).standard_normal((3, 512, 5)).astype(dtype) * 50
     expected = np.exp(scores.astype(np.float64) - scores.max(axis=-2, keepdims=True))
