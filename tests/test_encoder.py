@@ -367,7 +367,7 @@ def test_batch_size_is_a_bound(wide, monkeypatch, batch_size, sizes):
         numpy_model, "embed", lambda p, ids, mask, **kw: seen.append(len(ids)) or embed(p, ids, mask, **kw)
     )
     wide.encode(["a"] * 5, batch_size=batch_size)
-    assert seen == sizes
+    assert sorted(seen, reverse=True) == sizes  # threads begin them in any order
 
 
 def test_truncate_dim_warns_and_renormalises(tiny):
