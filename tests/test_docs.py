@@ -48,7 +48,7 @@ def test_block(language, block, environment, tmp_path):
         short = write_random_bert(tmp_path / "short", max_position_embeddings=4, num_hidden_layers=1)
         block = block.replace("e5ref warm-up", f"e5ref warm-up --model {short}")
     block = block.replace(" --model base --model large", "")  # test_cli.py gives several
-    # test_bench.py runs all peers that are installed.
+    # test_bench.py runs these two.
     block = block.replace(" --against transformers,sentence-transformers", "")
     block = block.replace("model-card,sentence-transformers", "model-card")
     block = block.replace("--model small", f"--model {KNOWN}")  # as the hub here has it, very small
