@@ -3,7 +3,7 @@
 import bisect
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -16,6 +16,10 @@ from e5ref.numpy_ops import BLOCK_ELEMENTS, token_rows
 
 Ids = NDArray[np.integer]
 Floats = NDArray[np.floating]
+NumberedIds = tuple[int, Sequence[int] | NDArray[np.integer]]  # a text: its row among others, and its token ids
+
+# The part of a batch that real tokens must fill for `PaddedShapes` to make it before all texts have come.
+FULL = 0.85
 
 
 def token_batches(lengths: Sequence[int], *, tokens: int, max_texts: int | None = None) -> Iterator[list[int]]:
@@ -88,24 +92,46 @@ class PaddedShapes:
         rows = self.rows(padded)
         return rows[bisect.bisect_left(rows, texts)], padded
 
-    def batches(self, lengths: Sequence[int], *, max_texts: int | None = None) -> Iterator[list[int]]:
-        """Split texts into batches that each `fit` a shape, the longest texts first.
+    def batches(
+        self, pieces: Iterable[Sequence[NumberedIds]], *, total: int, max_texts: int | None = None
+    ) -> Iterator[list[NumberedIds]]:
+        """Split texts into batches that each `fit` a shape, beginning before all of them have come.
+
+        Until then a batch is made only where it fills `FULL` of the largest shape of its length; other texts wait for
+        more like them. What has waited to the end is taken the longest first.
 
         Args:
-            lengths: tokens of each text.
+            pieces: the texts, some at a time.
+            total: how many there are in all pieces.
             max_texts: the most texts of one batch; None for no bound.
 
         Yields:
-            Indices into `lengths`, each once.
+            The texts of a batch, each in one of them.
         """
-        order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-        while order:
-            _, length = self.fit(1, lengths[order[0]])
+
+        def negative_length(text: NumberedIds) -> int:
+            return -len(text[1])
+
+        waiting: list[NumberedIds] = []
+        for piece in pieces:
+            total -= len(piece)
+            waiting = sorted([*waiting, *piece], key=negative_length)
+            for length in reversed(self.lengths) if total else ():
+                rows = self.rows(length)[-1]
+                while True:
+                    first = bisect.bisect_left(waiting, -length, key=negative_length)  # the first that is no longer
+                    batch = waiting[first : first + min(rows, max_texts or rows)]
+                    if sum(len(ids) for _, ids in batch) < FULL * rows * length:
+                        break
+                    yield batch
+                    del waiting[first : first + len(batch)]
+        while waiting:
+            _, length = self.fit(1, len(waiting[0][1]))
             # As many as the largest batch that they fill by half; the rest of its rows is padding.
-            fits = [rows for rows in self.rows(length) if rows < 2 * len(order)] or self.rows(length)[:1]
-            count = min(fits[-1], max_texts or len(order))
-            yield order[:count]
-            order = order[count:]
+            fits = [rows for rows in self.rows(length) if rows < 2 * len(waiting)] or self.rows(length)[:1]
+            count = min(fits[-1], max_texts or len(waiting))
+            yield waiting[:count]
+            waiting = waiting[count:]
 
 
 def pad_ids(

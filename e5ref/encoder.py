@@ -5,7 +5,7 @@ import importlib.util
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
+from collections.abc import Iterable, Iterator, Mapping, Set, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from e5ref import numpy_model
-from e5ref.batching import pad_ids
+from e5ref.batching import NumberedIds, pad_ids
 from e5ref.checkpoint import DEFAULT_CHECKPOINT, Checkpoint, file_sha256, read_checkpoint
 from e5ref.numpy_engine import Batch, NumpyEngine
 from e5ref.prompts import find_prompt
@@ -39,6 +39,9 @@ warnings.simplefilter("always", E5Warning, append=True)
 
 # Seconds of work after which a progress bar appears.
 PROGRESS_DELAY = 2
+
+# Texts of a window that were tokenized together: (row in the window, text) of each.
+_Piece = list[tuple[int, TokenizedText]]
 
 # Characters of a text in mean, up to which a window is full when it has its number of texts.
 WINDOW_CHARACTERS = 512
@@ -256,14 +259,18 @@ class E5:
         windows: deque[NDArray[np.floating]] = deque()  # begun, and not yielded yet
         cut_texts = _CutTexts()
 
-        def batches() -> Iterator[Batch]:
-            for first, tokenized in self._tokenized_windows(texts, prefix):
-                cut_texts.add(first, tokenized)
+        def numbered_ids(first: int, pieces: Iterable[_Piece]) -> Iterator[list[NumberedIds]]:
+            for piece in pieces:
+                cut_texts.add(first, piece)
                 if truncation == "error":
                     cut_texts.refuse(self.tokenizer.max_length)
-                windows.append(np.empty((len(tokenized), width), self.dtype))
-                for rows in self.engine.batches([len(text.ids) for text in tokenized], max_texts=batch_size):
-                    yield Batch([tokenized[row].ids for row in rows], windows[-1], rows)
+                yield [(row, text.ids) for row, text in piece]
+
+        def batches() -> Iterator[Batch]:
+            for first, count, pieces in self._tokenized_windows(texts, prefix):
+                windows.append(np.empty((count, width), self.dtype))
+                for batch in self.engine.batches(numbered_ids(first, pieces), total=count, max_texts=batch_size):
+                    yield Batch([ids for _, ids in batch], windows[-1], [row for row, _ in batch])
 
         def parts() -> Iterator[NDArray[np.floating]]:
             finished = 0
@@ -381,20 +388,35 @@ class E5:
             },
         }
 
-    def _tokenized_windows(self, texts: str | Iterable[str], prefix: str) -> Iterator[tuple[int, list[TokenizedText]]]:
-        """Yield (index of the first text, tokenized texts) a window at a time; a thread makes the next meanwhile."""
-        current: tuple[int, list[TokenizedText]] | None = None
-        with ThreadPoolExecutor(1, "e5ref-tokenizer") as thread:
+    def _tokenized_windows(
+        self, texts: str | Iterable[str], prefix: str
+    ) -> Iterator[tuple[int, int, Iterator[_Piece]]]:
+        """Yield the index of a window's first text, how many it has, and its pieces, each once it is tokenized.
+
+        A thread tokenizes what comes next meanwhile, up to the end of the window after.
+        """
+        thread = ThreadPoolExecutor(1, "e5ref-tokenizer")
+
+        def begin(window: list[str]) -> Iterator[_Piece]:
+            # The longest first, by their characters, so that a piece holds texts of like lengths, which make batches.
+            order = sorted(range(len(window)), key=lambda row: -len(window[row]))
+            starts = range(0, len(order), self.engine.piece_texts)
+            pieces = [order[start : start + self.engine.piece_texts] for start in starts]
+            under_way = [thread.submit(self.tokenizer, [prefix + window[row] for row in rows]) for rows in pieces]
+            return (
+                list(zip(rows, tokenized.result(), strict=True))
+                for rows, tokenized in zip(pieces, under_way, strict=True)
+            )
+
+        try:
+            begun: deque[tuple[int, int, Iterator[_Piece]]] = deque()
             for first, window in _windows(texts, self.engine.window_texts):
-                prompted = [prefix + text for text in window]
-                if current is None:  # there is nothing yet to be done meanwhile
-                    current = first, self.tokenizer(prompted)
-                    continue
-                ahead = thread.submit(self.tokenizer, prompted)
-                yield current
-                current = first, ahead.result()
-        if current is not None:
-            yield current
+                begun.append((first, len(window), begin(window)))
+                if len(begun) > 1:
+                    yield begun.popleft()
+            yield from begun
+        finally:
+            thread.shutdown(cancel_futures=True)
 
 
 def _cut_vectors(vectors: NDArray[np.floating], width: int | None, normalize: bool) -> NDArray[np.floating]:
@@ -417,12 +439,12 @@ class _CutTexts:
         self.cut = self.total = self.n_tokens = 0
         self.index: int | None = None
 
-    def add(self, first: int, tokenized: Sequence[TokenizedText]) -> None:
-        self.total += len(tokenized)
-        for index, text in enumerate(tokenized, first):
+    def add(self, first: int, piece: _Piece) -> None:
+        self.total += len(piece)
+        for row, text in piece:
             self.cut += text.truncated
             if text.truncated and text.n_tokens > self.n_tokens:
-                self.index, self.n_tokens = index, text.n_tokens
+                self.index, self.n_tokens = first + row, text.n_tokens
 
     def refuse(self, max_length: int) -> None:
         if self.cut:

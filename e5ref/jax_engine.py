@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from e5ref import jax_model
-from e5ref.batching import PaddedShapes, pad_ids
+from e5ref.batching import NumberedIds, PaddedShapes, pad_ids
 from e5ref.checkpoint import Checkpoint
 from e5ref.numpy_engine import Batch
 
@@ -33,6 +33,9 @@ PRECISIONS: "dict[Precision, tuple[str | None, str]]" = {
 MAX_TOKENS = {"cpu": 1024}
 MAX_TOKENS_ACCELERATOR = 65_536
 
+# Texts that are tokenized together for an accelerator: enough for all cores, few enough for it to begin soon.
+PIECE_TEXTS = 1024
+
 # Batches that are on the device or on their way there before the host waits for the first of them.
 IN_FLIGHT = 8
 
@@ -43,7 +46,8 @@ class JaxEngine:
     Attributes:
         precision: one of `PRECISIONS`.
         shapes: the shapes of batches, each of which XLA compiles a program for.
-        window_texts: how many texts to tokenize and sort by length together.
+        window_texts: how many texts to sort by length together.
+        piece_texts: how many to tokenize together.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, pad_id: int, max_length: int, precision: "Precision") -> None:
@@ -74,6 +78,8 @@ class JaxEngine:
         max_tokens = MAX_TOKENS.get(self.platform, MAX_TOKENS_ACCELERATOR)
         self.shapes = PaddedShapes(max_length, max_tokens, len(devices))
         self.window_texts = max(4096, max_tokens * len(devices) // 2)
+        # An accelerator begins while later pieces are tokenized. On a CPU all cores do one thing and then the other.
+        self.piece_texts = self.window_texts if self.platform == "cpu" else PIECE_TEXTS
         mesh = Mesh(np.array(devices), ("texts",))
         everywhere, self._divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("texts"))
         with self._settings():
@@ -101,9 +107,11 @@ class JaxEngine:
             for normalize in (True, False)
         }
 
-    def batches(self, lengths: Sequence[int], *, max_texts: int | None) -> Iterator[list[int]]:
-        """Split texts of these lengths into batches of at most `max_texts`; yields indices."""
-        return self.shapes.batches(lengths, max_texts=max_texts)
+    def batches(
+        self, pieces: Iterable[Sequence[NumberedIds]], *, total: int, max_texts: int | None
+    ) -> Iterator[list[NumberedIds]]:
+        """Split texts that come some at a time, `total` in all, into batches of at most `max_texts`."""
+        return self.shapes.batches(pieces, total=total, max_texts=max_texts)
 
     def run(self, batches: Iterable[Batch], *, normalize: bool) -> Iterator[Batch]:
         """Compute the vectors of each batch, write them where they belong, and yield the batch.

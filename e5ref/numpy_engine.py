@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref import numpy_model
-from e5ref.batching import pad_ids, token_batches
+from e5ref.batching import NumberedIds, pad_ids, token_batches
 from e5ref.checkpoint import Checkpoint
 from e5ref.numpy_ops import blas, rows_are_independent, threads_do_not_matter
 
@@ -46,11 +46,11 @@ class NumpyEngine:
 
     Attributes:
         threads: how many cores to use.
-        window_texts: how many texts to tokenize and sort by length together: enough to fill every batch well, few
-            enough to hold.
+        window_texts: how many texts to sort by length together: enough to fill every batch well, few enough to hold.
+        piece_texts: how many to tokenize together.
     """
 
-    window_texts = 1024
+    window_texts = piece_texts = 1024
 
     def __init__(self, checkpoint: Checkpoint, *, pad_id: int, threads: int | None = None) -> None:
         """Run the weights of `checkpoint`.
@@ -70,20 +70,22 @@ class NumpyEngine:
         self._checkpoint = checkpoint
         self._pad_id = pad_id
 
-    def batches(self, lengths: Sequence[int], *, max_texts: int | None) -> Iterator[list[int]]:
-        """Split texts of these lengths into batches of at most `max_texts`; yields indices."""
-        total = sum(lengths)
-        rounds = -(-total // (self.threads * FULL_TOKENS))  # in each of which every thread gets a batch
-        tokens = -(-total // (self.threads * max(rounds, 1)))
+    def batches(
+        self, pieces: Iterable[Sequence[NumberedIds]], *, total: int, max_texts: int | None
+    ) -> Iterator[list[NumberedIds]]:
+        """Split texts that come some at a time, `total` in all, into batches of at most `max_texts`."""
+        texts = list(itertools.chain.from_iterable(pieces))
+        lengths = [len(ids) for _, ids in texts]
+        rounds = -(-sum(lengths) // (self.threads * FULL_TOKENS))  # in each of which every thread gets a batch
+        tokens = -(-sum(lengths) // (self.threads * max(rounds, 1)))
         if tokens < SHARED_TOKENS:
             tokens = max(tokens, SHARED_TOKENS if self._threads_do_not_matter else LEAST_TOKENS)
         # Where the BLAS rounds a text's rows differently by what stands beside them, it gets one text at a time; trying
         # that out takes longer than a query.
-        return token_batches(
-            lengths,
-            tokens=tokens,
-            max_texts=max_texts if len(lengths) == 1 or self.rows_are_independent else 1,
-        )
+        if total > 1 and not self.rows_are_independent:
+            max_texts = 1
+        for batch in token_batches(lengths, tokens=tokens, max_texts=max_texts):
+            yield [texts[index] for index in batch]
 
     def run(self, batches: Iterable[Batch], *, normalize: bool) -> Iterator[Batch]:
         """Compute the vectors of each batch, write them where they belong, and yield the batches in their order."""

@@ -218,6 +218,17 @@ def test_batches_of_more_than_one_window(tiny, monkeypatch):
     np.testing.assert_array_equal(tiny.encode(text for text in texts), expected)
 
 
+def test_texts_that_are_tokenized_piece_by_piece(tiny, monkeypatch):
+    """Longer ones come first, and each vector still stands where its text does."""
+    texts = [f"cat {'a ' * (n * 5 % 17)}" for n in range(50)]
+    expected = tiny.encode(texts)
+    monkeypatch.setattr(tiny.engine, "window_texts", 20)
+    monkeypatch.setattr(tiny.engine, "piece_texts", 6)
+    np.testing.assert_array_equal(tiny.encode(texts), expected)
+    with pytest.raises(ValueError, match=r"texts\[10\] has \d+ tokens"):
+        tiny.encode([*texts[:10], "a " * 1000, *texts[10:]], truncation="error")
+
+
 def test_a_stream_gives_the_same_part_by_part(tiny, monkeypatch):
     texts = [f"cat {'a ' * (n % 7)}" for n in range(50)]
     expected = tiny.encode(texts)
@@ -285,7 +296,8 @@ def test_few_texts_are_divided_where_threads_cannot_share_a_batch(tiny_bert, mon
     engine = e5ref.load(tiny_bert, threads=8).engine
     monkeypatch.setitem(engine.__dict__, "_threads_do_not_matter", shared)
     monkeypatch.setitem(engine.__dict__, "rows_are_independent", True)
-    assert len(list(engine.batches([12] * 21, max_texts=None))) == batches
+    texts = list(enumerate([[0] * 12] * 21))
+    assert len(list(engine.batches([texts], total=21, max_texts=None))) == batches
 
 
 def test_batches_are_computed_side_by_side(tiny, monkeypatch):

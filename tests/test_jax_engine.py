@@ -205,21 +205,50 @@ def test_batches_hold_each_text_once_in_the_shape_they_fit(max_texts):
     shapes = PaddedShapes(512, 1024, 2)
     random = np.random.default_rng(0)
     for size in (0, 1, 2, 7, 100, 1000):
-        lengths = random.integers(1, 513, size).tolist()
-        batches = list(shapes.batches(lengths, max_texts=max_texts))
-        assert sorted(index for batch in batches for index in batch) == list(range(size))
-        for batch in batches:
-            rows, length = shapes.fit(len(batch), max(lengths[index] for index in batch))
-            assert (rows, length) in set(shapes)
-            assert len(batch) <= min(rows, max_texts or rows)
+        texts = list(enumerate([0] * length for length in random.integers(1, 513, size)))
+        for pieces in ([texts], [texts[:50], texts[50:90], texts[90:]]):
+            batches = list(shapes.batches(pieces, total=size, max_texts=max_texts))
+            assert sorted(row for batch in batches for row, _ in batch) == list(range(size))
+            for batch in batches:
+                rows, length = shapes.fit(len(batch), max(len(ids) for _, ids in batch))
+                assert (rows, length) in set(shapes)
+                assert len(batch) <= min(rows, max_texts or rows)
 
 
 def test_little_of_a_large_job_is_padding():
     shapes = PaddedShapes(512, 1024)
     lengths = np.random.default_rng(0).lognormal(4.3, 0.4, 4096).astype(int).clip(8, 512).tolist()
-    batches = shapes.batches(lengths)
-    computed = sum(np.prod(shapes.fit(len(batch), lengths[batch[0]])) for batch in batches)
+    batches = shapes.batches([list(enumerate([0] * length for length in lengths))], total=len(lengths))
+    computed = sum(np.prod(shapes.fit(len(batch), len(batch[0][1]))) for batch in batches)
     assert sum(lengths) / computed > 0.93
+
+
+def test_batches_begin_before_all_texts_have_come():
+    """While pieces arrive there come full batches; a few texts of other lengths wait instead of padding them out."""
+    shapes = PaddedShapes(512, 8192)
+    random = np.random.default_rng(0)
+    pieces, arrived = [], 0
+    for tokens in (120, 100, 80, 60):
+        lengths = [400, 300, *random.normal(tokens, 10, 300).astype(int)]
+        pieces.append(list(enumerate(([0] * length for length in lengths), arrived)))
+        arrived += len(lengths)
+    seen = 0
+
+    def come():
+        nonlocal seen
+        for piece in pieces:
+            seen += 1
+            yield piece
+
+    waste, pieces_seen = [], []
+    for batch in shapes.batches(come(), total=arrived):
+        rows, length = shapes.fit(len(batch), len(batch[0][1]))
+        waste.append(1 - sum(len(ids) for _, ids in batch) / (rows * length))
+        pieces_seen.append(seen)
+    early = [part for part, number in zip(waste, pieces_seen, strict=True) if number < 4]
+    assert set(pieces_seen) == {1, 2, 3, 4}
+    assert len(early) >= 8
+    assert max(early) <= 0.15
 
 
 def test_full_batches_of_an_accelerator_fit_the_tiles_of_the_kernels():

@@ -258,8 +258,10 @@ def run_engine(encoder: "E5", ids: Ids) -> Floats:
     from e5ref.numpy_engine import Batch
 
     vectors = np.empty((len(ids), encoder.checkpoint.config.hidden_size), encoder.dtype)
-    groups = encoder.engine.batches([len(text) for text in ids], max_texts=None)
-    batches = (Batch([ids[row] for row in rows], vectors, rows) for rows in groups)
+    batches = (
+        Batch([ids for _, ids in batch], vectors, [row for row, _ in batch])
+        for batch in encoder.engine.batches([list(enumerate(ids))], total=len(ids), max_texts=None)
+    )
     for _ in encoder.engine.run(batches, normalize=True):
         pass
     return vectors
