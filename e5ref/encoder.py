@@ -5,13 +5,15 @@ import importlib.util
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Set, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set, Sized
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Encoding
 from tqdm import tqdm
 
 from e5ref import numpy_model
@@ -397,21 +399,23 @@ class E5:
         """
         thread = ThreadPoolExecutor(1, "e5ref-tokenizer")
 
-        def begin(window: list[str]) -> Iterator[_Piece]:
+        def begin(first: int, window: list[str]) -> Iterator[_Piece]:
             # The longest first, by their characters, so that a piece holds texts of like lengths, which make batches.
             order = sorted(range(len(window)), key=lambda row: -len(window[row]))
-            starts = range(0, len(order), self.engine.piece_texts)
-            pieces = [order[start : start + self.engine.piece_texts] for start in starts]
-            under_way = [thread.submit(self.tokenizer, [prefix + window[row] for row in rows]) for rows in pieces]
-            return (
-                list(zip(rows, tokenized.result(), strict=True))
-                for rows, tokenized in zip(pieces, under_way, strict=True)
-            )
+            size = self.engine.piece_texts
+            pieces = [order[start : start + size] for start in range(0, len(order), size)]
+            results: deque[Callable[[], list[Encoding]]] = deque()
+            for rows in pieces:
+                encode = partial(self.tokenizer.encode, [prefix + window[row] for row in rows])
+                # The very first is needed at once: a query does without the thread.
+                results.append(thread.submit(encode).result if first or results else encode)
+            # Taken out one by one: what the tokenizer made is large, and is let go of once it is read.
+            return (list(zip(rows, self.tokenizer.read(results.popleft()()), strict=True)) for rows in pieces)
 
         try:
             begun: deque[tuple[int, int, Iterator[_Piece]]] = deque()
             for first, window in _windows(texts, self.engine.window_texts):
-                begun.append((first, len(window), begin(window)))
+                begun.append((first, len(window), begin(first, window)))
                 if len(begun) > 1:
                     yield begun.popleft()
             yield from begun

@@ -1,9 +1,9 @@
-"""Two kernels for NVIDIA's Hopper GPUs (H100, H200), in half precision: linear layers, and attention of short rows.
+"""Two kernels for NVIDIA's Hopper GPUs (H100, H200), in half precision: linear layers, and attention.
 
 XLA lets cuBLAS multiply, which writes a product to memory; a second kernel reads it, adds the bias, takes the GELU and
 writes it again. For E5's sizes that takes longer than the product. `linear_layers` adds the bias and takes the GELU
 while the product is still in registers, and makes one product of the layers that share an input. `attention` reads
-query, key and value once and keeps everything else on the chip, as cuDNN's does, but in tiles that fit short rows.
+query, key and value once and keeps everything else on the chip, as cuDNN's does, but in tiles that fit E5's heads.
 
 They are written in Pallas' language for these GPUs, Mosaic GPU. What they deal in: *warpgroups*, 128 threads that
 multiply together; *SMEM*, 227 KiB on each multiprocessor; copies between it and memory that run beside the threads; and
@@ -27,7 +27,9 @@ Ref = Any  # an array in memory or SMEM, which a kernel reads and writes
 
 ROWS = 64  # of a product, for one warpgroup: what one matrix instruction takes
 BLOCK = 64  # columns of what is copied at a time: 128 bytes
+KEYS = 128  # whose scores a warpgroup has in registers at a time
 WARPGROUPS = 2  # of `linear_layers` that multiply
+SMEM = 227 << 10  # bytes
 
 # Columns of a tile of the product → blocks of either factor that SMEM has room for.
 BLOCKS_AHEAD = {256: 4, 128: 6}
@@ -188,7 +190,7 @@ def attention(query: Array, key: Array, value: Array, lengths: Array) -> Array:
     """Compute softmax(Q Kᵀ / √H) V, where the first tokens of each row are real. Softmax and sums are in float32.
 
     Args:
-        query: [B, T, N, H] of half precision; T is a multiple of 8 from 64 to 128, H is 32 or 64.
+        query: [B, T, N, H] of half precision; T is a multiple of 8 from 64 to 512, H is 32 or 64.
         key: [B, T, N, H].
         value: [B, T, N, H].
         lengths: real tokens of each row, one at least, [B] of int32.
@@ -196,82 +198,109 @@ def attention(query: Array, key: Array, value: Array, lengths: Array) -> Array:
     Returns:
         [B, T, N, H]; numbers without meaning where there is no token.
     """
-    texts, _, heads, _ = query.shape
-    heads_together = 2 if heads % 2 == 0 else 1  # the second head is copied in while the first is computed
+    texts, tokens, heads, size = query.shape
+    # Four warpgroups keep a multiprocessor busy. Short rows leave room in SMEM for several texts, of one warpgroup
+    # each; where there is less room, several share the keys and values of one.
+    warpgroups = 1 if tokens <= 256 else -(-4 * 3 * tokens * size * query.dtype.itemsize // SMEM)
     return plgpu.kernel(
-        partial(_attention, heads_together=heads_together),
+        _attention,
         out_type=jax.ShapeDtypeStruct(query.shape, query.dtype),
-        grid=(heads // heads_together, texts),
-        grid_names=("heads", "text"),
+        grid=(heads, texts),
+        grid_names=("head", "text"),
+        num_threads=warpgroups,
+        thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
     )(query, key, value, lengths)
 
 
-def _attention(query: Ref, key: Ref, value: Ref, lengths: Ref, output: Ref, *, heads_together: int) -> None:
-    """One warpgroup, for some heads of one text: all keys and values are in SMEM, 64 queries are taken at a time.
+def _attention(query: Ref, key: Ref, value: Ref, lengths: Ref, output: Ref) -> None:
+    """For one head of one text: all of it is in SMEM, and each warpgroup takes 64 queries at a time.
 
     query, key, value and output are [B, T, N, H], lengths [B].
     """
     _, tokens, _, size = query.shape
-    text, first_head = jax.lax.axis_index("text"), jax.lax.axis_index("heads") * heads_together
+    head, text = jax.lax.axis_index("head"), jax.lax.axis_index("text")
+    warpgroup, warpgroups = jax.lax.axis_index("warpgroup"), jax.lax.axis_size("warpgroup")
     length = lengths[text]
     exponent = math.log2(math.e) / math.sqrt(size)  # powers of 2 are what the GPU has
 
-    # Matrix instructions take 64 queries and keys by `size`. Where these do not divide the tokens, the last ones are
-    # taken from the end: some queries are computed and written twice, with the same bits, and keys that have had their
-    # turn are left out. Blocks of keys are (start, how many, the first that counts).
-    query_starts = [min(start, tokens - ROWS) for start in range(0, tokens, ROWS)]
-    whole = tokens // size * size
-    key_blocks = [(0, whole, 0)] + ([(tokens - size, size, whole)] if whole < tokens else [])
+    # Keys are taken `KEYS` at a time, for as long as all of them are tokens. Of the last ones some may be none, and
+    # where `KEYS`, or in short rows `size`, does not divide the row, they are taken from its end: then keys that have
+    # had their turn are left out too. (start, how many, the first that counts)
+    whole = (length - 1) // KEYS
+    if tokens < KEYS:
+        fit = tokens // size * size
+        last_keys = [(0, fit, 0)] + ([(tokens - size, size, fit)] if fit < tokens else [])
+    else:
+        last_keys = [(pl.multiple_of(jnp.minimum(whole * KEYS, tokens - KEYS), 8), KEYS, whole * KEYS)]
 
-    # [heads_together, T, H] three times, [ROWS, H], and a barrier for each head
+    # [T, H] three times, [warpgroups, ROWS, H], and a barrier
     def run(queries: Ref, keys: Ref, values: Ref, finished: Ref, is_full: Ref) -> None:
-        def multiply_keys(sums: Ref, head: int, rows: Any, block: Any) -> Array:  # [ROWS, H] @ [H, keys]
-            plgpu.wgmma(sums, queries.at[head, rows], keys.at[head, block].transpose((1, 0)))
-            return sums[...]
-
-        def multiply_values(sums: Ref, weights: Array, head: int, block: Any) -> None:  # [ROWS, keys] @ [keys, H]
-            plgpu.wgmma(sums, weights.astype(value.dtype), values.at[head, block])
-
-        for head in range(heads_together):
+        @pl.when(warpgroup == 0)
+        def copy() -> None:
             for source, copied in ((query, queries), (key, keys), (value, values)):
-                plgpu.copy_gmem_to_smem(source.at[text, :, first_head + head], copied.at[head], is_full.at[head])
-        for head in range(heads_together):
-            plgpu.barrier_wait(is_full.at[head])
-            for query_start in query_starts:
-                rows = pl.ds(query_start, ROWS)
-                highest = jnp.full((ROWS,), -jnp.inf, jnp.float32)
-                total = jnp.zeros((ROWS,), jnp.float32)
-                context = jnp.zeros((ROWS, size), jnp.float32)
-                for start, count, first in key_blocks:
-                    block = pl.ds(start, count)
-                    scores = pl.run_scoped(
-                        partial(multiply_keys, head=head, rows=rows, block=block),
-                        plgpu.ACC((ROWS, count), jnp.float32),
-                    )
+                plgpu.copy_gmem_to_smem(source.at[text, :, head], copied, is_full)
+
+        plgpu.barrier_wait(is_full)
+
+        def attend(turn: Array, _: None) -> None:
+            # Where 64 does not divide the row, the last queries are taken from its end: some are computed and written
+            # twice, with the same bits.
+            start = jnp.minimum((warpgroup + turn * warpgroups) * ROWS, tokens - ROWS)
+            rows = pl.ds(pl.multiple_of(start, 8), ROWS)
+
+            def add_keys(
+                state: tuple[Array, Array, Array], start: Any, count: int, first: Any = None
+            ) -> tuple[Array, Array, Array]:
+                context, highest, total = state
+                block = pl.ds(start, count)
+
+                def multiply_keys(sums: Ref) -> Array:  # [ROWS, H] @ [H, keys]
+                    plgpu.wgmma(sums, queries.at[rows], keys.at[block].transpose((1, 0)))
+                    return sums[...]
+
+                scores = pl.run_scoped(multiply_keys, plgpu.ACC((ROWS, count), jnp.float32))
+                if first is not None:
                     number = start + plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=plgpu.Layout.WGMMA)
-                    scores = jnp.where((number >= first) & (number < length), scores * exponent, -1e30)
-                    before, highest = highest, jnp.maximum(highest, scores.max(axis=1))
-                    weights = jnp.exp2(scores - _across(highest, count))
-                    shrink = jnp.exp2(before - highest)
-                    total = total * shrink + weights.sum(axis=1)
-                    context = pl.run_state(partial(multiply_values, weights=weights, head=head, block=block))(
-                        plgpu.ACC.init(context * _across(shrink, size))
-                    )
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                finished[...] = (context * _across(1 / total, size)).astype(query.dtype)
-                plgpu.commit_smem()
-                plgpu.copy_smem_to_gmem(finished, output.at[text, rows, first_head + head])
+                    scores = jnp.where((number >= first) & (number < length), scores, -1e30)
+                before, highest = highest, jnp.maximum(highest, scores.max(axis=1) * exponent)
+                weights = jnp.exp2(scores * exponent - _across(highest, count))
+                shrink = jnp.exp2(before - highest)
+
+                def multiply_values(sums: Ref) -> None:  # [ROWS, keys] @ [keys, H]
+                    plgpu.wgmma(sums, weights.astype(value.dtype), values.at[block])
+
+                context = pl.run_state(multiply_values)(plgpu.ACC.init(context * _across(shrink, size)))
+                return context, highest, total * shrink + weights.sum(axis=1)
+
+            highest, total = jnp.full((ROWS,), -jnp.inf, jnp.float32), jnp.zeros((ROWS,), jnp.float32)
+            state = jnp.zeros((ROWS, size), jnp.float32), highest, total
+            if tokens > KEYS:
+                state = jax.lax.fori_loop(
+                    0, whole, lambda block, state: add_keys(state, pl.multiple_of(block * KEYS, KEYS), KEYS), state
+                )
+            for keys_of_row in last_keys:
+                state = add_keys(state, *keys_of_row)
+            context, highest, total = state
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the queries before may still be on their way out
+            own = finished.at[warpgroup]
+            own[...] = (context * _across(1 / total, size)).astype(query.dtype)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(own, output.at[text, rows, head])
+
+        turns = (-(-tokens // ROWS) - warpgroup + warpgroups - 1) // warpgroups
+        jax.lax.fori_loop(0, turns, attend, None)
         plgpu.wait_smem_to_gmem(0)
 
     smem = partial(plgpu.SMEM, dtype=query.dtype, transforms=_layout(size))
     pl.run_scoped(
         run,
-        queries=smem((heads_together, tokens, size)),
-        keys=smem((heads_together, tokens, size)),
-        values=smem((heads_together, tokens, size)),
-        finished=smem((ROWS, size)),
-        is_full=plgpu.Barrier(num_arrivals=3, num_barriers=heads_together),
+        queries=smem((tokens, size)),
+        keys=smem((tokens, size)),
+        values=smem((tokens, size)),
+        finished=smem((warpgroups, ROWS, size)),
+        is_full=plgpu.Barrier(num_arrivals=3),
+        collective_axes="warpgroup",
     )
 
 

@@ -316,7 +316,7 @@ def fast_attention(query: Array, key: Array, value: Array, is_token: Array) -> A
     Where it `takes_lengths`, a text's tokens must be the first of its row; `forward` sees to that.
     """
     texts, heads, tokens, head_size = query.shape
-    has_kernel = is_hopper() and tokens <= 128 and tokens % 8 == 0 and head_size in (32, 64)
+    has_kernel = is_hopper() and tokens <= 512 and tokens % 8 == 0 and head_size in (32, 64)
 
     def plain(*inputs: Array) -> Array:
         return dot_product_attention(*inputs)[0]

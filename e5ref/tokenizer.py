@@ -61,7 +61,16 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Tokenize texts. Anything but text that can be written as UTF-8 must have been refused before."""
-        return [self._tokenized(encoding) for encoding in self._tokenizer.encode_batch_fast(texts)]
+        return self.read(self.encode(texts))
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """Do the part of the work that runs on all cores and needs no Python: a thread of its own can do it."""
+        encodings: list[Encoding] = self._tokenizer.encode_batch_fast(texts)
+        return encodings
+
+    def read(self, encodings: Sequence[Encoding]) -> list[TokenizedText]:
+        """Read what `encode` made."""
+        return [self._tokenized(encoding) for encoding in encodings]
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Return the tokens that ids stand for, such as "[CLS]" and "##ing"; "" for an id that stands for none."""
@@ -75,9 +84,10 @@ class Tokenizer:
 
     def _tokenized(self, encoding: Encoding) -> TokenizedText:
         ids = encoding.ids
-        # Only a text that fills its room can have been cut. What was cut off comes in pieces with their own specials.
-        pieces = encoding.overflowing if len(ids) == self.max_length else []
-        cut = sum(len(piece.ids) - self._specials for piece in pieces)
+        if len(ids) < self.max_length:  # only a text that fills its room can have been cut
+            return TokenizedText(ids, len(ids), False)
+        # What was cut off comes in pieces with their own specials.
+        cut = sum(len(piece.ids) - self._specials for piece in encoding.overflowing)
         return TokenizedText(ids, len(ids) + cut, cut > 0)
 
 
