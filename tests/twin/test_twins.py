@@ -1,6 +1,8 @@
-"""The two twins beside each other, and the JAX one beside transformers: the same functions, and the same numbers."""
+"""The two twins beside each other, and both beside transformers: the same functions, and the same numbers."""
 
 import inspect
+import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from tests.peers import first_departure, transformers_run
 from tests.test_numpy_model import E5_SMALL, ODD_SHAPES, our_run, ragged_batch
 from tests.tolerances import VECTORS
 from tests.twin.runs import jax_run
+
+Batch = tuple[np.ndarray, np.ndarray]  # input_ids, attention_mask
 
 FUNCTIONS = [
     *("linear", "layer_norm", "gelu", "embed_tokens", "self_attention", "feed_forward", "encoder_layer"),
@@ -40,15 +44,19 @@ def test_the_same_signatures(name):
     assert shape(jax_model) == shape(numpy_model)
 
 
-def assert_twins_agree(folder, input_ids, attention_mask, dtype) -> None:
+def assert_all_agree(folder: Path, dtype: str, *batches: Batch) -> None:
+    """Compare each of the two twins with transformers, and the one with the other, at every named point."""
     checkpoint = e5ref.read_checkpoint(folder, dtype=dtype)
-    run = jax_run(checkpoint, input_ids, attention_mask)
-    for reference in (
-        our_run(checkpoint, input_ids, attention_mask),
-        transformers_run(folder, input_ids, attention_mask, dtype),
-    ):
-        assert first_departure(run, reference, attention_mask, dtype) is None
-        assert np.abs(run["normalized"] - reference["normalized"]).max() <= VECTORS[dtype]
+    for input_ids, attention_mask in batches:
+        runs = {
+            "NumPy": our_run(checkpoint, input_ids, attention_mask),
+            "transformers": transformers_run(folder, input_ids, attention_mask, dtype),
+            "JAX": jax_run(checkpoint, input_ids, attention_mask),
+        }
+        for pair in itertools.combinations(runs, 2):
+            reference, run = (runs[name] for name in pair)
+            assert first_departure(run, reference, attention_mask, dtype) is None, pair
+            assert np.abs(run["normalized"] - reference["normalized"]).max() <= VECTORS[dtype], pair
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -56,28 +64,33 @@ def assert_twins_agree(folder, input_ids, attention_mask, dtype) -> None:
 def test_odd_shapes(shape, dtype, tmp_path):
     folder = write_random_bert(tmp_path, **shape)
     config = e5ref.read_checkpoint(folder).config
-    assert_twins_agree(folder, *ragged_batch([9, 1, config.max_tokens, 2, 17], config.vocab_size), dtype)
+    assert_all_agree(folder, dtype, ragged_batch([9, 1, config.max_tokens, 2, 17], config.vocab_size))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_e5_small_shape(dtype, tmp_path):
-    assert_twins_agree(write_random_bert(tmp_path, **E5_SMALL), *ragged_batch([512, 7], 30522), dtype)
+    """The longest text has one short one beside it: the points of four rows of 512 would be gigabytes."""
+    folder = write_random_bert(tmp_path, **E5_SMALL)
+    assert_all_agree(folder, dtype, ragged_batch([512, 7], 30522), ragged_batch([40, 1], 30522))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_trained_weights(minilm, dtype):
-    tokens = e5ref.load(minilm, max_length=512).tokenize(
-        ["How much protein should a female eat?", "", "naïve café, 日本語 and 🙂", "word " * 510, "a"]
-    )
-    assert_twins_agree(minilm, tokens["input_ids"], tokens["attention_mask"], dtype)
+    """Short texts, and the longest with one short one beside it."""
+    model = e5ref.load(minilm, max_length=512)
+    texts = ["How much protein should a female eat?", "", "naïve café, 日本語 and 🙂"], ["word " * 510, "a"]
+    batches = [(tokens["input_ids"], tokens["attention_mask"]) for tokens in map(model.tokenize, texts)]
+    assert batches[1][0].shape == (2, 512)
+    assert_all_agree(minilm, dtype, *batches)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "xlm-roberta"])
 def test_padding_on_the_left_and_in_the_middle(model_type, tmp_path):
+    """Positions follow transformers there too: by column in BERT, by tokens that are not padding in XLM-RoBERTa."""
     folder = write_random_bert(tmp_path, model_type=model_type)
     attention_mask = np.array([[0, 0, 1, 1, 1], [1, 0, 1, 1, 0], [1, 1, 1, 1, 1]])
     input_ids = np.where(attention_mask == 1, [[9, 9, 5, 6, 7], [5, 9, 6, 1, 9], [5, 1, 1, 8, 9]], 1)
-    assert_twins_agree(folder, input_ids, attention_mask, "float64")
+    assert_all_agree(folder, "float64", (input_ids, attention_mask))
 
 
 def test_recorded_padding_is_zero_as_in_numpy(tiny_bert):
