@@ -6,6 +6,7 @@ The teacher is e5ref-nano itself: a trained model, and the quickest at hand.
 import gzip
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -20,7 +21,7 @@ import pytest
 import e5ref
 from weights import train_nano
 
-STEPS = 120
+STEPS, SCORE_EVERY = 120, 100
 SMALL = replace(
     train_nano.CONFIG,
     vocab_size=2000,
@@ -73,39 +74,51 @@ def teacher() -> e5ref.E5:
 
 
 @pytest.fixture(scope="module")
-def trained(data, teacher, tmp_path_factory) -> tuple[Path, list[dict]]:
-    folder = tmp_path_factory.mktemp("trained")
-    return folder, train_nano.train(folder, data, teacher, config=SMALL, steps=STEPS, score_every=STEPS // 2)
+def trained(data, teacher, tmp_path_factory) -> tuple[Path, list[dict], Path]:
+    """A run to its end: its folder and its lines; and the folder as it was after `SCORE_EVERY` steps."""
+    folder, stopped = tmp_path_factory.mktemp("trained"), tmp_path_factory.mktemp("stopped")
+    write_state = train_nano.write_state
+
+    def copy(path, state, lines, settings):
+        write_state(path, state, lines, settings)
+        if lines[-1]["step"] == SCORE_EVERY:
+            shutil.copytree(folder, stopped, dirs_exist_ok=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_nano, "write_state", copy)
+        lines = train_nano.train(folder, data, teacher, config=SMALL, steps=STEPS, score_every=SCORE_EVERY)
+    return folder, lines, stopped
 
 
 def test_it_learns(trained):
     """The loss falls, and pairs that it has not seen are told apart better than at its start."""
-    folder, lines = trained
-    assert [line["step"] for line in lines] == [0, STEPS // 2, STEPS]
+    folder, lines, _ = trained
+    assert [line["step"] for line in lines] == [0, SCORE_EVERY, STEPS]
     assert lines[2]["loss"] < lines[1]["loss"]
     assert lines[2]["distance"] < lines[1]["distance"]
     assert lines[2]["held_out"] > lines[0]["held_out"]
     assert [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()] == lines
 
 
-def test_it_goes_on_where_it_stopped_with_the_same_result(data, teacher, tmp_path, monkeypatch):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    arguments = {"config": SMALL, "steps": 4, "score_every": 2}
-    lines = train_nano.train(whole, data, teacher, **arguments)
-    write_state = train_nano.write_state
+def test_it_goes_on_where_it_stopped_with_the_same_result(trained, data, teacher, monkeypatch):
+    whole, lines, stopped = trained
+    arguments = {"config": SMALL, "steps": STEPS, "score_every": SCORE_EVERY}
+    batch, steps = train_nano.Data.batch, itertools.count()
 
-    def stop(path, state, lines, settings):
-        write_state(path, state, lines, settings)
-        if lines[-1]["step"] == 2:
+    def stop(self, *pairs_and_lengths):
+        if next(steps) == 5:
             raise KeyboardInterrupt
+        return batch(self, *pairs_and_lengths)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_nano, "write_state", stop)
+        patch.setattr(train_nano.Data, "batch", stop)
         with pytest.raises(KeyboardInterrupt):
             train_nano.train(stopped, data, teacher, **arguments)
     assert train_nano.train(stopped, data, teacher, **arguments) == lines
     for name in ("model.safetensors", "tokenizer.json", "config.json", "training.jsonl"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+    # Another seed asks for other texts. What the teacher says to them does not matter.
+    monkeypatch.setattr(teacher, "encode", lambda texts: np.ones((len(texts), SMALL.hidden_size), np.float32))
     with pytest.raises(ValueError, match="other settings"):
         train_nano.train(stopped, data, teacher, **arguments, seed=1)
 
