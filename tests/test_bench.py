@@ -184,7 +184,7 @@ def test_int8_is_marked_and_no_best_peer(monkeypatch, in_process, no_rates):
     assert lines[-1] == INT8_NOTE
 
 
-def test_processes_of_their_own():
+def test_processes_of_their_own(no_rates):
     """The one that imports torch takes longer and more memory; what this process itself holds does not count."""
     import torch
 

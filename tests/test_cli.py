@@ -397,10 +397,11 @@ def test_an_automatic_share_needs_jax_and_other_processes(tiny_bert):
 
 @pytest.fixture
 def short_bench(monkeypatch):
-    """Leave out what takes long and is measured in test_bench.py: much to embed, and processes of their own."""
+    """Leave out what takes long and is in test_bench.py: much to embed, large products, processes of their own."""
     for name, value in {"PAUSE": 0, "FIXED_TOKENS": 256, "LATENCY_CALLS": 3}.items():
         monkeypatch.setattr(bench.measure, name, value)
     monkeypatch.setattr(bench, "measure_processes", lambda *_: [])
+    monkeypatch.setattr(bench, "product_rates", lambda _: [])
 
 
 def test_bench(tiny_bert, tmp_path, short_bench):
