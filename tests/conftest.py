@@ -29,6 +29,14 @@ WORDS = """[PAD] [UNK] [CLS] [SEP] [MASK] query passage : how much protein shoul
 why do plants need light sun water green cat dog man play ##s ##ing ##ed e b c d f g h i j k ! ? . , -""".split()
 
 
+LONGEST = ("test_twins.py", "test_train_nano.py", "test_docs.py", "test_bench.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long: of two workers, one would wait for the other if that were last."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def blas_threads():
     """Keep NumPy's BLAS to one thread: idle ones wait at full speed, and take the cores of the tests beside.
