@@ -121,7 +121,7 @@ class PaddedShapes:
                 while True:
                     first = bisect.bisect_left(waiting, -length, key=negative_length)  # the first that is no longer
                     batch = waiting[first : first + min(rows, max_texts or rows)]
-                    if sum(len(ids) for _, ids in batch) < FULL * rows * length:
+                    if len(batch) < FULL * rows or sum(len(ids) for _, ids in batch) < FULL * rows * length:
                         break
                     yield batch
                     del waiting[first : first + len(batch)]
@@ -150,11 +150,11 @@ def pad_ids(
     lengths = np.array([len(text) for text in ids], dtype=np.int64)  # [B]
     rows, length = shape or (len(ids), max(lengths, default=0))
     lengths = np.pad(lengths, (0, rows - len(ids)))
-    attention_mask = (np.arange(length) < lengths[:, None]).astype(np.int64)  # [B, T]
-    input_ids = np.full(attention_mask.shape, pad_id, np.int64)
+    is_token = np.arange(length) < lengths[:, None]  # [B, T]
+    input_ids = np.full(is_token.shape, pad_id, np.int64)
     if len(ids):
-        input_ids[attention_mask == 1] = np.concatenate(ids)
-    return input_ids, attention_mask
+        input_ids[is_token] = np.concatenate(ids)
+    return input_ids, is_token.astype(np.int64)
 
 
 class AttentionBlock(NamedTuple):
