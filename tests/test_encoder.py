@@ -220,13 +220,19 @@ def test_batches_of_more_than_one_window(tiny, monkeypatch):
 
 def test_texts_that_are_tokenized_piece_by_piece(tiny, monkeypatch):
     """Longer ones come first, and each vector still stands where its text does."""
-    texts = [f"cat {'a ' * (n * 5 % 17)}" for n in range(50)]
+    texts = [f"{n} cat {'a ' * (n * 5 % 17)}" for n in range(50)]
     expected = tiny.encode(texts)
     monkeypatch.setattr(tiny.engine, "window_texts", 20)
     monkeypatch.setattr(tiny.engine, "piece_texts", 6)
+    encode, pieces = tiny.tokenizer.encode, []
+    monkeypatch.setattr(tiny.tokenizer, "encode", lambda piece: pieces.append(piece) or encode(piece))
     np.testing.assert_array_equal(tiny.encode(texts), expected)
-    with pytest.raises(ValueError, match=r"texts\[10\] has \d+ tokens"):
-        tiny.encode([*texts[:10], "a " * 1000, *texts[10:]], truncation="error")
+    for window in (texts[:20], texts[20:40], texts[40:]):
+        own = sorted((piece for piece in pieces if piece[0] in window), key=lambda piece: -len(piece[0]))
+        lengths = [len(text) for piece in own for text in piece]
+        assert lengths == sorted(map(len, window), reverse=True)
+    with pytest.raises(ValueError, match=r"texts\[30\] has \d+ tokens"):
+        tiny.encode([*texts[:30], "a " * 1000, *texts[30:]], truncation="error")
 
 
 def test_a_stream_gives_the_same_part_by_part(tiny, monkeypatch):

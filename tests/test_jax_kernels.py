@@ -4,6 +4,7 @@ What they compute needs such a GPU; elsewhere those tests are skipped, and all o
 """
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -42,9 +43,12 @@ def linear_inputs(rows, width, out, count, dtype):
 
 def attention_inputs(texts, tokens, heads, size, dtype):
     random = np.random.default_rng(tokens)
-    arrays = [jnp.asarray(random.normal(0, 1.5, (texts, tokens, heads, size)), dtype) for _ in range(3)]
-    lengths = random.integers(1, tokens + 1, texts)
-    lengths[:2] = 1, tokens
+    arrays = [random.normal(0, 1.5, (texts, tokens, heads, size)) for _ in range(3)]
+    arrays[0][1] *= 10  # scores of hundreds, which e to their power would be too large
+    arrays = [jnp.asarray(array, dtype) for array in arrays]
+    lengths = random.integers(1, tokens + 1, max(texts, 4))
+    lengths[:4] = 1, tokens, min(tokens, jax_kernels.KEYS), tokens - 1
+    lengths = lengths[:texts]
     return arrays, jnp.asarray(lengths, jnp.int32)
 
 
@@ -93,14 +97,11 @@ def test_linear_layers_on_the_gpu(case, dtype, rows):
         assert (np.abs(np.asarray(result, np.float32) - exact) <= PRODUCT_HALF[dtype] * (1 + jnp.abs(exact))).all()
 
 
-@needs_hopper
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("case", ATTENTION)
-def test_attention_on_the_gpu(case, dtype):
-    """Softmax's weights are rounded to half precision, and the result is: each by half a unit of what it is."""
-    arrays, lengths = attention_inputs(20_000 // case[0], *case, dtype)
+def assert_attention(texts, tokens, heads, size, dtype):
+    """Compare with float32. Softmax's weights are rounded, and the result is: each by half a unit of what it is."""
+    arrays, lengths = attention_inputs(texts, tokens, heads, size, dtype)
     result = np.asarray(jax.jit(jax_kernels.attention)(*arrays, lengths), np.float32)
-    is_token = jnp.arange(case[0]) < lengths[:, None]
+    is_token = jnp.arange(tokens) < lengths[:, None]
     query, key, value = (array.astype(jnp.float32).transpose(0, 2, 1, 3) for array in arrays)
 
     def attention(value):
@@ -111,6 +112,74 @@ def test_attention_on_the_gpu(case, dtype):
     assert np.isfinite(result).all()
     error = np.where(is_token[..., None, None], np.abs(result - exact), 0)
     assert (error <= PRODUCT_HALF[dtype] * (of_sizes + np.abs(exact))).all()
+
+
+@needs_hopper
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", ATTENTION)
+def test_attention_on_the_gpu(case, dtype):
+    assert_attention(20_000 // case[0], *case, dtype)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Run kernels in JAX's interpreter, and what it does not know, matrix instructions and their sums, as plain JAX.
+
+    What is left is the kernel's own: copies and barriers, who takes which queries, blocks of keys, masks, softmax.
+    """
+    reason = "this JAX has no interpreter of kernels for GPUs where 0.10 has it"
+    interpreter = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params", reason=reason)
+    pallas, mosaic = jax_kernels.pl, jax_kernels.plgpu
+    run_scoped = pallas.run_scoped
+
+    class Sums:
+        """What a product is added up in: `ACC(...)`, `ACC.init(...)` and the references to either."""
+
+        def __init__(self, shape, dtype):
+            self.numbers = jnp.zeros(shape, dtype)
+
+        @classmethod
+        def init(cls, numbers):
+            sums = cls(numbers.shape, numbers.dtype)
+            sums.numbers = numbers
+            return sums
+
+        def __getitem__(self, _):
+            return self.numbers
+
+    def read(factor):
+        if isinstance(factor, jax.Array):
+            return factor
+        *others, last = factor.transforms
+        if type(last).__name__ == "TransposeTransform":
+            return replace(factor, transforms=tuple(others))[...].T
+        return factor[...]
+
+    def wgmma(sums, a, b):
+        sums.numbers += jnp.matmul(read(a), read(b), preferred_element_type=jnp.float32)
+
+    def run_scoped_or_plain(function, *scratch, **options):
+        return function(*scratch) if scratch else run_scoped(function, **options)
+
+    def run_state(function):
+        return lambda sums: function(sums) or sums.numbers
+
+    def iota(dtype, shape, dimension, *, layout):
+        return jax.lax.broadcasted_iota(dtype, shape, dimension)
+
+    monkeypatch.setattr(pallas, "run_scoped", run_scoped_or_plain)
+    monkeypatch.setattr(pallas, "run_state", run_state)
+    monkeypatch.setattr(mosaic, "ACC", Sums)
+    monkeypatch.setattr(mosaic, "wgmma", wgmma)
+    monkeypatch.setattr(mosaic, "broadcasted_iota", iota)
+    with interpreter.force_gpu_interpret_mode():
+        yield
+
+
+@pytest.mark.parametrize(("tokens", "size"), [(72, 32), (104, 64), (128, 32), (144, 32), (288, 32), (512, 32)])
+def test_attention_interpreted(tokens, size, interpreted):
+    """Also with two warpgroups, for 512 tokens; the interpreter lets them take turns."""
+    assert_attention(4, tokens, 1, size, "bfloat16")
 
 
 @pytest.fixture
