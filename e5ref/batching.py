@@ -97,8 +97,8 @@ class PaddedShapes:
     ) -> Iterator[list[NumberedIds]]:
         """Split texts into batches that each `fit` a shape, beginning before all of them have come.
 
-        Until then a batch is made only where it fills `FULL` of the largest shape of its length; other texts wait for
-        more like them. What has waited to the end is taken the longest first.
+        Until then a batch is made only where it fills `FULL` of the largest shape of its length (so none is with a
+        small `max_texts`); other texts wait for more like them. What has waited to the end is taken the longest first.
 
         Args:
             pieces: the texts, some at a time.
@@ -121,7 +121,9 @@ class PaddedShapes:
                 while True:
                     first = bisect.bisect_left(waiting, -length, key=negative_length)  # the first that is no longer
                     batch = waiting[first : first + min(rows, max_texts or rows)]
-                    if len(batch) < FULL * rows or sum(len(ids) for _, ids in batch) < FULL * rows * length:
+                    if len(batch) < FULL * rows or self.fit(1, len(batch[0][1])) != self.fit(1, length):
+                        break  # too few, or all of them shorter: their own turn comes
+                    if sum(len(ids) for _, ids in batch) < FULL * rows * length:
                         break
                     yield batch
                     del waiting[first : first + len(batch)]

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set, Sized
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -402,15 +402,23 @@ class E5:
         def begin(first: int, window: list[str]) -> Iterator[_Piece]:
             # The longest first, by their characters, so that a piece holds texts of like lengths, which make batches.
             order = sorted(range(len(window)), key=lambda row: -len(window[row]))
-            size = self.engine.piece_texts
+            # Later windows are tokenized while others are computed: they come whole, and are padded less.
+            size = len(window) if first else self.engine.piece_texts
             pieces = [order[start : start + size] for start in range(0, len(order), size)]
-            results: deque[Callable[[], list[Encoding]]] = deque()
+            results: deque[Callable[[], list[TokenizedText]]] = deque()
             for rows in pieces:
-                encode = partial(self.tokenizer.encode, [prefix + window[row] for row in rows])
-                # The very first is needed at once: a query does without the thread.
-                results.append(thread.submit(encode).result if first or results else encode)
+                prompted = [prefix + window[row] for row in rows]
+                if first:
+                    results.append(thread.submit(self.tokenizer, prompted).result)
+                elif not results:  # needed at once: a query does without the thread
+                    results.append(partial(self.tokenizer, prompted))
+                else:  # the thread does only what needs no Python, so that nothing keeps it from the next piece
+                    results.append(partial(read, thread.submit(self.tokenizer.encode, prompted)))
             # Taken out one by one: what the tokenizer made is large, and is let go of once it is read.
-            return (list(zip(rows, self.tokenizer.read(results.popleft()()), strict=True)) for rows in pieces)
+            return (list(zip(rows, results.popleft()(), strict=True)) for rows in pieces)
+
+        def read(encodings: Future[list[Encoding]]) -> list[TokenizedText]:
+            return self.tokenizer.read(encodings.result())
 
         try:
             begun: deque[tuple[int, int, Iterator[_Piece]]] = deque()

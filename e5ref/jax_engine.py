@@ -33,7 +33,7 @@ PRECISIONS: "dict[Precision, tuple[str | None, str]]" = {
 MAX_TOKENS = {"cpu": 1024}
 MAX_TOKENS_ACCELERATOR = 65_536
 
-# Texts that are tokenized together for an accelerator: enough for all cores, few enough for it to begin soon.
+# Texts that are tokenized together for each accelerator: enough for all cores, few enough for it to begin soon.
 PIECE_TEXTS = 1024
 
 # Batches that are on the device or on their way there before the host waits for the first of them.
@@ -47,7 +47,7 @@ class JaxEngine:
         precision: one of `PRECISIONS`.
         shapes: the shapes of batches, each of which XLA compiles a program for.
         window_texts: how many texts to sort by length together.
-        piece_texts: how many to tokenize together.
+        piece_texts: how many of the first window to tokenize together.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, pad_id: int, max_length: int, precision: "Precision") -> None:
@@ -79,7 +79,7 @@ class JaxEngine:
         self.shapes = PaddedShapes(max_length, max_tokens, len(devices))
         self.window_texts = max(4096, max_tokens * len(devices) // 2)
         # An accelerator begins while later pieces are tokenized. On a CPU all cores do one thing and then the other.
-        self.piece_texts = self.window_texts if self.platform == "cpu" else PIECE_TEXTS
+        self.piece_texts = self.window_texts if self.platform == "cpu" else PIECE_TEXTS * len(devices)
         mesh = Mesh(np.array(devices), ("texts",))
         everywhere, self._divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("texts"))
         with self._settings():

@@ -29,7 +29,7 @@ ROWS = 64  # of a product, for one warpgroup: what one matrix instruction takes
 BLOCK = 64  # columns of what is copied at a time: 128 bytes
 KEYS = 128  # whose scores a warpgroup has in registers at a time
 WARPGROUPS = 2  # of `linear_layers` that multiply
-SMEM = 227 << 10  # bytes
+SMEM_BYTES = 227 << 10
 
 # Columns of a tile of the product → blocks of either factor that SMEM has room for.
 BLOCKS_AHEAD = {256: 4, 128: 6}
@@ -199,9 +199,9 @@ def attention(query: Array, key: Array, value: Array, lengths: Array) -> Array:
         [B, T, N, H]; numbers without meaning where there is no token.
     """
     texts, tokens, heads, size = query.shape
-    # Four warpgroups keep a multiprocessor busy. Short rows leave room in SMEM for several texts, of one warpgroup
-    # each; where there is less room, several share the keys and values of one.
-    warpgroups = 1 if tokens <= 256 else -(-4 * 3 * tokens * size * query.dtype.itemsize // SMEM)
+    # Several warpgroups keep a multiprocessor busy. Short rows leave room in SMEM for several texts, where one for each
+    # was fastest; for longer rows it was as many as make four of the texts that there is room for.
+    warpgroups = 1 if tokens <= 256 else -(-4 * 3 * tokens * size * query.dtype.itemsize // SMEM_BYTES)
     return plgpu.kernel(
         _attention,
         out_type=jax.ShapeDtypeStruct(query.shape, query.dtype),

@@ -47,7 +47,7 @@ class NumpyEngine:
     Attributes:
         threads: how many cores to use.
         window_texts: how many texts to sort by length together: enough to fill every batch well, few enough to hold.
-        piece_texts: how many to tokenize together.
+        piece_texts: how many of the first window to tokenize together.
     """
 
     window_texts = piece_texts = 1024

@@ -251,6 +251,45 @@ def test_batches_begin_before_all_texts_have_come():
     assert max(early) <= 0.15
 
 
+@pytest.mark.parametrize("max_length", [73, 145, 289, 417, 512])
+def test_early_batches_fit_a_shape(max_length):
+    """Of 73 tokens, say, there are batches of one row more than of 72, which is a multiple of what kernels take."""
+    shapes = PaddedShapes(max_length, jax_engine.MAX_TOKENS_ACCELERATOR)
+    texts = list(enumerate([[0] * (max_length - 1)] * 2500))
+    batches = list(shapes.batches([texts[:1000], texts[1000:2000], texts[2000:]], total=len(texts)))
+    assert sum(map(len, batches)) == len(texts)
+    assert {shapes.fit(len(batch), max_length - 1) for batch in batches} <= set(shapes)
+
+
+def test_vectors_where_batches_begin_early(tiny_bert):
+    """As on an accelerator, where texts of the first window come in pieces: each vector stands where its text does."""
+    model = e5ref.load(tiny_bert, backend="jax")
+    model.engine.shapes = PaddedShapes(model.tokenizer.max_length, 256)
+    model.engine.window_texts, model.engine.piece_texts = 150, 40
+    texts = [f"cat {'a ' * (n * 7 % 12)}" for n in range(400)]
+    with pytest.MonkeyPatch.context() as patch:
+        batches, early = PaddedShapes.batches, []
+
+        def watched(self, pieces, *, total, max_texts):
+            come = 0
+            early.append([])
+
+            def counted():
+                nonlocal come
+                for piece in pieces:
+                    come += len(piece)
+                    yield piece
+
+            for batch in batches(self, counted(), total=total, max_texts=max_texts):
+                early[-1].append(come < total)
+                yield batch
+
+        patch.setattr(PaddedShapes, "batches", watched)
+        vectors = model.encode(texts)
+    assert [any(of_window) for of_window in early] == [True, False, False]  # later ones are tokenized by then
+    assert np.abs(vectors - e5ref.load(tiny_bert).encode(texts)).max() <= VECTORS["float32"]
+
+
 def test_full_batches_of_an_accelerator_fit_the_tiles_of_the_kernels():
     shapes = PaddedShapes(512, jax_engine.MAX_TOKENS_ACCELERATOR)
     full = [(shapes.rows(length)[-1], length) for length in shapes.lengths]

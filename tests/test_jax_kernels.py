@@ -26,7 +26,8 @@ LINEAR = [(384, 384, 3, False), (384, 1536, 1, True), (768, 768, 3, False), (102
 # Tokens, heads and their size: one tile, tiles that overlap, queries and keys that fill two; keys in several blocks,
 # the last of which is whole, or overlaps the one before; queries of one warpgroup, and of several.
 ATTENTION = [(64, 12, 32), (72, 12, 32), (96, 3, 32), (128, 12, 32), (64, 16, 64), (104, 16, 64), (128, 16, 64)]
-ATTENTION += [(144, 12, 32), (256, 12, 32), (288, 12, 32), (512, 12, 32), (144, 16, 64), (352, 16, 64), (512, 16, 64)]
+ATTENTION += [(136, 12, 32), (144, 12, 32), (256, 12, 32), (288, 12, 32), (512, 12, 32)]
+ATTENTION += [(144, 16, 64), (264, 16, 64), (352, 16, 64), (512, 16, 64)]
 
 
 def linear_inputs(rows, width, out, count, dtype):

@@ -114,7 +114,11 @@ def test_it_goes_on_where_it_stopped_with_the_same_result(trained, data, teacher
         patch.setattr(train_nano.Data, "batch", stop)
         with pytest.raises(KeyboardInterrupt):
             train_nano.train(stopped, data, teacher, **arguments)
-    assert train_nano.train(stopped, data, teacher, **arguments) == lines
+    taken = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_nano.Data, "batch", lambda *arguments: taken.append(1) or batch(*arguments))
+        assert train_nano.train(stopped, data, teacher, **arguments) == lines
+    assert len(taken) == STEPS - SCORE_EVERY
     for name in ("model.safetensors", "tokenizer.json", "config.json", "training.jsonl"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
     # Another seed asks for other texts. What the teacher says to them does not matter.

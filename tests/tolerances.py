@@ -37,7 +37,8 @@ GELU_HALF = 6e-7
 GELU_KERNEL = {3.0: 3e-5, 5.0: 6e-5, 40.0: 4e-4}
 
 # A sum of products of half precision that is added up in float32, relative to it or to 1: the rounding of the result,
-# half a unit of 2⁻⁷ or 2⁻¹⁰, and a little for the order of the sum and for GELU.
+# half a unit of 2⁻⁷ or 2⁻¹⁰, and a little for the order of the sum and for GELU. Of attention, relative to the result,
+# and once more, since softmax's weights are rounded too, to what the values' sizes would give.
 PRODUCT_HALF = {"bfloat16": 4.2e-3, "float16": 5.5e-4}
 
 # erfc as the C library gives it, then three products: a few units of float64.
