@@ -116,17 +116,17 @@ class PaddedShapes:
         for piece in pieces:
             total -= len(piece)
             waiting = sorted([*waiting, *piece], key=negative_length)
-            for length in reversed(self.lengths) if total else ():
+            first = 0  # those before it go on waiting
+            while total and first < len(waiting):
+                _, length = self.fit(1, len(waiting[first][1]))
                 rows = self.rows(length)[-1]
-                while True:
-                    first = bisect.bisect_left(waiting, -length, key=negative_length)  # the first that is no longer
-                    batch = waiting[first : first + min(rows, max_texts or rows)]
-                    if len(batch) < FULL * rows or self.fit(1, len(batch[0][1])) != self.fit(1, length):
-                        break  # too few, or all of them shorter: their own turn comes
-                    if sum(len(ids) for _, ids in batch) < FULL * rows * length:
-                        break
+                batch = waiting[first : first + min(rows, max_texts or rows)]
+                if len(batch) >= FULL * rows and sum(len(ids) for _, ids in batch) >= FULL * rows * length:
                     yield batch
                     del waiting[first : first + len(batch)]
+                else:  # on to the next shorter shape
+                    shorter = max((other for other in self.lengths if other < length), default=0)
+                    first = bisect.bisect_left(waiting, -shorter, key=negative_length)
         while waiting:
             _, length = self.fit(1, len(waiting[0][1]))
             # As many as the largest batch that they fill by half; the rest of its rows is padding.

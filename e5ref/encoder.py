@@ -272,7 +272,7 @@ class E5:
             for first, count, pieces in self._tokenized_windows(texts, prefix):
                 windows.append(np.empty((count, width), self.dtype))
                 for batch in self.engine.batches(numbered_ids(first, pieces), total=count, max_texts=batch_size):
-                    yield Batch([ids for _, ids in batch], windows[-1], [row for row, _ in batch])
+                    yield Batch.of(batch, windows[-1])
 
         def parts() -> Iterator[NDArray[np.floating]]:
             finished = 0

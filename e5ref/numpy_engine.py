@@ -36,6 +36,11 @@ class Batch(NamedTuple):
     vectors: NDArray[np.floating]  # [n, D], of a whole window of texts
     rows: list[int]  # the rows of `vectors` that are those of `ids`
 
+    @classmethod
+    def of(cls, texts: Sequence[NumberedIds], vectors: NDArray[np.floating]) -> "Batch":
+        """Make one of what an engine's `batches` yields; the texts' rows are those of `vectors`."""
+        return cls([ids for _, ids in texts], vectors, [row for row, _ in texts])
+
 
 class NumpyEngine:
     """What `E5` asks of a twin. `JaxEngine` has the same methods.
@@ -76,8 +81,9 @@ class NumpyEngine:
         """Split texts that come some at a time, `total` in all, into batches of at most `max_texts`."""
         texts = list(itertools.chain.from_iterable(pieces))
         lengths = [len(ids) for _, ids in texts]
-        rounds = -(-sum(lengths) // (self.threads * FULL_TOKENS))  # in each of which every thread gets a batch
-        tokens = -(-sum(lengths) // (self.threads * max(rounds, 1)))
+        all_tokens = sum(lengths)
+        rounds = -(-all_tokens // (self.threads * FULL_TOKENS))  # in each of which every thread gets a batch
+        tokens = -(-all_tokens // (self.threads * max(rounds, 1)))
         if tokens < SHARED_TOKENS:
             tokens = max(tokens, SHARED_TOKENS if self._threads_do_not_matter else LEAST_TOKENS)
         # Where the BLAS rounds a text's rows differently by what stands beside them, it gets one text at a time; trying

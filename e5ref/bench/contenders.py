@@ -258,11 +258,8 @@ def run_engine(encoder: "E5", ids: Ids) -> Floats:
     from e5ref.numpy_engine import Batch
 
     vectors = np.empty((len(ids), encoder.checkpoint.config.hidden_size), encoder.dtype)
-    batches = (
-        Batch([ids for _, ids in batch], vectors, [row for row, _ in batch])
-        for batch in encoder.engine.batches([list(enumerate(ids))], total=len(ids), max_texts=None)
-    )
-    for _ in encoder.engine.run(batches, normalize=True):
+    batches = encoder.engine.batches([list(enumerate(ids))], total=len(ids), max_texts=None)
+    for _ in encoder.engine.run((Batch.of(batch, vectors) for batch in batches), normalize=True):
         pass
     return vectors
 
