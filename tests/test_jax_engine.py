@@ -240,12 +240,14 @@ def test_batches_begin_before_all_texts_have_come():
             seen += 1
             yield piece
 
-    waste, pieces_seen = [], []
+    waste, pieces_seen, rows_seen = [], [], []
     for batch in shapes.batches(come(), total=arrived):
+        rows_seen += [row for row, _ in batch]
         rows, length = shapes.fit(len(batch), len(batch[0][1]))
         waste.append(1 - sum(len(ids) for _, ids in batch) / (rows * length))
         pieces_seen.append(seen)
     early = [part for part, number in zip(waste, pieces_seen, strict=True) if number < 4]
+    assert sorted(rows_seen) == list(range(arrived))
     assert set(pieces_seen) == {1, 2, 3, 4}
     assert len(early) >= 8
     assert max(early) <= 0.15
