@@ -17,7 +17,7 @@ from e5ref.encoder import E5, PROGRESS_DELAY
 from e5ref.evaluation.embedding import embed, progress_bar
 from e5ref.evaluation.protocols import IDENTICAL_IDS, SPLITS, Protocol, Role, Rule, find_rule, find_task
 from e5ref.evaluation.report import make_report, require_extra, warn
-from e5ref.files import decoded_lines
+from e5ref.files import decoded_lines, opened
 from e5ref.prompts import doubled_prompts
 
 # Documents embedded, searched and kept together, and queries that are compared with them at a time. A run that is
@@ -389,7 +389,7 @@ def read_qrels(folder: Path, split: str) -> Qrels:
             )
         )
     qrels: dict[str, dict[str, int]] = {}
-    with path.open("rb") as file:
+    with opened(path) as file:
         for number, line in decoded_lines(file, path):
             cells = line.split("\t")
             if not line.strip() or (number == 1 and cells[-1].strip().lower() == "score"):
@@ -418,7 +418,7 @@ def _entries(path: Path, *, progress: bool = False) -> Iterator[tuple[int, str, 
     size = path.stat().st_size
     empty = True
     with (
-        path.open("rb") as file,
+        opened(path) as file,
         tqdm(
             total=size,
             desc=f"checking {path.name}",

@@ -15,7 +15,7 @@ from e5ref.encoder import E5
 from e5ref.evaluation.embedding import embed, progress_bar
 from e5ref.evaluation.protocols import Protocol, find_rule, find_task
 from e5ref.evaluation.report import make_report, require_extra, warn
-from e5ref.files import decoded_lines
+from e5ref.files import decoded_lines, opened
 from e5ref.prompts import doubled_prompts
 
 # STS Benchmark's own files: genre, file, year, index, score, two sentences, and in some lines one or two sources.
@@ -197,7 +197,7 @@ def _layout(path: Path, number: int, row: list[str]) -> tuple[tuple[int, int, in
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows of a file with the number of the line where each starts; blank lines are left out."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         lines = decoded_lines(file, path)
         first = next(lines, (1, ""))
         lines = itertools.chain([first], lines)

@@ -297,7 +297,7 @@ def test_empty_and_windows_files(model, folder, file):
         (b"", "is empty|holds no judgment"),
         (b"\n", "is empty|holds no judgment"),
         ((folder / file).read_text().replace("q1", "é").replace("d1", "é").encode("cp1252"), "is not UTF-8"),
-        ((folder / file).read_text().encode("utf-16"), "line 1: is not UTF-8"),
+        ((folder / file).read_text().encode("utf-16"), "is UTF-16; convert it to UTF-8"),
     ):
         (folder / file).write_bytes(content)
         with pytest.raises(ValueError, match=message):

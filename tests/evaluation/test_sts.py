@@ -76,7 +76,7 @@ def test_a_quoted_field_may_go_over_lines(tmp_path):
         (STSB.encode() + b"main\tx\t2012\t7\t1\tonly one\n", "line 3: has 6 columns, but must have 7"),
         (b"a,b,1\nc,d,2\n\"e,f,3\ng,h,4\n", "line 3: is not comma-separated text"),
         ("naïve\tcafé\t1\n".encode("cp1252"), r"pairs.tsv, line 1: is not UTF-8 \(byte 2\); convert the file"),
-        ("a\tb\t1\n".encode("utf-16"), "line 1: is not UTF-8"),
+        ("a\tb\t1\n".encode("utf-16"), r"pairs.tsv: is UTF-16; convert it to UTF-8"),
     ],
 )  # fmt: skip
 def test_broken_files(tmp_path, content, message):

@@ -1,0 +1,72 @@
+"""Reading text by the line: what else a file can be, and where it is damaged."""
+
+import gzip
+import io
+
+import pytest
+
+from e5ref import files
+from e5ref.files import decoded_lines, foreign_kind, opened
+
+
+def lines(content: bytes) -> list[str]:
+    return [text for _, text in decoded_lines(io.BytesIO(content), "in.txt")]
+
+
+def test_lines_end_at_line_feeds_only():
+    assert lines(b"\xef\xbb\xbfa\r\n\nb\xe2\x80\xa8c\n") == ["a", "", "b\u2028c"]
+    assert lines(b"\xef\xbb\xbf") == lines(b"") == []
+
+
+def test_a_file_that_gzip_compressed_is_read_as_it_was(tmp_path):
+    path = tmp_path / "in.txt.gz"
+    path.write_bytes(gzip.compress(b"a\nb\n"))
+    with opened(path) as file:
+        assert [*decoded_lines(file, path)] == [(1, "a"), (2, "b")]
+    path.write_bytes(gzip.compress("".join(map(str, range(9000))).encode())[:5000])
+    with opened(path) as file, pytest.raises(ValueError, match=r"in\.txt\.gz: is compressed by gzip, and cut short"):
+        [*decoded_lines(file, path)]
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"PAR1\x15\x04", "is a Parquet file"),
+        (b"\x1f\x8b\x08", "is compressed by gzip"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "is a pointer of git-LFS"),
+        ("h\n".encode("utf-16"), "is UTF-16"),
+        (b"<!DOCTYPE HTML>\n", "is a page of HTML"),
+        (b"\x93NUMPY\x01\x00", "is an array of NumPy"),
+    ],
+)
+def test_other_kinds_of_files_are_told_by_how_they_begin(head, kind):
+    assert foreign_kind(head).startswith(kind)
+    with pytest.raises(ValueError, match=rf"^in\.txt: {kind}"):
+        lines(head)
+
+
+@pytest.mark.parametrize("head", [b"", b"PARIS is a city", b"<h1>", b"BZ is Belize", b"version 1"])
+def test_text_is_no_other_kind(head):
+    assert foreign_kind(head) is None
+    assert lines(head) == ([head.decode()] if head else [])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_is_refused(encoding):
+    with pytest.raises(ValueError, match=r"in\.txt, line 1: holds NUL in most places, as UTF-16 does"):
+        lines("how do plants eat\n".encode(encoding))
+    assert lines(b"a \0 in a text\n") == ["a \0 in a text"]
+
+
+def test_a_line_has_a_greatest_length(monkeypatch):
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 10)
+    assert lines(b"ten bytes!\nten bytes!") == ["ten bytes!", "ten bytes!"]
+    with pytest.raises(ValueError, match=r"in\.txt, line 2: has more than 10 bytes"):
+        lines(b"short\neleven byte\n")
+
+
+def test_what_cannot_be_opened_is_said_in_a_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt: no such file$"), opened(tmp_path / "nowhere.txt"):
+        pass
+    with pytest.raises(IsADirectoryError, match=r"is a folder; give a file$"), opened(tmp_path):
+        pass
