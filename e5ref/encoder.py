@@ -21,6 +21,7 @@ from e5ref.batching import NumberedIds, pad_ids
 from e5ref.checkpoint import DEFAULT_CHECKPOINT, Checkpoint, file_sha256, read_checkpoint
 from e5ref.numpy_engine import Batch, NumpyEngine
 from e5ref.prompts import find_prompt
+from e5ref.similarity import cosines, pairwise_cosines
 from e5ref.tokenizer import TokenizedText, Tokenizer
 
 if TYPE_CHECKING:
@@ -330,15 +331,20 @@ class E5:
             b: vectors, [m, D], or one, [D].
 
         Returns:
-            [n, m], between -1 and 1 but for rounding.
+            [n, m], between -1 and 1 but for rounding. Equal vectors have equal cosines, whatever stands beside them.
 
         Raises:
             ValueError: vectors of different widths.
         """
-        first, second = (numpy_model.l2_normalize(np.atleast_2d(vectors)) for vectors in (a, b))
-        if first.shape[1:] != second.shape[1:] or first.ndim != 2:
-            raise ValueError(f"vectors must be [n, D] and [m, D], but are {np.shape(a)} and {np.shape(b)}")
-        return first @ second.T
+        return cosines(a, b)
+
+    def similarity_pairwise(self, a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Compute the cosine of each vector of `a`, [n, D], with the same row of `b`: [n], as in `similarity`.
+
+        Raises:
+            ValueError: vectors of different widths or numbers.
+        """
+        return pairwise_cosines(a, b)
 
     def tokenize(self, texts: str | Iterable[str]) -> Tokens:
         """Turn texts, as they are, into token ids; padded, and cut to `tokenizer.max_length` where longer.

@@ -19,6 +19,9 @@ COSINE_HALF = {"bfloat16": 1e-4, "float16": 2e-6}
 # Gradients of a loss by a weight, relative to the largest of that weight's gradients: sums over all tokens in float64.
 GRADIENTS = 1e-10
 
+# A cosine against one of longer numbers: the result is rounded by half a unit of 1, and in float64 the vectors too.
+COSINES = {"float32": 6.1e-8, "float64": 4e-16}
+
 # The model card's score matrix, cosine x 100, against transformers: 1e-4 of a point is 1e-6 of a cosine, what is left
 # of VECTORS after summing 384 products.
 SCORES = 1e-4

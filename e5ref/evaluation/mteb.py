@@ -9,11 +9,12 @@ from e5ref.encoder import E5
 from e5ref.evaluation.protocols import Protocol, Role, find_rule
 from e5ref.evaluation.report import require_extra
 from e5ref.params import leaves
+from e5ref.similarity import cosines, pairwise_cosines
 
 require_extra("mteb", "mteb", "e5ref.evaluation.mteb")
 
-from mteb.models.model_meta import ModelMeta, ScoringFunction  # noqa: E402  # once it is known to be there
-from mteb.similarity_functions import cos_sim, pairwise_cos_sim  # noqa: E402
+import torch  # noqa: E402  # once mteb is known to be there, which brings it
+from mteb.models.model_meta import ModelMeta, ScoringFunction  # noqa: E402
 
 
 class Encoder:
@@ -92,11 +93,11 @@ class Encoder:
         Returns:
             [n, m] float32, a tensor of PyTorch: for summarization mteb makes a float of [1, 1], which NumPy refuses.
         """
-        return cos_sim(embeddings1, embeddings2)
+        return torch.from_numpy(cosines(np.asarray(embeddings1), np.asarray(embeddings2)))
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Compute the cosine of each of some vectors, [n, D], with its counterpart; -> [n] float32, a tensor too."""
-        return pairwise_cos_sim(embeddings1, embeddings2)
+        return torch.from_numpy(pairwise_cosines(np.asarray(embeddings1), np.asarray(embeddings2)))
 
 
 def _model_meta(model: E5, protocol: Protocol) -> ModelMeta:

@@ -19,6 +19,7 @@ from e5ref.evaluation.protocols import IDENTICAL_IDS, SPLITS, Protocol, Role, Ru
 from e5ref.evaluation.report import make_report, require_extra, warn
 from e5ref.files import decoded_lines, opened
 from e5ref.prompts import doubled_prompts
+from e5ref.similarity import dots
 
 # Documents embedded, searched and kept together, and queries that are compared with them at a time. A run that is
 # stopped loses the block that it is in: on a laptop's CPU, about a minute of e5-small.
@@ -218,8 +219,8 @@ def search(
 class Best:
     """The best documents so far of each query.
 
-    Scores are summed in float64 and rounded to float32. So equal vectors have equal scores wherever they stand in a
-    block, and trec_eval, which holds scores in float32, sees the same ties. Of these, the greater id goes first.
+    Equal vectors have equal scores in whatever block they stand, and trec_eval, which holds scores in float32, sees the
+    same ties. Of these, the greater id goes first.
     """
 
     def __init__(self, queries: Sequence[str], depth: int) -> None:
@@ -230,10 +231,9 @@ class Best:
 
     def add(self, queries: NDArray[np.floating], ids: Sequence[str], documents: NDArray[np.floating]) -> None:
         """Compare all queries, [Q, D], with some more documents, [n, D]."""
-        columns = documents.astype(np.float64).T  # [D, n]
         for start in range(0, len(queries), BLOCK_QUERIES):
             some = slice(start, start + BLOCK_QUERIES)
-            scores = (queries[some].astype(np.float64) @ columns).astype(np.float32)  # [q, D], [D, n] -> [q, n]
+            scores = dots(queries[some], documents).astype(np.float32)  # [q, D], [n, D] -> [q, n]
             floor = self._floor[some]
             if len(ids) > self.depth:
                 place = len(ids) - self.depth

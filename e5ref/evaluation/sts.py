@@ -17,6 +17,7 @@ from e5ref.evaluation.protocols import Protocol, find_rule, find_task
 from e5ref.evaluation.report import make_report, require_extra, warn
 from e5ref.files import decoded_lines, opened
 from e5ref.prompts import doubled_prompts
+from e5ref.similarity import pairwise_cosines
 
 # STS Benchmark's own files: genre, file, year, index, score, two sentences, and in some lines one or two sources.
 STSB_COLUMNS, STSB_WIDTHS = (5, 6, 4), range(7, 10)
@@ -93,14 +94,14 @@ def _run(model: E5, pairs: Pairs, prompt: str) -> tuple[dict[str, int], dict[str
     n = len(pairs.first)
     with progress_bar(2 * n) as bar:
         first, second = (embed(model, texts, prompt, progress=bar) for texts in (pairs.first, pairs.second))
-    cosines = np.einsum("nd,nd->n", first.vectors, second.vectors, dtype=np.float64)
+    cosines = pairwise_cosines(*(vectors.astype(np.float64) for vectors in (first.vectors, second.vectors)))
     notes = doubled_prompts("sentences", prompt, first.doubled + second.doubled, 2 * n)
     warn(notes)
     counts = {"pairs": n, "sentences_cut": first.cut + second.cut}
     return counts, correlations(cosines, pairs.scores), pairs.notes + notes
 
 
-def correlations(cosines: NDArray[np.float64], scores: NDArray[np.float64]) -> dict[str, Any]:
+def correlations(cosines: NDArray[np.floating], scores: NDArray[np.float64]) -> dict[str, Any]:
     """Compute the correlations of two rows of numbers, [n] each.
 
     Returns:
@@ -118,7 +119,7 @@ def correlations(cosines: NDArray[np.float64], scores: NDArray[np.float64]) -> d
         if np.ptp(row) <= spread:
             raise ValueError(f"all {len(row)} {name} are {row[0]:g}, and then no correlation is defined")
 
-    def spearman(a: NDArray[np.float64], b: NDArray[np.float64], axis: int) -> Any:
+    def spearman(a: NDArray[np.floating], b: NDArray[np.floating], axis: int) -> Any:
         return pearsonr(rankdata(a, axis=axis), rankdata(b, axis=axis), axis=axis).statistic
 
     with warnings.catch_warnings():

@@ -12,6 +12,7 @@ from e5ref.batching import pad_ids
 from e5ref.checkpoint import read_checkpoint
 from e5ref.encoder import E5
 from e5ref.parity.reference import round_params, round_to, rounded_model
+from e5ref.similarity import dots
 
 Floats = NDArray[np.floating]
 
@@ -160,7 +161,7 @@ def fit(predicted: Floats, given: Given, indices: Sequence[int]) -> Fit:
     distances = np.linalg.norm(directions - given.directions[rows], axis=1)
     order, matches = "", rows
     if len(given.vectors) > 1 and np.median(distances) > 1e-3:
-        nearest = np.argmax(directions @ given.directions.T, axis=1)
+        nearest = np.argmax(dots(directions, given.directions), axis=1)  # of equal vectors, the first
         found = np.linalg.norm(directions - given.directions[nearest], axis=1)
         if np.median(found) < np.median(distances) / 3 and len(set(nearest.tolist())) > len(rows) / 2:
             order, matches, distances = _order(rows, nearest, given.lengths), nearest, found
