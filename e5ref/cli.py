@@ -1,57 +1,72 @@
 """`e5ref …`: thin; every command is a few lines over the library."""
 
-import io
+import errno
+import functools
 import itertools
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, get_args
+from typing import Any, ClassVar, get_args
 
 import click
 import numpy as np
-from numpy.typing import NDArray
-from safetensors.numpy import save
 
 import e5ref
-from e5ref.checkpoint import DEFAULT_CHECKPOINT, is_on_this_machine
+from e5ref.checkpoint import DEFAULT_CHECKPOINT, Checkpoint, is_on_this_machine
 from e5ref.encoder import E5, Backend, Precision, Truncation, require_jax
 from e5ref.evaluation.protocols import Protocol
-from e5ref.files import decoded_lines, written_whole
+from e5ref.files import written_whole
 from e5ref.params import leaves
 from e5ref.prompts import count_doubled, doubled_prompts, find_prompt
+from e5ref.stopping import Stopped, end, stops_soon
+from e5ref.texts import Format, read_texts
+from e5ref.vectors import SUFFIXES, with_texts, write_json_lines, write_vectors
 
 PROMPTS = ("query", "passage", "none")
-SUFFIXES = (".npy", ".safetensors", ".jsonl")
+
+# Texts after which it is said that some of them have no prompt, or have one twice.
+FIRST_TEXTS = 1000
+
+Command = Callable[..., None]
 
 
 def main() -> None:
     """Run the command line. What goes wrong is said in one sentence on standard error, with exit code 2."""
+    _open_standard_streams()
     warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", UserWarning)
-    try:
-        status = commands(standalone_mode=False)  # of a command that ended in click's Exit, its code; else None
-        sys.stdout.flush()
-        sys.exit(status)
-    except click.UsageError as error:
-        error.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Stopped.", err=True)
-        sys.exit(130)
-    except BrokenPipeError:  # whoever read our output has had enough, as `head` does
-        _drop_output()
-        sys.exit(1)
-    except (ValueError, OSError, MemoryError, ModuleNotFoundError, click.ClickException) as error:
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        click.echo(f"Error: {message or type(error).__name__}", err=True)
-        _drop_output()
-        sys.exit(2)
+    with stops_soon():
+        try:
+            status = commands(standalone_mode=False)  # of a command that ended in click's Exit, its code; else None
+            sys.stdout.flush()
+        except Stopped as stop:
+            end(stop.code)
+        except BrokenPipeError:  # whoever read our output has had enough, as `head` does
+            _drop_output()
+            status = 1
+        except click.UsageError as error:
+            error.show()
+            status = 2
+        except Exception as error:
+            if "E5REF_TRACEBACK" in os.environ:
+                raise
+            click.echo(f"Error: {_sentence(error)}", err=True)
+            _drop_output()
+            status = 2
+    sys.exit(status)
+
+
+def _open_standard_streams() -> None:
+    """Put something in the place of standard streams that the caller has closed, for which Python has None."""
+    for name, mode in (("stdin", os.O_WRONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:  # to read the first, or to write to the second, fails then as it should
+            descriptor = os.open(os.devnull, mode)
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
 
 
 def _drop_output() -> None:
@@ -59,49 +74,168 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def _sentence(error: Exception) -> str:
+    """Say what went wrong. The errors that e5ref raises are sentences already."""
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, MemoryError):
+        reason = f" ({error})" if str(error) else ""
+        return f"out of memory{reason}; take a smaller --batch-size, or a machine with more"
+    if isinstance(error, OSError) and error.errno == errno.EBADF:
+        return "standard input or output is closed"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, ValueError | TypeError | OSError | ModuleNotFoundError) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error} (with E5REF_TRACEBACK=1 in the environment, Python shows where)"
+
+
+class Commands(click.Group):
+    """The commands, listed by what people come for."""
+
+    GROUPS: ClassVar[Mapping[str, list[str]]] = {
+        "Use it": ["demo", "embed", "rank", "models", "inspect", "warm-up"],
+        "Measure it": ["eval", "bench"],
+        "Judge a port": ["record", "compare", "golden", "check", "diagnose"],
+    }
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List each group under its title."""
+        for title, names in self.GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=70)) for name in names])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(e5ref.__version__, prog_name="e5ref")
 def commands() -> None:
     """E5 text embeddings without a framework."""
 
 
-model_option = click.option(
-    "--model", default=DEFAULT_CHECKPOINT, show_default=True, help="A hub name, or a checkpoint's folder."
-)
 revision_option = click.option("--revision", help="The hub's commit, tag or branch.  [default: the pinned one]")
-backend_option = click.option(
-    "--backend",
-    type=click.Choice(get_args(Backend)),
-    default="numpy",
-    show_default=True,
-    help="jax is for GPU and TPU.",
-)
 dtype_option = click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
 precision_option = click.option(
     "--precision",
     type=click.Choice(get_args(Precision)),
     help="How --backend jax computes in float32; all but the first trade exactness for speed.  [default: highest]",
 )
-truncation_option = click.option(
-    "--truncation",
-    type=click.Choice(["warn", "error", "allow"]),
-    default="warn",
-    show_default=True,
-    help="What to do about texts longer than the model takes.",
+max_length_option = click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    help="The most tokens of a text, [CLS] and [SEP] counted.  [default: the checkpoint's]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+force_option = click.option("--force", is_flag=True, help="Replace output that is there already.")
+model_option = click.option(
+    "--model", default=DEFAULT_CHECKPOINT, show_default=True, help="A hub name, or a checkpoint's folder."
+)
 
 
-def input_option(what: str, *, required: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Declare `-i FILE|-`."""
-    return click.option(
-        "-i",
-        "--input",
-        "source",
-        metavar="FILE|-",
-        required=required,
-        help=f'{what}: one a line, or JSON lines with a "text" if FILE ends in .jsonl; - is standard input.',
+def model_first(command: Command) -> Command:
+    """Declare `--model`, which may also be given as the first argument."""
+
+    @functools.wraps(command)
+    def run(*, model_argument: str | None, model: str, **options: Any) -> None:
+        chosen = click.get_current_context().get_parameter_source("model")
+        if model_argument is not None and chosen is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError("give the model once, as --model or as an argument")
+        command(model=model_argument or model, **options)
+
+    return click.argument("model_argument", required=False, metavar="")(model_option(run))
+
+
+def model_options(command: Command) -> Command:
+    """Declare the options by which a model is chosen and run; the command gets `load`, which loads it."""
+
+    @functools.wraps(command)
+    def run(
+        *,
+        model: str,
+        backend: Backend,
+        revision: str | None,
+        dtype: str,
+        precision: Precision | None,
+        threads: int | None,
+        max_length: int | None,
+        truncation: Truncation,
+        batch_size: int | None,
+        dim: int | None,
+        **options: Any,
+    ) -> None:
+        def load() -> E5:
+            if backend == "jax":
+                _keep_programs()
+            return e5ref.load(
+                model,
+                backend=backend,
+                revision=revision,
+                dtype=dtype,
+                precision=precision,
+                threads=threads,
+                max_length=max_length,
+                truncation=truncation,
+                batch_size=batch_size,
+                truncate_dim=dim,
+            )
+
+        command(load=load, **options)
+
+    declared = (
+        model_option,
+        revision_option,
+        click.option(
+            "--backend",
+            type=click.Choice(get_args(Backend)),
+            default="numpy",
+            show_default=True,
+            help="jax is for GPU and TPU.",
+        ),
+        dtype_option,
+        precision_option,
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            help="How many cores --backend numpy uses.  [default: all, 16 at most, or what OPENBLAS_NUM_THREADS says]",
+        ),
+        max_length_option,
+        click.option(
+            "--truncation",
+            type=click.Choice(get_args(Truncation)),
+            default="warn",
+            show_default=True,
+            help="What to do about longer texts.",
+        ),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            help="The most texts in one batch; vectors do not depend on it.  [default: as many as fill one]",
+        ),
+        click.option(
+            "--dim", type=click.IntRange(min=1), help="Keep this many dimensions, the first ones.  [default: all]"
+        ),
     )
+    return functools.reduce(lambda declared, option: option(declared), reversed(declared), run)
+
+
+def input_options(what: str, *names: str, required: bool = False) -> Callable[[Command], Command]:
+    """Declare where texts come from, `-i FILE|-` unless other names are given, and `--format`."""
+
+    def declare(command: Command) -> Command:
+        command = click.option(
+            "--format",
+            "form",
+            type=click.Choice(get_args(Format)),
+            help="A text a line, or JSON lines.  [default: what the file's name or its first line says]",
+        )(command)
+        return click.option(
+            *(names or ("-i", "--input")),
+            "source",
+            metavar="FILE|-",
+            required=required,
+            help=f'{what}: one a line, or JSON lines with a "text"; - is standard input.',
+        )(command)
+
+    return declare
 
 
 prompt_option = click.option(
@@ -113,7 +247,7 @@ prompt_option = click.option(
 )
 
 
-@commands.command()
+@commands.command(short_help="See it work, with the small model that comes along.")
 @json_option
 def demo(as_json: bool) -> None:
     """Try e5ref with the small model that comes with it: two questions, two passages, and which answers which."""
@@ -126,122 +260,99 @@ def demo(as_json: bool) -> None:
         click.echo(explain(scores))
 
 
-@commands.command()
+@commands.command(short_help="Turn texts into vectors.")
 @click.argument("texts", nargs=-1)
-@input_option("Texts to embed")
+@input_options("Texts to embed")
 @click.option("-o", "--output", type=Path, help=f"Write to OUT{'|'.join(SUFFIXES)} instead of standard output.")
-@model_option
-@revision_option
+@force_option
 @prompt_option
-@backend_option
-@dtype_option
-@precision_option
-@truncation_option
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    help="How many cores --backend numpy uses.  [default: all, 16 at most, or what OPENBLAS_NUM_THREADS says]",
-)
 @click.option(
     "--share",
     metavar="I/N|auto",
     help="Embed only share I (from 0 on) of N of the texts, and name OUT after it; auto asks jax.distributed.",
 )
+@model_options
 def embed(
+    load: Callable[[], E5],
     texts: tuple[str, ...],
     source: str | None,
+    form: Format | None,
     output: Path | None,
-    model: str,
-    revision: str | None,
+    force: bool,
     prompt: str,
-    backend: Backend,
-    dtype: str,
-    precision: Precision | None,
-    truncation: Truncation,
-    threads: int | None,
     share: str | None,
 ) -> None:
     """Turn texts into vectors.
 
     Prints JSON lines with "text" and "embedding". A file gets the vectors alone (.npy), or with where they come from
-    (.safetensors); for OUT.npy and OUT.jsonl that goes into a second file, OUT.npy.provenance.json.
+    (.safetensors); for OUT.npy and OUT.jsonl that goes into a second file, OUT.npy.provenance.json. Texts are read as
+    the work goes on, and memory does not grow with their number.
     """
-    index, shares = _share(share, backend)
+    index, shares = _share(share)
     if output is not None:
         if share is not None:
             output = output.with_stem(f"{output.stem}-{index:05}-of-{shares:05}")
         if output.suffix not in SUFFIXES:
             raise click.UsageError(f"{output}: the name must end in {', '.join(SUFFIXES)}")
-        output = output.resolve()
-        _check_output(output, [] if source in (None, "-") else [source])
-    lines = _texts(texts, source, "TEXT")
-    lines = lines[len(lines) * index // shares : len(lines) * (index + 1) // shares]
-    encoder = _load(model, backend, revision=revision, dtype=dtype, precision=precision, threads=threads)
-    prefix = _prefix(model, encoder.checkpoint.settings.prompts, prompt, lines)
-    parts = encoder.encode_stream(lines, prompt=prefix, truncation=truncation)
+        _check_output(output, [] if source in (None, "-") else [source], force)
+    lines = _texts(texts, source, form, "TEXT")
+    if share is not None:
+        if source == "-":
+            lines = list(lines)
+        count = sum(1 for _ in lines)
+        if source not in (None, "-"):
+            lines = _texts(texts, source, form, "TEXT")  # a file is read once more
+        lines = itertools.islice(lines, count * index // shares, count * (index + 1) // shares)
+    encoder = load()
+    prefix = _prefix(encoder.checkpoint, prompt)
+    watched = _watched(lines, encoder.checkpoint, prompt)
+    parts = with_texts(partial(encoder.encode_stream, prompt=prefix), watched)
     if output is None:
-        _write_json_lines(lines, parts, sys.stdout)
-        return
-    provenance = encoder.provenance(prefix)
-    shape = (len(lines), encoder.checkpoint.config.hidden_size)
-    with ExitStack() as files:
-        # What comes from where is in place before what it is about.
-        file = files.enter_context(written_whole(output))
-        if output.suffix != ".safetensors":
-            beside = files.enter_context(written_whole(output.with_name(output.name + ".provenance.json")))
-            beside.write((json.dumps(provenance, indent=2) + "\n").encode())
-        if output.suffix == ".safetensors":
-            vectors = np.concatenate([np.empty((0, shape[1]), encoder.dtype), *parts])
-            file.write(save({"embeddings": vectors}, provenance))
-        elif output.suffix == ".npy":
-            header = {"descr": np.lib.format.dtype_to_descr(encoder.dtype), "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            file.writelines(part.data for part in parts)
-        else:
-            with io.TextIOWrapper(file, encoding="utf-8", newline="\n") as text_file:
-                _write_json_lines(lines, parts, text_file)
+        count = write_json_lines(sys.stdout, parts)
+    else:
+        provenance = encoder.provenance(prefix)
+        count = write_vectors(
+            output.resolve(), parts, width=encoder.dimensions, dtype=encoder.dtype, provenance=provenance
+        )
+    _say_if_none(count)
 
 
-@commands.command()
+@commands.command(short_help="Rank passages by how well they answer a query.")
 @click.argument("query")
 @click.argument("passages", nargs=-1)
-@input_option("Passages to rank")
-@model_option
-@revision_option
-@backend_option
-@dtype_option
-@precision_option
-@truncation_option
+@input_options("Passages to rank")
+@click.option("-k", type=click.IntRange(min=1), help="Show the best K only.  [default: all]")
 @json_option
+@model_options
 def rank(
+    load: Callable[[], E5],
     query: str,
     passages: tuple[str, ...],
     source: str | None,
-    model: str,
-    revision: str | None,
-    backend: Backend,
-    dtype: str,
-    precision: Precision | None,
-    truncation: Truncation,
+    form: Format | None,
+    k: int | None,
     as_json: bool,
 ) -> None:
-    """Rank passages by how well they answer QUERY: cosine x 100, the best first.
+    """Rank passages by how well they answer QUERY: cosine x 100, the best first, and of equal ones the earlier.
 
     Write query and passages without prompts: the checkpoint's own are put there (E5: "query: " and "passage: ").
     """
-    lines = _texts(passages, source, "PASSAGE")
-    encoder = _load(model, backend, revision=revision, dtype=dtype, precision=precision, truncation=truncation)
+    lines = list(_texts(passages, source, form, "PASSAGE"))
+    encoder = load()
     for name, written in (("query", [query]), ("document", lines)):
-        _warn_of_doubled(find_prompt(encoder.checkpoint.settings.prompts, name, None), written)
+        prefix = find_prompt(encoder.checkpoint.settings.prompts, name, None)
+        for note in doubled_prompts("texts", prefix, count_doubled(prefix, written), len(written)):
+            warnings.warn(note, stacklevel=1)
     scores = 100 * encoder.similarity(encoder.encode_query(query), encoder.encode_document(lines))[0]
-    for index in np.argsort(-scores, kind="stable"):  # of equal scores, the earlier passage first
+    for index in np.argsort(-scores, kind="stable")[:k]:
         if as_json:
             click.echo(json.dumps({"index": int(index), "score": float(scores[index]), "text": lines[index]}))
         else:
             click.echo(f"{scores[index]:6.2f}  {' '.join(lines[index].split())}")  # a line each, whatever is in it
+    _say_if_none(len(lines))
 
 
-@commands.command()
+@commands.command(short_help="List the known checkpoints, and which are on this machine.")
 @json_option
 def models(as_json: bool) -> None:
     """List the known checkpoints, and which are on this machine."""
@@ -262,8 +373,8 @@ def models(as_json: bool) -> None:
     click.echo("* on this machine")
 
 
-@commands.command()
-@click.argument("model")
+@commands.command(short_help="Show what a checkpoint is: sizes, prompts, hashes.")
+@model_first
 @revision_option
 @json_option
 def inspect(model: str, revision: str | None, as_json: bool) -> None:
@@ -286,19 +397,20 @@ def inspect(model: str, revision: str | None, as_json: bool) -> None:
         click.echo(f"{name:24}{json.dumps(value) if isinstance(value, dict) else 'none' if value == '' else value}")
 
 
-@commands.command("warm-up")
+@commands.command("warm-up", short_help="Compile beforehand what --backend jax will want.")
 @model_option
 @revision_option
 @dtype_option
 @precision_option
-def warm_up(model: str, revision: str | None, dtype: str, precision: Precision | None) -> None:
+@max_length_option
+def warm_up(model: str, **options: Any) -> None:
     """Compile beforehand, and keep, every program that --backend jax will want for a checkpoint."""
-    encoder = _load(model, "jax", revision=revision, dtype=dtype, precision=precision)
-    programs = encoder.warm_up()
-    click.echo(f"{programs} programs are ready in {_keep_programs()}")
+    folder = _keep_programs()
+    programs = e5ref.load(model, backend="jax", **options).warm_up()
+    click.echo(f"{programs} programs are ready in {folder}")
 
 
-@commands.command()
+@commands.command(short_help="Measure speed and memory beside other libraries.")
 @click.option(
     "--model",
     "models",
@@ -307,7 +419,7 @@ def warm_up(model: str, revision: str | None, dtype: str, precision: Precision |
     show_default=True,
     help="small, base or large, for random weights of that E5's sizes; a hub name; or a folder. May be given again.",
 )
-@click.option("--texts", "source", metavar="FILE|-", help="Embed these too, as they are; read as -i of embed.")
+@input_options("Texts to embed too, as they are", "--texts")
 @click.option(
     "--ours",
     metavar="NAME,…",
@@ -327,14 +439,17 @@ def warm_up(model: str, revision: str | None, dtype: str, precision: Precision |
     type=click.Path(file_okay=False, writable=True, path_type=Path),
     help="Write bench.json and a chart, bench.svg, to this folder too.",
 )
+@force_option
 @json_option
 def bench(
     models: tuple[str, ...],
     source: str | None,
+    form: Format | None,
     ours: str | None,
     against: str,
     rounds: int,
     output: Path | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Measure e5ref beside its peers, on this machine.
@@ -350,7 +465,8 @@ def bench(
 
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-    texts = [] if source is None else _texts((), source, "TEXT")
+        _check_output(output / "bench.json", [], force)
+    texts = [] if source is None else list(_texts((), source, form, "TEXT"))
     own = suitable_contenders() if ours is None else ours.split(",")
     contenders = [*own, *filter(None, against.split(","))]
     results: list[dict[str, Any]] = []
@@ -372,7 +488,7 @@ def bench(
         click.echo(json.dumps(results, indent=2))
 
 
-@commands.group("eval")
+@commands.group("eval", short_help="Score a checkpoint on data, beside published scores.")
 def evaluate() -> None:
     """Measure how good a checkpoint is, and set that beside what its authors published."""
 
@@ -391,19 +507,16 @@ def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
             ),
             click.option("--compare-protocols", is_flag=True, help="Ask in both ways."),
             click.option("-o", "--output", type=Path, metavar="FILE", help="Write the reports to FILE too, in JSON."),
-            model_option,
-            revision_option,
-            backend_option,
-            dtype_option,
-            precision_option,
+            force_option,
             json_option,
+            model_options,
         )
     ):
         command = option(command)
     return command
 
 
-@evaluate.command()
+@evaluate.command(short_help="Pairs of sentences: does the cosine follow what people say?")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @evaluation_options
 def sts(file: Path, **options: Any) -> None:
@@ -416,7 +529,7 @@ def sts(file: Path, **options: Any) -> None:
     _evaluate(evaluate_sts, file, **options)
 
 
-@evaluate.command()
+@evaluate.command(short_help="Search: are the right documents found?")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--split", help='Which of qrels/*.tsv.  [default: "test"; "dev" for MSMARCO; else the only one]')
 @click.option(
@@ -458,15 +571,12 @@ def _evaluate(
     run: Callable[..., list[dict[str, Any]]],
     data: Path,
     *,
+    load: Callable[[], E5],
     task: str | None,
     protocol: Protocol | None,
     compare_protocols: bool,
     output: Path | None,
-    model: str,
-    revision: str | None,
-    backend: Backend,
-    dtype: str,
-    precision: Precision | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Run an evaluation, and print and write its reports."""
@@ -475,10 +585,10 @@ def _evaluate(
     if compare_protocols and protocol:
         raise click.UsageError("give --protocol or --compare-protocols, not both")
     if output is not None:
-        _check_output(output, [data] if data.is_file() else [*data.glob("*.jsonl"), *data.glob("qrels/*.tsv")])
+        inputs = [data] if data.is_file() else [*data.glob("*.jsonl"), *data.glob("qrels/*.tsv")]
+        _check_output(output, inputs, force)
     protocols = get_args(Protocol) if compare_protocols else [protocol or "authors"]
-    encoder = _load(model, backend, revision=revision, dtype=dtype, precision=precision)
-    reports = run(encoder, data, protocols=protocols, task=task)
+    reports = run(load(), data, protocols=protocols, task=task)
     content = json.dumps(reports, indent=2) + "\n"
     if output is not None:
         with written_whole(output.resolve()) as file:
@@ -486,10 +596,11 @@ def _evaluate(
     click.echo(content if as_json else table(reports) + "\n", nl=False)
 
 
-@commands.command()
-@click.argument("model")
-@input_option("Texts to run", required=True)
+@commands.command(short_help="Run texts through a model, and keep every point inside it.")
+@model_first
+@input_options("Texts to run", required=True)
 @click.option("-o", "--output", type=Path, required=True, metavar="RUN", help="Where to: a .safetensors file.")
+@force_option
 @revision_option
 @click.option(
     "--backend",
@@ -509,27 +620,36 @@ def _evaluate(
     help='Which points to keep, such as "layers.*.output,normalized".  [default: all, fewer if they are very large]',
 )
 def record(
-    model: str, source: str, output: Path, revision: str | None, prompt: str, only: str | None, **options: Any
+    model: str,
+    source: str,
+    form: Format | None,
+    output: Path,
+    force: bool,
+    revision: str | None,
+    prompt: str,
+    only: str | None,
+    **options: Any,
 ) -> None:
-    """Run texts through MODEL, and keep every named point inside it for `e5ref compare`.
+    """Run texts through a model, and keep every named point inside it for `e5ref compare`.
 
-    MODEL is a hub name or a folder. docs/judge.md describes RUN, so that any program can write one.
+    docs/judge.md describes RUN, so that any program can write one.
     """
     from e5ref.parity import record as record_run
     from e5ref.parity import write_run
 
     if output.suffix != ".safetensors":
         raise click.UsageError(f"{output}: the name must end in .safetensors")
-    _check_output(output, [] if source == "-" else [source])
-    texts = _texts((), source, "TEXT")
-    prefix = _prefix(model, e5ref.read_checkpoint(model, revision=revision).settings.prompts, prompt, texts)
+    _check_output(output, [] if source == "-" else [source], force)
+    checkpoint = e5ref.read_checkpoint(model, revision=revision)
+    texts = list(_watched(_texts((), source, form, "TEXT"), checkpoint, prompt))
+    prefix = _prefix(checkpoint, prompt)
     names = only.split(",") if only else None
     run = record_run(model, texts, revision=revision, prompt=prefix, only=names, **options)
     write_run(run, output)
 
 
-@commands.command()
-@click.argument("model")
+@commands.command(short_help="Write what a port to another language is tested on.")
+@model_first
 @click.option(
     "-o",
     "--output",
@@ -538,6 +658,7 @@ def record(
     metavar="KIT",
     help="Where to: a folder.",
 )
+@force_option
 @revision_option
 @click.option(
     "--size",
@@ -546,19 +667,21 @@ def record(
     show_default=True,
     help="small holds the states of one layer and the output of each, full every point of every layer.",
 )
-def golden(model: str, output: Path, **options: Any) -> None:
-    """Write what a port of MODEL to another language can be tested on: texts, ids, states, vectors, tolerances.
+def golden(model: str, output: Path, force: bool, **options: Any) -> None:
+    """Write what a port of a model to another language can be tested on: texts, ids, states, vectors, tolerances.
 
-    MODEL is a hub name or a folder. KIT explains itself: see its README.md.
+    KIT explains itself: see its README.md.
     """
-    from e5ref.parity.golden import write_kit
+    from e5ref.parity.golden import KIT, write_kit
 
+    if (output / KIT).exists():
+        _check_output(output / KIT, [], force)
     write_kit(model, output, **options)
     size = sum(path.stat().st_size for path in output.iterdir())
     click.echo(f"{output}: {size / 1e6:.1f} MB; its README.md says what a port has to write, and check.py judges that")
 
 
-@commands.command()
+@commands.command(short_help="Judge a port by a golden kit.")
 @click.argument("kit", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("runs", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--only", metavar="NAME,…", help='Judge these points alone, such as "normalized".')
@@ -580,7 +703,7 @@ def check(kit: Path, runs: Path, only: str | None) -> None:
     raise click.exceptions.Exit(1 if failed else 0)
 
 
-@commands.command()
+@commands.command(short_help="Say where a run departs from the reference first.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("reference", type=click.Path(path_type=Path))
 @click.option(
@@ -588,8 +711,11 @@ def check(kit: Path, runs: Path, only: str | None) -> None:
 )
 @json_option
 @click.option("--html", "page", type=Path, metavar="FILE", help="Write a page with a chart and the worst tokens too.")
+@force_option
 @click.option("--model", help="The checkpoint of REFERENCE: then say which known mistake explains RUN, if one does.")
-def compare(run: Path, reference: Path, only: str | None, as_json: bool, page: Path | None, model: str | None) -> None:
+def compare(
+    run: Path, reference: Path, only: str | None, as_json: bool, page: Path | None, force: bool, model: str | None
+) -> None:
     """Say where RUN departs from REFERENCE first, by how much, and whether rounding explains it.
 
     REFERENCE is what `e5ref record MODEL --dtype float64` wrote for the same texts. Nobody picks a tolerance: RUN may
@@ -601,7 +727,7 @@ def compare(run: Path, reference: Path, only: str | None, as_json: bool, page: P
     from e5ref.parity.run import read_run
 
     if page is not None:
-        _check_output(page, [run, reference])
+        _check_output(page, [run, reference], force)
     runs = read_run(run), read_run(reference)
     comparison = compare_runs(*runs, only=only.split(",") if only else None)
     explanations = None
@@ -621,16 +747,9 @@ def compare(run: Path, reference: Path, only: str | None, as_json: bool, page: P
     raise click.exceptions.Exit(0 if comparison.passed else 1)
 
 
-def _load(model: str, backend: Backend, **options: Any) -> E5:
-    """Load a model; with JAX, its compiled programs are kept on disk for the next run."""
-    if backend == "jax":
-        require_jax()
-        _keep_programs()
-    return e5ref.load(model, backend=backend, **options)
-
-
 def _keep_programs() -> str:
     """Make JAX keep compiled programs in JAX_COMPILATION_CACHE_DIR or the user's cache; return the folder."""
+    require_jax()
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
@@ -640,12 +759,12 @@ def _keep_programs() -> str:
     return str(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
 
 
-def _share(share: str | None, backend: Backend) -> tuple[int, int]:
+def _share(share: str | None) -> tuple[int, int]:
     """Read which share of the texts this process is to embed: its index, and how many there are."""
     if share is None:
         return 0, 1
     if share == "auto":
-        if backend != "jax":
+        if click.get_current_context().params["backend"] != "jax":
             raise click.UsageError(
                 "--share auto asks jax.distributed, and so needs --backend jax; else write --share I/N"
             )
@@ -664,75 +783,74 @@ def _share(share: str | None, backend: Backend) -> tuple[int, int]:
     return int(index), int(shares)
 
 
-def _prefix(model: str, prompts: Mapping[str, str], prompt: str, texts: list[str]) -> str:
-    """Return what `--prompt` puts before each text; warn where that is nothing, or stands there already."""
-    prefix = "" if prompt == "none" else find_prompt(prompts, prompt, None)
-    starts = tuple(start for start in prompts.values() if start)
-    bare = sum(not text.startswith(starts) for text in texts) if starts and prompt == "none" else 0
-    if bare:
-        warnings.warn(
-            f"{bare} of {len(texts)} texts start with none of the prompts that {model} was trained with "
-            f"({', '.join(map(repr, starts))}); --prompt query or --prompt passage puts one there",
-            stacklevel=1,
-        )
-    _warn_of_doubled(prefix, texts)
+def _prefix(checkpoint: Checkpoint, prompt: str) -> str:
+    """Return what `--prompt` puts before each text; warn if that is nothing."""
+    prefix = "" if prompt == "none" else find_prompt(checkpoint.settings.prompts, prompt, None)
     if prompt != "none" and not prefix:
-        warnings.warn(f"{model} has no {prompt} prompt: the texts are taken as they are", stacklevel=1)
+        warnings.warn(f"{checkpoint.name} has no {prompt} prompt: the texts are taken as they are", stacklevel=1)
     return prefix
 
 
-def _warn_of_doubled(prompt: str, texts: list[str]) -> None:
-    """Warn where texts start with the prompt that is about to be put before them."""
-    for note in doubled_prompts("texts", prompt, count_doubled(prompt, texts), len(texts)):
-        warnings.warn(note, stacklevel=1)
+def _watched(texts: Iterable[str], checkpoint: Checkpoint, prompt: str) -> Iterator[str]:
+    """Pass texts on. After the first thousand, or all, warn of those that have no prompt, or get it twice."""
+    prompts = checkpoint.settings.prompts
+    starts = tuple(filter(None, prompts.values()))
+    prefix = "" if prompt == "none" else find_prompt(prompts, prompt, None)
+
+    def warn(bare: int, doubled: int, total: str) -> None:
+        if bare:
+            warnings.warn(
+                f"{bare} of {total} texts start with none of the prompts that {checkpoint.name} was trained with "
+                f"({', '.join(map(repr, starts))}); --prompt query or --prompt passage puts one there",
+                stacklevel=1,
+            )
+        for note in doubled_prompts("texts", prefix, doubled, total):
+            warnings.warn(note, stacklevel=1)
+
+    bare = doubled = count = 0
+    for count, text in enumerate(texts, 1):
+        bare += prompt == "none" and bool(starts) and not text.startswith(starts)
+        doubled += count_doubled(prefix, [text])
+        yield text
+        if count == FIRST_TEXTS:
+            warn(bare, doubled, f"the first {count:,}")
+    if count < FIRST_TEXTS:
+        warn(bare, doubled, str(count))
 
 
-def _check_output(output: Path, inputs: Iterable[str | Path]) -> None:
-    """Refuse, before any work, an output that cannot be written or that is one of the inputs."""
-    if output.is_dir() or not os.access(output.resolve().parent, os.W_OK):
-        raise click.UsageError(f"{output}: is a folder, or {output.resolve().parent} is none that can be written to")
+def _say_if_none(count: int) -> None:
+    """Say on standard error that there was nothing to do, which an empty output does not."""
+    if not count:
+        click.echo("0 texts", err=True)
+
+
+def _check_output(output: Path, inputs: Iterable[str | Path], force: bool) -> None:
+    """Refuse, before any work, an output that cannot be written, is part of the input, or is there already."""
+    folder = output.resolve().parent
+    if output.is_dir():
+        raise click.UsageError(f"{output}: is a folder; give the name of a file")
+    if not folder.is_dir():
+        raise click.UsageError(f"{folder}: no such folder; make it first")
+    if not os.access(folder, os.W_OK):
+        raise click.UsageError(f"{folder}: may not be written to")
     if output.exists() and any(map(output.samefile, inputs)):
         raise click.UsageError(f"{output} is part of the input, and would be lost")
+    if output.exists() and not force:
+        raise click.UsageError(f"{output}: is there already; give another name, or --force to replace it")
 
 
-def _texts(arguments: tuple[str, ...], source: str | None, metavar: str) -> list[str]:
-    """Return the texts given as arguments or in a file."""
+def _texts(arguments: tuple[str, ...], source: str | None, form: Format | None, metavar: str) -> Iterable[str]:
+    """Return the texts given as arguments, or those of a file as they are read."""
     if bool(arguments) == (source is not None):
         raise click.UsageError(f"give {metavar} arguments or -i FILE, one of the two")
     if source is None:
         return list(arguments)
-    content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-    texts = []
-    for number, text in decoded_lines(io.BytesIO(content), source):
-        if number == 1 and text.startswith('{"') and not source.endswith(".jsonl"):
-            warnings.warn(
-                f"{source} looks like JSON lines, but is taken as texts; end its name in .jsonl", stacklevel=1
-            )
-        try:
-            if not source.endswith(".jsonl"):
-                texts.append(text)
-            elif text.strip():
-                texts.append(_text_of_json(text))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise ValueError(f'{source}, line {number}: is not a JSON object with a "text" that is a string') from None
-    return texts
+    texts = read_texts(source, form)
+    return itertools.chain(list(itertools.islice(texts, 1)), texts)  # what cannot be read is refused before any work
 
 
-def _text_of_json(line: str) -> str:
-    text = json.loads(line)["text"]
-    if not isinstance(text, str):
-        raise TypeError
-    return text
-
-
-def _write_json_lines(texts: list[str], parts: Iterable[NDArray[np.floating]], file: TextIO) -> None:
-    """Write a line per text. Numbers are the shortest that read back as the same float32 or float64."""
-    for text, vector in zip(texts, itertools.chain.from_iterable(parts), strict=True):
-        file.write(f'{{"text": {json.dumps(text)}, "embedding": [{", ".join(map(str, vector))}]}}\n')
-
-
-@commands.command()
-@click.option("--texts", "source", metavar="FILE|-", required=True, help="The texts; read as -i of embed.")
+@commands.command(short_help="Say what was done to make vectors from texts.")
+@input_options("The texts", "--texts", required=True)
 @click.option("--vectors", type=Path, metavar="FILE.npy", help="Their vectors, one row each.")
 @click.option("--endpoint", metavar="URL", help="Ask this service: its /v1/embeddings (OpenAI's way) or /embed.")
 @click.option("--endpoint-model", default="", help="What the service at --endpoint calls the model.")
@@ -745,6 +863,7 @@ def _write_json_lines(texts: list[str], parts: Iterable[NDArray[np.floating]], f
 @json_option
 def diagnose(
     source: str,
+    form: Format | None,
     vectors: Path | None,
     endpoint: str | None,
     endpoint_model: str,
@@ -763,7 +882,7 @@ def diagnose(
 
     if (vectors is None) == (endpoint is None):
         raise click.UsageError("give --vectors or --endpoint, one of the two")
-    lines = _texts((), source, "TEXT")
+    lines = list(_texts((), source, form, "TEXT"))
     if vectors is not None:
         try:
             rows = np.load(vectors, allow_pickle=False)

@@ -1,7 +1,6 @@
 """E5: texts in, vectors out."""
 
 import importlib.metadata
-import importlib.util
 import sys
 import warnings
 from collections import deque
@@ -14,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
-from tqdm import tqdm
 
 from e5ref import numpy_model
 from e5ref.batching import NumberedIds, pad_ids
 from e5ref.checkpoint import DEFAULT_CHECKPOINT, Checkpoint, file_sha256, read_checkpoint
+from e5ref.extras import require
 from e5ref.numpy_engine import Batch, NumpyEngine
+from e5ref.progress import progress_bar
 from e5ref.prompts import find_prompt
 from e5ref.similarity import cosines, pairwise_cosines
 from e5ref.tokenizer import TokenizedText, Tokenizer
@@ -39,9 +39,6 @@ class E5Warning(UserWarning):
 # Behind the caller's own filters, so that those decide first.
 warnings.simplefilter("always", E5Warning, append=True)
 
-
-# Seconds of work after which a progress bar appears.
-PROGRESS_DELAY = 2
 
 # Texts of a window that were tokenized together: (row in the window, text) of each.
 _Piece = list[tuple[int, TokenizedText]]
@@ -69,6 +66,8 @@ def load(
     threads: int | None = None,
     max_length: int | None = None,
     truncation: Truncation = "warn",
+    batch_size: int | None = None,
+    truncate_dim: int | None = None,
 ) -> "E5":
     """Load a checkpoint, ready to embed texts.
 
@@ -84,6 +83,9 @@ def load(
             16. Vectors do not depend on it.
         max_length: the most tokens of a text, [CLS] and [SEP] counted; None for the checkpoint's own.
         truncation: what to do about longer texts: "warn" and cut, "error", or "allow" (cut without a word).
+        batch_size: the most texts in one batch; None for as many as make a batch of full size. Vectors do not depend
+            on it.
+        truncate_dim: keep this many dimensions, the first ones; None for all. Warns, because E5 is not trained for it.
 
     Returns:
         The model.
@@ -102,6 +104,8 @@ def load(
         threads=threads,
         max_length=max_length,
         truncation=truncation,
+        batch_size=batch_size,
+        truncate_dim=truncate_dim,
     )
 
 
@@ -113,6 +117,8 @@ class E5:
         tokenizer: texts → ids.
         engine: ids → vectors, in NumPy or JAX.
         truncation: what to do about texts longer than `tokenizer.max_length`.
+        batch_size: the most texts in one batch; None for as many as make a batch of full size.
+        truncate_dim: how many dimensions are kept; None for all.
     """
 
     def __init__(
@@ -124,10 +130,14 @@ class E5:
         threads: int | None = None,
         max_length: int | None = None,
         truncation: Truncation = "warn",
+        batch_size: int | None = None,
+        truncate_dim: int | None = None,
     ) -> None:
         """Join a checkpoint with its tokenizer; the arguments are those of `load`."""
         self.checkpoint = checkpoint
         self.truncation = _checked_truncation(truncation)
+        self.batch_size = _checked_batch_size(batch_size)
+        self.truncate_dim = self._checked_width(truncate_dim)
         if max_length is None:
             max_length = checkpoint.settings.max_length
         self.tokenizer = Tokenizer(checkpoint.folder, checkpoint.config, max_length)
@@ -153,6 +163,21 @@ class E5:
             max_length=self.tokenizer.max_length,
             precision=precision or "highest",
         )
+
+    def __repr__(self) -> str:
+        """Say which model this is, what runs it, and what its vectors are."""
+        facts = self.engine.provenance() | {"dtype": str(self.dtype)}
+        shown = {name: facts[name] for name in ("backend", "precision", "platform", "dtype") if name in facts}
+        described = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        return (
+            f"E5({self.checkpoint.name!r}, {described}, dimensions={self.dimensions}, "
+            f"max_length={self.tokenizer.max_length})"
+        )
+
+    @property
+    def dimensions(self) -> int:
+        """How many numbers a vector has."""
+        return self.truncate_dim or self.checkpoint.config.hidden_size
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -181,11 +206,11 @@ class E5:
             texts: one text, or any iterable of them. The empty string is a text too.
             prompt_name: which of the checkpoint's prompts to put before each text.
             prompt: a prompt to put before each text, instead of a named one.
-            batch_size: the most texts in one batch; None for as many as make a batch of full size. Vectors do not
-                depend on it.
-            show_progress_bar: None shows one in a terminal once the work has taken 2 seconds.
+            batch_size: the most texts in one batch; None for the model's own setting. Vectors do not depend on it.
+            show_progress_bar: None shows one in a terminal or notebook once the work has taken 2 seconds.
             normalize_embeddings: whether to scale vectors to unit L2 norm; None does as the checkpoint says (E5: yes).
-            truncate_dim: keep the first so many dimensions only. Warns, because E5 is not trained for that.
+            truncate_dim: keep this many dimensions, the first ones; None for the model's own setting. Warns, because
+                E5 is not trained for that.
             truncation: "warn", "error" or "allow"; None for the model's own setting.
 
         Returns:
@@ -210,7 +235,7 @@ class E5:
         if isinstance(texts, str):
             ((vector,),) = parts
             return vector
-        width = self.checkpoint.config.hidden_size if truncate_dim is None else truncate_dim
+        width = truncate_dim or self.dimensions
         if not isinstance(texts, Sized):
             return np.concatenate([np.empty((0, width), self.dtype), *parts])
         vectors = np.empty((len(texts), width), self.dtype)
@@ -247,17 +272,14 @@ class E5:
         """
         settings = self.checkpoint.settings
         width = self.checkpoint.config.hidden_size
+        texts = _checked_texts(texts)
         if prompt is None and prompt_name is None:
             prompt_name = settings.default_prompt_name
         prefix = _checked_text("prompt", find_prompt(settings.prompts, prompt_name, prompt))
         normalize = settings.normalize if normalize_embeddings is None else normalize_embeddings
         truncation = self.truncation if truncation is None else _checked_truncation(truncation)
-        if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
-            raise ValueError(f"batch_size is {batch_size!r}, but must be a whole number of at least 1")
-        if truncate_dim is not None:
-            if not isinstance(truncate_dim, int | np.integer) or not 1 <= truncate_dim <= width:
-                raise ValueError(f"truncate_dim is {truncate_dim!r}, but must be a whole number from 1 to {width}")
-            _warn(f"truncate_dim={truncate_dim} keeps {truncate_dim} of {width} dimensions; E5 is not trained for that")
+        max_texts = self.batch_size if batch_size is None else _checked_batch_size(batch_size)
+        kept = self.truncate_dim if truncate_dim is None else self._checked_width(truncate_dim)
 
         windows: deque[NDArray[np.floating]] = deque()  # begun, and not yielded yet
         cut_texts = _CutTexts()
@@ -272,18 +294,19 @@ class E5:
         def batches() -> Iterator[Batch]:
             for first, count, pieces in self._tokenized_windows(texts, prefix):
                 windows.append(np.empty((count, width), self.dtype))
-                for batch in self.engine.batches(numbered_ids(first, pieces), total=count, max_texts=batch_size):
+                for batch in self.engine.batches(numbered_ids(first, pieces), total=count, max_texts=max_texts):
                     yield Batch.of(batch, windows[-1])
 
         def parts() -> Iterator[NDArray[np.floating]]:
             finished = 0
-            with _progress_bar(texts, show_progress_bar, "embedding", "text") as progress:
+            total = len(texts) if isinstance(texts, Sized) else None
+            with progress_bar(total, "embedding", "text", show=show_progress_bar) as progress:
                 for batch in self.engine.run(batches(), normalize=normalize):
                     progress.update(len(batch.rows))
                     finished += len(batch.rows)
                     while windows and finished >= len(windows[0]):  # batches are finished in their order
                         finished -= len(windows[0])
-                        yield _cut_vectors(windows.popleft(), truncate_dim, normalize)
+                        yield _cut_vectors(windows.popleft(), kept, normalize)
             if truncation == "warn":
                 cut_texts.warn(self.tokenizer.max_length)
 
@@ -317,7 +340,7 @@ class E5:
             The number of steps: programs, with JAX.
         """
         steps = 0
-        with _progress_bar("", show_progress_bar, "warming up", "program") as progress:
+        with progress_bar(None, "warming up", "program", show=show_progress_bar) as progress:
             for progress.total in self.engine.warm_up():
                 progress.update()
                 steps += 1
@@ -359,7 +382,8 @@ class E5:
         Raises:
             TypeError, ValueError: as `encode`.
         """
-        tokenized = [text for _, window in _windows(texts, self.engine.window_texts) for text in self.tokenizer(window)]
+        windows = self._windows(_checked_texts(texts))
+        tokenized = [text for _, window in windows for text in self.tokenizer(window)]
         input_ids, attention_mask = pad_ids([text.ids for text in tokenized], self.tokenizer.pad_id)
         return Tokens(
             input_ids=input_ids,
@@ -389,6 +413,7 @@ class E5:
             "pooling": settings.pooling,
             "normalized": str(settings.normalize).lower(),
             "dtype": str(self.dtype),
+            **({} if self.truncate_dim is None else {"truncate_dim": str(self.truncate_dim)}),
             **self.engine.provenance(),
             **{
                 f"{package}_version": importlib.metadata.version(package)
@@ -396,9 +421,38 @@ class E5:
             },
         }
 
-    def _tokenized_windows(
-        self, texts: str | Iterable[str], prefix: str
-    ) -> Iterator[tuple[int, int, Iterator[_Piece]]]:
+    def _windows(self, texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+        """Yield (index of the first text, texts) a window at a time, each text checked.
+
+        A window holds as many texts as the engine sorts together, or fewer long ones. Of texts that come from a stream
+        the first window is one that keeps the engine busy and no more, so that its vectors come soon.
+        """
+        size = self.engine.window_texts
+        most_characters = size * WINDOW_CHARACTERS
+        bound = most_characters if isinstance(texts, Sized) else min(most_characters, self.engine.first_characters)
+        window: list[str] = []
+        characters = 0
+        for index, text in enumerate(texts):
+            if not isinstance(text, str) and hasattr(text, "as_py"):
+                text = text.as_py()  # an element of an Arrow array
+            window.append(_checked_text(f"texts[{index}]", text))
+            characters += len(text)
+            if len(window) == size or characters >= bound:
+                yield index + 1 - len(window), window
+                window, characters, bound = [], 0, most_characters
+        if window:
+            yield index + 1 - len(window), window
+
+    def _checked_width(self, truncate_dim: int | None) -> int | None:
+        width = self.checkpoint.config.hidden_size
+        if truncate_dim is None:
+            return None
+        if not isinstance(truncate_dim, int | np.integer) or not 1 <= truncate_dim <= width:
+            raise ValueError(f"truncate_dim is {truncate_dim!r}, but must be a whole number from 1 to {width}")
+        _warn(f"truncate_dim={truncate_dim} keeps {truncate_dim} of {width} dimensions; E5 is not trained for that")
+        return int(truncate_dim)
+
+    def _tokenized_windows(self, texts: Iterable[str], prefix: str) -> Iterator[tuple[int, int, Iterator[_Piece]]]:
         """Yield the index of a window's first text, how many it has, and its pieces, each once it is tokenized.
 
         A thread tokenizes what comes next meanwhile, up to the end of the window after.
@@ -428,7 +482,7 @@ class E5:
 
         try:
             begun: deque[tuple[int, int, Iterator[_Piece]]] = deque()
-            for first, window in _windows(texts, self.engine.window_texts):
+            for first, window in self._windows(texts):
                 begun.append((first, len(window), begin(first, window)))
                 if len(begun) > 1:
                     yield begun.popleft()
@@ -480,42 +534,27 @@ class _CutTexts:
 
 
 def require_jax() -> None:
-    """Raise `ModuleNotFoundError`, with what to install, where there is no JAX."""
-    if importlib.util.find_spec("jax") is None:
-        raise ModuleNotFoundError(
-            "backend 'jax' needs JAX: pip install 'e5ref[jax]' (on NVIDIA 'e5ref[cuda]', on TPU 'e5ref[tpu]')"
-        )
+    """Raise `ModuleNotFoundError`, with what to install, if there is no JAX."""
+    require("jax", "backend 'jax' (the extra is cuda on NVIDIA, tpu on TPU)", "jax")
 
 
-def _progress_bar(texts: str | Iterable[str], show: bool | None, desc: str, unit: str) -> "tqdm[Any]":
-    return tqdm(
-        total=len(texts) if isinstance(texts, Sized) and not isinstance(texts, str) else None,
-        desc=desc,
-        unit=unit,
-        delay=PROGRESS_DELAY,
-        disable=None if show is None else not show,
-    )
-
-
-def _windows(texts: str | Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield (index of the first text, texts) a window at a time, each text checked; one str is a list of one.
-
-    A window holds `size` texts, or fewer long ones.
-    """
+def _checked_texts(texts: Any) -> Iterable[str]:
+    """Return texts as an iterable, one str as a list of one; refuse what is neither, or a table."""
     if isinstance(texts, str):
-        texts = [texts]
-    if isinstance(texts, bytes | bytearray | Mapping | Set) or not isinstance(texts, Iterable):
+        return [texts]
+    # Those of pandas and Polars, and of Arrow; iterating over the former would give the names of the columns.
+    columns = getattr(texts, "column_names", getattr(texts, "columns", None))
+    if columns is not None:
+        names = [str(name) for name in columns]
+        example = "text" if "text" in names else next(iter(names), "text")
+        raise TypeError(
+            f"texts is a {type(texts).__name__} with the columns {', '.join(names) or 'none'}; give one of them, such "
+            f"as texts[{example!r}]"
+        )
+    refused = isinstance(texts, bytes | bytearray | Mapping | Set) or (isinstance(texts, np.ndarray) and not texts.ndim)
+    if refused or not isinstance(texts, Iterable):
         raise TypeError(f"texts must be a str or an iterable of str in order, not {type(texts).__name__}")
-    window: list[str] = []
-    characters = 0
-    for index, text in enumerate(texts):
-        window.append(_checked_text(f"texts[{index}]", text))
-        characters += len(text)
-        if len(window) == size or characters >= size * WINDOW_CHARACTERS:
-            yield index + 1 - len(window), window
-            window, characters = [], 0
-    if window:
-        yield index + 1 - len(window), window
+    return texts
 
 
 def _checked_text(name: str, text: str) -> str:
@@ -537,6 +576,12 @@ def _warn(message: str) -> None:
     while frame.f_back and frame.f_code.co_filename == __file__:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, E5Warning, stacklevel=level)
+
+
+def _checked_batch_size(batch_size: int | None) -> int | None:
+    if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
+        raise ValueError(f"batch_size is {batch_size!r}, but must be a whole number of at least 1")
+    return batch_size
 
 
 def _checked_truncation(truncation: str) -> Truncation:

@@ -1,18 +1,24 @@
 """Files: text by the line, with errors that say where; safetensors mapped; writing whole or not at all."""
 
 import codecs
+import glob
 import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 class StoredTensor(NamedTuple):
@@ -123,16 +129,68 @@ def _next_line(file: BinaryIO, name: str | Path) -> bytes:
         raise ValueError(f"{name}: is compressed by gzip, and cut short or damaged ({error})") from None
 
 
+# Files that this process is writing under names of their own.
+_parts: set[Path] = set()
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside `path`, and give it that name once all is written; a failure leaves `path` as it was."""
+    """Open a file beside `path`, and give it that name once all is written; a failure leaves `path` as it was.
+
+    What an earlier process left that was killed while it wrote `path` is removed.
+    """
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if _is_abandoned(part):
+            part.unlink(missing_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _parts.add(part)
     try:
         with part.open("wb") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield file
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+        _parts.discard(part)
+
+
+def remove_parts() -> None:
+    """Remove what `written_whole` has begun: for a process that ends on the spot."""
+    for part in list(_parts):
+        part.unlink(missing_ok=True)
+
+
+def _is_abandoned(part: Path) -> bool:
+    """Tell whether no process writes to a part: a lock is gone as soon as the process is, however it ended."""
+    if fcntl is None:
+        return False
+    try:
+        with part.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def safetensors_header(
+    tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mapping[str, str], *, least: int = 0
+) -> bytes:
+    """Make what a safetensors file begins with: the length of the JSON in 8 bytes, then the JSON.
+
+    Args:
+        tensors: name → dtype as safetensors names it, shape, and bytes; in the order in which their numbers follow.
+        metadata: name → value.
+        least: bytes that the JSON is to have at least; spaces fill it up.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    stop = 0
+    for name, (dtype, shape, size) in tensors.items():
+        start, stop = stop, stop + size
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(least)
+    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
+    return len(text).to_bytes(8, "little") + text
 
 
 def map_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:

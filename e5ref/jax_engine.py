@@ -1,6 +1,7 @@
 """Runs batches of token ids through the JAX twin: weights on every device, fixed shapes, several batches in flight."""
 
 import importlib.metadata
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -48,7 +49,10 @@ class JaxEngine:
         shapes: the shapes of batches, each of which XLA compiles a program for.
         window_texts: how many texts to sort by length together.
         piece_texts: how many of the first window to tokenize together.
+        first_characters: no bound here: smaller windows would want programs for more shapes.
     """
+
+    first_characters = math.inf
 
     def __init__(self, checkpoint: Checkpoint, *, pad_id: int, max_length: int, precision: "Precision") -> None:
         """Put the weights of `checkpoint` on all devices.

@@ -22,6 +22,9 @@ MAX_THREADS = 16
 # Tokens of a batch with which products run at the BLAS's full rate: more would only cost memory.
 FULL_TOKENS = 1536
 
+# Characters of a token in mean, in English.
+TOKEN_CHARACTERS = 4
+
 # Tokens up to which all threads work on one batch together; more are divided among the threads.
 SHARED_TOKENS = 256
 
@@ -53,6 +56,7 @@ class NumpyEngine:
         threads: how many cores to use.
         window_texts: how many texts to sort by length together: enough to fill every batch well, few enough to hold.
         piece_texts: how many of the first window to tokenize together.
+        first_characters: characters of texts that keep every thread busy once.
     """
 
     window_texts = piece_texts = 1024
@@ -72,6 +76,7 @@ class NumpyEngine:
         if threads is not None and (not isinstance(threads, int | np.integer) or threads < 1):
             raise ValueError(f"threads is {threads!r}, but must be a whole number of at least 1")
         self.threads = threads or min(blas.threads, MAX_THREADS)
+        self.first_characters = self.threads * FULL_TOKENS * TOKEN_CHARACTERS
         self._checkpoint = checkpoint
         self._pad_id = pad_id
 

@@ -41,6 +41,6 @@ def count_doubled(prompt: str, texts: Iterable[str]) -> int:
     return sum(text.startswith(prompt) for text in texts) if prompt else 0
 
 
-def doubled_prompts(what: str, prompt: str, doubled: int, texts: int) -> list[str]:
+def doubled_prompts(what: str, prompt: str, doubled: int, texts: int | str) -> list[str]:
     """Say, if so, that texts started with their prompt already."""
     return [f"{doubled} of {texts} {what} start with {prompt!r} already, and get it twice"] if doubled else []

@@ -13,9 +13,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
 import e5ref
-from e5ref import bench
+from e5ref import bench, cli
 from e5ref.cli import main
 from tests.conftest import write_random_bert
 from tests.tolerances import VECTORS
@@ -104,10 +105,37 @@ def test_standard_input(tiny_bert):
     ]
 
 
-def test_no_input_at_all_is_no_vectors(tiny_bert, tmp_path):
-    assert run("embed", "-i", "-", "--model", tiny_bert).stdout == b""
-    run("embed", "-i", "-", "-o", tmp_path / "none.npy", "--model", tiny_bert)
+def test_no_input_at_all_is_no_vectors_and_is_said(tiny_bert, tmp_path):
+    result = run("embed", "-i", "-", "--model", tiny_bert)
+    assert (result.stdout, result.stderr) == (b"", b"0 texts\n")
+    assert run("rank", "cat", "-i", "-", "--model", tiny_bert).stderr == b"0 texts\n"
+    for suffix in ("npy", "safetensors", "jsonl"):
+        assert run("embed", "-i", "-", "-o", tmp_path / f"none.{suffix}", "--model", tiny_bert).stderr == b"0 texts\n"
     assert np.load(tmp_path / "none.npy").shape == (0, 32)
+    assert load_file(tmp_path / "none.safetensors")["embeddings"].shape == (0, 32)
+    assert (tmp_path / "none.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors", "jsonl"])
+def test_output_that_is_there_is_replaced_only_by_force(tiny_bert, tmp_path, suffix):
+    output = tmp_path / f"out.{suffix}"
+    run("embed", "query: cat", "-o", output, "--model", tiny_bert)
+    before = output.read_bytes()
+    message = fails("embed", "query: dog", "query: cat", "-o", output, "--model", tiny_bert)
+    assert f"Error: {output}: is there already; give another name, or --force to replace it" in message
+    assert output.read_bytes() == before
+    run("embed", "query: dog", "query: cat", "-o", output, "--model", tiny_bert, "--force")
+    assert output.read_bytes() != before
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
+def test_a_file_of_many_parts_has_them_all(tiny_bert, model, tmp_path, suffix):
+    """More than one window; the file's header is written before it is known how many there are."""
+    texts = [f"query: cat {'a ' * (number % 7)}" for number in range(1500)]
+    (tmp_path / "in.txt").write_text("\n".join(texts))
+    run("embed", "-i", tmp_path / "in.txt", "-o", tmp_path / f"out.{suffix}", "--model", tiny_bert)
+    read = {"npy": np.load, "safetensors": lambda path: load_file(path)["embeddings"]}[suffix]
+    np.testing.assert_array_equal(read(tmp_path / f"out.{suffix}"), model.encode(texts))
 
 
 def test_json_lines_in_and_out(tiny_bert, tmp_path):
@@ -138,7 +166,7 @@ def test_a_failure_leaves_the_old_file_as_it_was(tiny_bert, tmp_path):
     output = tmp_path / "out.npy"
     output.write_bytes(b"old")
     (tmp_path / "bad.txt").write_bytes(b"query: cat\nquery: \xff\n")
-    message = fails("embed", "-i", tmp_path / "bad.txt", "-o", output, "--model", tiny_bert)
+    message = fails("embed", "-i", tmp_path / "bad.txt", "-o", output, "--model", tiny_bert, "--force")
     assert "bad.txt, line 2: is not UTF-8" in message
     assert output.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.txt", "out.npy"]
@@ -194,9 +222,15 @@ def test_a_doubled_prompt_is_pointed_out(tiny_bert):
     assert result.stderr.decode().count("get it twice") == 2
 
 
-def test_json_where_texts_are_expected_is_pointed_out(tiny_bert):
-    result = run("rank", "cat", "-i", "-", "--model", tiny_bert, stdin=b'{"text": "dog"}\n')
-    assert b"Warning: - looks like JSON lines" in result.stderr
+def test_the_first_line_tells_json_lines_from_texts(tiny_bert):
+    result = run("rank", "cat", "-i", "-", "--json", "--model", tiny_bert, stdin=b'{"text": "dog"}\n')
+    assert b"Warning: standard input is taken as JSON lines" in result.stderr
+    assert json.loads(result.stdout)["text"] == "dog"
+    options = ["--json", "--model", tiny_bert, "--format"]
+    result = run("rank", "cat", "-i", "-", *options, "text", stdin=b'{"text": "dog"}\n')
+    assert (json.loads(result.stdout)["text"], result.stderr) == ('{"text": "dog"}', b"")
+    result = run("rank", "cat", "-i", "-", *options, "jsonl", stdin=b'\n{"text": "dog"}\n')
+    assert (json.loads(result.stdout)["text"], result.stderr) == ("dog", b"")
 
 
 def test_a_prompt_that_the_checkpoint_does_not_have(minilm):
@@ -267,8 +301,10 @@ def test_help_and_version():
         (["embed"], "give TEXT arguments or -i FILE"),
         (["embed", "a", "-i", "-"], "one of the two"),
         (["embed", "a", "-o", "out.txt"], "must end in .npy, .safetensors, .jsonl"),
-        (["embed", "a", "-o", "no/such/folder/out.npy"], "is none that can be written to"),
-        (["embed", "-i", "no-such-file.txt"], "No such file"),
+        (["embed", "a", "-o", "no/such/folder/out.npy"], "no/such/folder: no such folder; make it first"),
+        (["embed", "-i", "no-such-file.txt"], "no-such-file.txt: no such file"),
+        (["embed", "-i", "."], ".: is a folder; give a file"),
+        (["embed", "a", "-o", "."], "the name must end in"),
         (["embed", "a", "--dtype", "float16"], "'float16' is not one of"),
         (["embed", "a", "--model", "no/such/folder"], "no such folder, and not a hub name"),
         (["rank", "a"], "give PASSAGE arguments or -i FILE"),
@@ -324,7 +360,7 @@ def test_a_reader_that_has_had_enough(tiny_bert, reader, lines, read):
 def test_output_that_has_no_room(tiny_bert):
     result = shell(f"e5ref embed -i - --model {tiny_bert} >/dev/full", b"query: cat\n")
     assert result.returncode == 2
-    assert result.stderr == b"Error: [Errno 28] No space left on device\n"
+    assert result.stderr == b"Error: No space left on device\n"
 
 
 @pytest.fixture
@@ -442,3 +478,131 @@ def test_a_bench_that_is_broken_off_leaves_what_it_found(tiny_bert, tmp_path, sh
 
 def test_bench_against_nobody_known(tiny_bert):
     assert "contender 'torchh' is not one of" in fails("bench", "--model", tiny_bert, "--against", "torchh")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("in.csv", b"id,text\n1,query: a\n", "in.csv: is a table"),
+        ("in.tsv", b"query: a\tb\n", "in.tsv: is a table"),
+        ("in.txt", b"_id\ttitle\ttext\n1\ta\tb\n", "in.txt: is a table"),
+        ("in.json", b'[\n{"text": "a"}\n]\n', "in.json: is a JSON document"),
+        ("in.txt", b'[{"text": "a"}]\n', "in.txt: is a JSON document"),
+        ("in.txt", b'{\n"text": "a"\n}\n', "in.txt: is a JSON document"),
+        ("in.parquet", b"PAR1\x15\x04\n", "in.parquet: is a Parquet file"),
+        ("in.txt", "query: how\n".encode("utf-16-le"), "in.txt, line 1: holds NUL in most places"),
+    ],
+)
+def test_what_is_no_file_of_texts_is_refused(tiny_bert, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    assert message in fails("embed", "-i", tmp_path / name, "--model", tiny_bert)
+    if name != "in.tsv":  # which only its name tells from a text
+        assert message.split(": ")[-1] in fails("embed", "-i", "-", "--model", tiny_bert, stdin=content)
+
+
+def test_a_table_is_a_file_of_texts_if_the_caller_says_so(tiny_bert, tmp_path):
+    (tmp_path / "in.csv").write_bytes(b"id,text\n1,query: a\n")
+    result = run("embed", "-i", tmp_path / "in.csv", "--format", "text", "--model", tiny_bert)
+    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["id,text", "1,query: a"]
+
+
+def limited(command: str, stdin: bytes = b"") -> subprocess.CompletedProcess:
+    """Run a line of shell in 2 GB of memory, in a process of its own."""
+    line = f"ulimit -v 2000000; {command}".replace("e5ref embed", f"{sys.executable} -m e5ref embed")
+    return subprocess.run(["bash", "-c", line], input=stdin, capture_output=True, check=False)
+
+
+def test_texts_stream_through(tmp_path):
+    """Of endless texts the first vectors come at once, and memory does not grow."""
+    result = limited("yes 'query: a' | e5ref embed -i - --model e5ref-nano | head -2")
+    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["query: a", "query: a"]
+    assert result.stderr == b""
+
+
+def test_a_line_without_an_end_is_refused():
+    result = limited("tr '\\0' a </dev/zero | e5ref embed -i - --model e5ref-nano")
+    assert result.stderr.startswith(b"Error: standard input, line 1: has more than")
+
+
+def test_standard_streams_that_are_closed(tiny_bert):
+    assert shell(f"e5ref embed 'query: a' --model {tiny_bert} >&-", b"").stderr == (
+        b"Error: standard input or output is closed\n"
+    )
+    assert shell(f"e5ref embed -i - --model {tiny_bert} <&-", b"").stderr == (
+        b"Error: standard input or output is closed\n"
+    )
+    assert shell(f"e5ref embed 'query: a' --model {tiny_bert} 2>&-", b"").stdout.startswith(b'{"text"')
+
+
+def test_no_memory_is_said_in_a_sentence(tiny_bert, monkeypatch):
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(e5ref.E5, "encode_stream", no_memory)
+    assert fails("embed", "query: a", "--model", tiny_bert) == (
+        "Error: out of memory; take a smaller --batch-size, or a machine with more\n"
+    )
+
+
+def test_what_nobody_thought_of_is_said_in_a_sentence_too(tiny_bert, monkeypatch):
+    def broken(*_, **__):
+        raise KeyError("nowhere")
+
+    monkeypatch.setattr(e5ref.E5, "encode_stream", broken)
+    assert "Error: KeyError: 'nowhere' (with E5REF_TRACEBACK=1" in fails("embed", "query: a", "--model", tiny_bert)
+    monkeypatch.setenv("E5REF_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        run("embed", "query: a", "--model", tiny_bert)
+
+
+def test_options_of_the_model_reach_it(tiny_bert, model, tmp_path):
+    texts = ["query: cat " + "a " * 20, "query: dog"]
+    options = ["--model", tiny_bert, "--dim", 8, "--max-length", 9, "--batch-size", 1, "--threads", 1]
+    result = run("embed", *texts, *options, "--truncation", "allow", "-o", tmp_path / "out.npy")
+    assert b"keeps 8 of 32 dimensions" in result.stderr
+    expected = e5ref.load(tiny_bert, max_length=9, truncation="allow")
+    with pytest.warns(UserWarning, match="keeps 8"):
+        vectors = expected.encode(texts, truncate_dim=8)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vectors)
+    provenance = json.loads((tmp_path / "out.npy.provenance.json").read_text())
+    assert (provenance["truncate_dim"], provenance["max_length"]) == ("8", "9")
+    ranked = run("rank", "dog", *texts, *options, "-k", 1, "--truncation", "allow").stdout
+    assert len(ranked.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["embed", "rank", "eval sts", "eval retrieval"])
+def test_every_command_that_runs_a_model_has_its_options(command):
+    shown = run(*command.split(), "--help").stdout.decode()
+    for option in ("--model", "--backend", "--threads", "--truncation", "--batch-size", "--dim", "--max-length"):
+        assert f"  {option} " in shown
+
+
+@pytest.mark.parametrize("command", ["inspect", "record", "golden"])
+def test_a_model_is_an_option_and_may_be_an_argument(command, tiny_bert, tmp_path):
+    (tmp_path / "in.txt").write_text("query: cat\n")
+    suffix = {"inspect": [], "record": ["-i", tmp_path / "in.txt", "-o", "OUT.safetensors"], "golden": ["-o", "OUT"]}
+    outputs = []
+    for index, model in enumerate(([tiny_bert], ["--model", tiny_bert])):
+        rest = [str(part).replace("OUT", str(tmp_path / f"out{index}")) for part in suffix[command]]
+        outputs.append(run(command, *model, *rest).stdout.replace(b"out1", b"out0"))
+    assert outputs[0] == outputs[1]
+    assert "give the model once" in fails(command, tiny_bert, "--model", tiny_bert, *rest)
+    usage = run(command, "--help").stdout.decode()
+    assert "  --model TEXT" in usage
+    assert "MODEL" not in usage
+
+
+def test_help_stands_in_groups_whose_lines_fit(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run("--help").stdout.decode()
+    assert [line for line in shown.splitlines() if line.endswith(":")][1:] == [
+        *("Use it:", "Measure it:", "Judge a port:")
+    ]
+    listed = shown[shown.index("Use it:") :].splitlines()
+    assert not any("..." in line for line in listed)
+    assert len([line for line in listed if line.startswith("  ")]) == len(cli.commands.commands)
+
+
+def test_python_runs_the_package():
+    result = subprocess.run([sys.executable, "-m", "e5ref", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"e5ref, version {e5ref.__version__}\n"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 import e5ref
 from e5ref import E5, encoder, numpy_model, numpy_ops
 from e5ref.batching import pad_ids
+from e5ref.progress import progress_bar
 from tests.awkward import TEXTS
 from tests.conftest import write_random_bert
 from tests.test_checkpoint import write_sentence_transformer
@@ -444,6 +446,8 @@ def test_truncation(tiny_bert):
         ([None], TypeError, r"texts\[0\] is NoneType, not str"),
         (["a", b"bytes"], TypeError, r"texts\[1\] is bytes, not str"),
         (["a", "b", 3.5], TypeError, r"texts\[2\] is float, not str"),
+        (np.array("a"), TypeError, "must be a str or an iterable of str in order, not ndarray"),
+        (np.array([["a", "b"]]), TypeError, r"texts\[0\] is ndarray, not str"),
         (["a", ["b"]], TypeError, r"texts\[1\] is list, not str"),
         (["a", "b\ud800c"], ValueError, r"texts\[1\] is not valid Unicode: a lone surrogate at position 1"),
         ("\udfff", ValueError, r"texts\[0\] is not valid Unicode"),
@@ -501,10 +505,84 @@ def test_provenance(tiny, tiny_bert):
     assert all(isinstance(value, str) for value in provenance.values())
 
 
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
+def test_a_table_is_refused_and_its_column_taken(tiny, library):
+    frames = pytest.importorskip(library, reason="comes with pip install mteb")
+    columns = {"id": [1, 2], "text": ["query: cat", "query: dog"]}
+    table = frames.table(columns) if library == "pyarrow" else frames.DataFrame(columns)
+    message = r"texts is a (DataFrame|Table) with the columns id, text; give one of them, such as texts\['text'\]"
+    for call in (tiny.encode, tiny.encode_query, tiny.encode_stream, tiny.tokenize):
+        with pytest.raises(TypeError, match=message):
+            call(table)
+    with pytest.raises(TypeError, match=r"texts\[0\] is (int|int64), not str"):
+        tiny.encode(table["id"])
+    expected = tiny.encode(columns["text"])
+    np.testing.assert_array_equal(tiny.encode(table["text"]), expected)
+    if library == "pyarrow":
+        np.testing.assert_array_equal(tiny.encode(table["text"].chunk(0)), expected)
+        with pytest.raises(TypeError, match=r"texts\[1\] is NoneType, not str"):
+            tiny.encode(frames.array(["a", None]))
+
+
+def test_it_says_what_it_is(tiny_bert):
+    assert repr(e5ref.load(tiny_bert)) == (
+        f"E5({str(tiny_bert)!r}, backend='numpy', dtype='float32', dimensions=32, max_length=64)"
+    )
+    with pytest.warns(UserWarning, match="keeps 8 of 32"):
+        model = e5ref.load(tiny_bert, dtype="float64", backend="jax", max_length=9, truncate_dim=8)
+    assert "backend='jax', precision='highest', platform='cpu', dtype='float64', dimensions=8, max_length=9)" in repr(
+        model
+    )
+
+
+def test_settings_of_the_model_are_those_of_each_call(tiny_bert, tiny):
+    with pytest.warns(UserWarning, match="keeps 8 of 32"):
+        model = e5ref.load(tiny_bert, batch_size=2, truncate_dim=8)
+    texts = ["cat", "dog", "a b c"]
+    with pytest.warns(UserWarning, match="keeps 8 of 32"):
+        expected = tiny.encode(texts, truncate_dim=8)
+    np.testing.assert_array_equal(model.encode(texts), expected)
+    np.testing.assert_array_equal(model.encode(text for text in texts), expected)
+    assert model.dimensions == 8
+    assert model.provenance("")["truncate_dim"] == "8"
+    with pytest.warns(UserWarning, match="keeps 16 of 32"):
+        np.testing.assert_array_equal(model.encode(texts, truncate_dim=16), tiny.encode(texts, truncate_dim=16))
+    for options in ({"batch_size": 0}, {"truncate_dim": 33}):
+        with pytest.raises(ValueError, match=r"must be a whole number"):
+            e5ref.load(tiny_bert, **options)
+
+
+def test_of_a_stream_the_first_vectors_come_before_a_whole_window(tiny):
+    """A window is 1,024 texts; what keeps each thread busy once is enough to begin with."""
+    taken = 0
+
+    def texts():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield "cat " * 100
+
+    first = next(tiny.encode_stream(texts()))
+    assert len(first) == -(-tiny.engine.first_characters // 400) < 1024
+    assert taken <= len(first) + 2 * 1024  # two windows ahead
+
+
+def test_a_progress_bar_in_a_notebook(tiny, capsys, monkeypatch):
+    """Standard error is no terminal there."""
+    monkeypatch.setitem(sys.modules, "ipykernel", None)
+    with progress_bar(3, "embedding", "text", delay=0) as bar:
+        bar.update(3)
+    assert "embedding: 100%" in capsys.readouterr().err
+    monkeypatch.delitem(sys.modules, "ipykernel")
+    with progress_bar(3, "embedding", "text", delay=0) as bar:
+        bar.update(3)
+    assert capsys.readouterr().err == ""
+
+
 def test_progress_bar(tiny, capsys, monkeypatch):
     tiny.encode(["cat"])
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(encoder, "PROGRESS_DELAY", 0)
+    monkeypatch.setattr(encoder, "progress_bar", partial(progress_bar, delay=0))
     tiny.encode(["cat"] * 3, show_progress_bar=False)
     tiny.encode(["cat"] * 3)  # standard error is no terminal here
     assert capsys.readouterr().err == ""

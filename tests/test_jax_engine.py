@@ -17,6 +17,7 @@ import e5ref
 from e5ref import jax_engine
 from e5ref.batching import PaddedShapes
 from e5ref.encoder import Precision
+from e5ref.extras import install_command
 from e5ref.numpy_engine import Batch
 from tests.conftest import write_random_bert
 from tests.tolerances import COSINE_HALF, VECTORS, VECTORS_HALF
@@ -144,7 +145,9 @@ except ModuleNotFoundError as error:
     print(error)
 e5ref.load({str(tiny_bert)!r}).encode("works without")
 """
-    assert "pip install 'e5ref[jax]'" in run_python(code)
+    assert run_python(code) == (
+        f"backend 'jax' (the extra is cuda on NVIDIA, tpu on TPU) needs jax: {install_command('jax')}"
+    )
 
 
 def run_python(code: str, **environment: str) -> str:

@@ -8,6 +8,8 @@ from importlib import metadata
 
 import pytest
 
+from e5ref.extras import install_command
+
 CORE = {"numpy", "safetensors", "tokenizers", "huggingface-hub", "threadpoolctl", "tqdm", "click"}
 
 # A finder in front of all others that knows no heavy package, as in an environment without them.
@@ -86,7 +88,7 @@ try:
 except ModuleNotFoundError as error:
     print(error)
 """
-    assert run(code) == "e5ref.evaluation.mteb needs mteb: pip install 'e5ref[mteb]'\n"
+    assert run(code) == f"e5ref.evaluation.mteb needs mteb: {install_command('mteb')}\n"
 
 
 def test_import_is_quick():

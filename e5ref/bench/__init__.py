@@ -14,13 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from e5ref.bench.contenders import CONTENDERS, PACKAGES, Contender
 from e5ref.bench.measure import attention_times, make_inputs, measure_inputs, measure_processes, product_rates
 from e5ref.bench.prepare import SHAPES, SIZES, write_exports, write_random_checkpoint
 from e5ref.checkpoint import read_checkpoint
 from e5ref.encoder import E5, require_jax
+from e5ref.extras import require
+from e5ref.progress import progress_bar
 
 
 def bench(
@@ -85,7 +85,7 @@ def bench_step_by_step(
             raise ValueError(f"{checkpoint.name}: must pool by mean and normalise, as E5 does and the peers do here")
         encoder = E5(checkpoint, truncation="allow")
         entrants: dict[Contender, str] = {}
-        with tqdm(total=len(names) + 1, desc="preparing", disable=None, leave=False) as progress:
+        with progress_bar(len(names) + 1, "preparing", "it", delay=0, leave=False) as progress:
             progress.set_postfix_str("files of the peers")
             write_exports(encoder, names, exports)
             progress.update()
@@ -107,7 +107,7 @@ def bench_step_by_step(
         }
         inputs = make_inputs(encoder, texts, lengths, on_accelerator=len(on_cpu) < len(entrants))
         turns = len(inputs) * len(entrants) * (1 + rounds) + len(on_cpu) * rounds
-        with tqdm(total=turns, desc="measuring", disable=None) as progress:
+        with progress_bar(turns, "measuring", "it", delay=0) as progress:
             for one in inputs:
                 rows = measure_inputs(one, list(entrants), checkpoint.config, result["product_rates"], rounds, progress)
                 counts = {"texts": len(one.ids), "tokens": sum(map(len, one.ids))}
@@ -137,11 +137,7 @@ def _require(names: Sequence[str]) -> None:
             raise ValueError(f"contender {name!r} is not one of {', '.join(CONTENDERS)}")
         if name.startswith("jax"):
             require_jax()
-        missing = [package for package in PACKAGES.get(name, ()) if not find_spec(package.replace("-", "_"))]
-        if missing:
-            raise ModuleNotFoundError(
-                f"contender {name!r} needs {', '.join(missing)}: pip install 'e5ref[bench]', which all peers come with"
-            )
+        require("bench", f"contender {name!r}", *PACKAGES.get(name, ()))
 
 
 def _machine(names: Sequence[str]) -> dict[str, Any]:

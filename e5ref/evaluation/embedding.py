@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from tqdm import tqdm
 
-from e5ref.encoder import E5, PROGRESS_DELAY
+from e5ref.encoder import E5
 from e5ref.files import written_whole
+from e5ref.progress import PROGRESS_DELAY, progress_bar
 from e5ref.prompts import count_doubled
 
 # Texts from which on embedding takes more than a few seconds.
@@ -37,10 +38,10 @@ def provenance(model: E5, prompt: str) -> dict[str, str]:
     return model.provenance(prompt) | {"normalized": "true"}
 
 
-def progress_bar(texts: int) -> "tqdm[Any]":
+def embedding_bar(texts: int) -> "tqdm[Any]":
     """Make a bar for so many texts, that a terminal shows at once where they are many: its first step takes a while."""
     delay = 0 if texts > MANY_TEXTS else PROGRESS_DELAY
-    return tqdm(total=texts, desc="embedding", unit="text", delay=delay, disable=None)
+    return progress_bar(texts, "embedding", "text", delay=delay)
 
 
 def embed(
@@ -81,10 +82,14 @@ def embed(
 
 def _embed(model: E5, texts: Sequence[str], prompt: str, progress: "tqdm[Any]") -> tuple[NDArray[np.floating], int]:
     """Embed texts: their vectors, and how many were cut."""
-    vectors = np.empty((len(texts), model.checkpoint.config.hidden_size), model.dtype)
+    vectors = np.empty((len(texts), model.dimensions), model.dtype)
     cut = stop = 0
     for part in model.encode_stream(
-        texts, prompt=prompt, normalize_embeddings=True, truncation="allow", show_progress_bar=False
+        texts,
+        prompt=prompt,
+        normalize_embeddings=True,
+        truncation="error" if model.truncation == "error" else "allow",  # the report counts what is cut
+        show_progress_bar=False,
     ):
         start, stop = stop, stop + len(part)
         vectors[start:stop] = part

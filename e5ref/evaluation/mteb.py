@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 from e5ref.encoder import E5
 from e5ref.evaluation.protocols import Protocol, Role, find_rule
-from e5ref.evaluation.report import require_extra
+from e5ref.extras import require
 from e5ref.params import leaves
 from e5ref.similarity import cosines, pairwise_cosines
 
-require_extra("mteb", "mteb", "e5ref.evaluation.mteb")
+require("mteb", "e5ref.evaluation.mteb", "mteb")
 
 import torch  # noqa: E402  # once mteb is known to be there, which brings it
 from mteb.models.model_meta import ModelMeta, ScoringFunction  # noqa: E402
@@ -104,7 +104,9 @@ def _model_meta(model: E5, protocol: Protocol) -> ModelMeta:
     """Describe a model to mteb."""
     checkpoint, facts = model.checkpoint, model.provenance("")
     experiment: dict[str, Any] = {"protocol": protocol, "e5ref": facts["e5ref_version"]}
-    experiment |= {key: facts[key] for key in ("max_length", "dtype", "backend", "precision") if key in facts}
+    experiment |= {
+        key: facts[key] for key in ("max_length", "dtype", "truncate_dim", "backend", "precision") if key in facts
+    }
     on_hub = checkpoint.revision is not None
     return ModelMeta(
         loader=None,
@@ -117,7 +119,7 @@ def _model_meta(model: E5, protocol: Protocol) -> ModelMeta:
         n_parameters=sum(array.size for array in leaves(checkpoint.params)),
         memory_usage_mb=None,
         max_tokens=model.tokenizer.max_length,
-        embed_dim=checkpoint.config.hidden_size,
+        embed_dim=model.dimensions,
         license=None,
         open_weights=True,
         public_training_code=None,

@@ -1,7 +1,6 @@
 """What an evaluation found, with where it comes from: as data for JSON, and as a table."""
 
 import importlib.metadata
-import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +17,6 @@ MAIN_SCORES = {"STS": "spearman", "Retrieval": "ndcg@10"}
 
 # Keys of scores → how tables call them.
 TITLES = {"spearman": "Spearman", "pearson": "Pearson", "ndcg": "nDCG", "map": "MAP", "recall": "Recall", "mrr": "MRR"}
-
-
-def require_extra(extra: str, module: str, what: str) -> None:
-    """Raise `ModuleNotFoundError`, with what to install, where a module of one of our extras is missing."""
-    if importlib.util.find_spec(module) is None:
-        raise ModuleNotFoundError(f"{what} needs {module}: pip install 'e5ref[{extra}]'")
 
 
 def warn(notes: Sequence[str]) -> None:

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from e5ref.encoder import E5, PROGRESS_DELAY
-from e5ref.evaluation.embedding import embed, progress_bar
+from e5ref.encoder import E5
+from e5ref.evaluation.embedding import embed, embedding_bar
 from e5ref.evaluation.protocols import IDENTICAL_IDS, SPLITS, Protocol, Role, Rule, find_rule, find_task
-from e5ref.evaluation.report import make_report, require_extra, warn
+from e5ref.evaluation.report import make_report, warn
+from e5ref.extras import require
 from e5ref.files import decoded_lines, opened
+from e5ref.progress import progress_bar
 from e5ref.prompts import doubled_prompts
 from e5ref.similarity import dots
 
@@ -106,7 +107,7 @@ def evaluate_retrieval(
         OSError: a file that is not there.
         ModuleNotFoundError: pytrec_eval is not installed; the message says what to install.
     """
-    require_extra("eval", "pytrec_eval", "evaluation")
+    require("eval", "evaluation", "pytrec_eval")
     folder, cache = Path(folder), None if cache is None else Path(cache)
     task = find_task("Retrieval", task, folder)
     rules = {protocol: find_rule(protocol, "Retrieval", task) for protocol in protocols}
@@ -203,7 +204,7 @@ def search(
     """Find the k documents of the greatest cosine for each query, by comparing it with all of them."""
     best = Best(list(dataset.queries), k + ignore_identical_ids)
     cut, doubled = 0, 0
-    with progress_bar(len(dataset.queries) + dataset.documents) as bar:
+    with embedding_bar(len(dataset.queries) + dataset.documents) as bar:
         queries = embed(model, list(dataset.queries.values()), prompts["query"], cache=cache, progress=bar)
         for ids, texts in _blocks(dataset, rule):
             documents = embed(model, texts, prompts["document"], cache=cache, progress=bar)
@@ -419,14 +420,7 @@ def _entries(path: Path, *, progress: bool = False) -> Iterator[tuple[int, str, 
     empty = True
     with (
         opened(path) as file,
-        tqdm(
-            total=size,
-            desc=f"checking {path.name}",
-            unit="B",
-            unit_scale=True,
-            delay=PROGRESS_DELAY,
-            disable=None if progress else True,
-        ) as bar,
+        progress_bar(size, f"checking {path.name}", "B", show=None if progress else False, unit_scale=True) as bar,
     ):
         for number, line in decoded_lines(file, path):
             bar.update(len(line) + 1)

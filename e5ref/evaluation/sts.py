@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.encoder import E5
-from e5ref.evaluation.embedding import embed, progress_bar
+from e5ref.evaluation.embedding import embed, embedding_bar
 from e5ref.evaluation.protocols import Protocol, find_rule, find_task
-from e5ref.evaluation.report import make_report, require_extra, warn
+from e5ref.evaluation.report import make_report, warn
+from e5ref.extras import require
 from e5ref.files import decoded_lines, opened
 from e5ref.prompts import doubled_prompts
 from e5ref.similarity import pairwise_cosines
@@ -56,7 +57,7 @@ def evaluate_sts(
         ValueError: a file that is not as it must be, or scores between which there is no correlation.
         ModuleNotFoundError: SciPy is not installed; the message says what to install.
     """
-    require_extra("eval", "scipy", "evaluation")
+    require("eval", "evaluation", "scipy")
     path = Path(path)
     task = find_task("STS", task, path)
     rules = {protocol: find_rule(protocol, "STS", task) for protocol in protocols}
@@ -92,7 +93,7 @@ def evaluate_sts(
 def _run(model: E5, pairs: Pairs, prompt: str) -> tuple[dict[str, int], dict[str, Any], list[str]]:
     """Embed and correlate: how many of what there were, the scores, and what is more likely a mistake than meant."""
     n = len(pairs.first)
-    with progress_bar(2 * n) as bar:
+    with embedding_bar(2 * n) as bar:
         first, second = (embed(model, texts, prompt, progress=bar) for texts in (pairs.first, pairs.second))
     cosines = pairwise_cosines(*(vectors.astype(np.float64) for vectors in (first.vectors, second.vectors)))
     notes = doubled_prompts("sentences", prompt, first.doubled + second.doubled, 2 * n)

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tqdm import tqdm
 
 from e5ref import numpy_model
 from e5ref.checkpoint import DEFAULT_CHECKPOINT, is_on_this_machine, known_checkpoints
 from e5ref.encoder import E5, load
 from e5ref.parity.fitting import FACTORS, LEAST, STORED_FACTORS, Fit, Given, Levels, fit, measure_levels, tell_apart
 from e5ref.parity.hypotheses import STAGES, Hypothesis, Predictions
+from e5ref.progress import progress_bar
 
 Verdict = Literal["correct", "found", "mixed", "undecided", "unknown"]
 
@@ -140,9 +140,7 @@ def diagnose(
     indices = _chosen(len(texts))
     tried: list[_Tried] = []
     refused: list[str] = []
-    with tqdm(
-        desc="hypotheses", delay=2, disable=None if show_progress_bar is None else not show_progress_bar
-    ) as progress:
+    with progress_bar(None, "hypotheses", "it", show=show_progress_bar) as progress:
         candidates: list[_Candidate] = []
         for encoder in _encoders(models, given.width):
             if encoder.checkpoint.config.hidden_size < given.width:

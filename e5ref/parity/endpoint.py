@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
+
+from e5ref.progress import progress_bar
 
 # Where the key of a service is taken from; it is sent to that service, and never printed.
 KEY_VARIABLE = "E5REF_API_KEY"
@@ -63,13 +64,7 @@ def fetch_vectors(
         raise EndpointError(f"{url} must end in /v1/embeddings (OpenAI's way) or /embed (text-embeddings-inference's)")
     openai = path.endswith("/embeddings")
     rows: list[NDArray[np.float64]] = []
-    with tqdm(
-        total=len(texts),
-        desc="asking",
-        unit="text",
-        delay=2,
-        disable=None if show_progress_bar is None else not show_progress_bar,
-    ) as progress:
+    with progress_bar(len(texts), "asking", "text", show=show_progress_bar) as progress:
         for start in range(0, len(texts), batch_size):
             batch = list(texts[start : start + batch_size])
             body = {"model": model, "input": batch, "encoding_format": "float"} if openai else {"inputs": batch}

@@ -2,24 +2,24 @@
 
 import itertools
 import json
-import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 import e5ref
-from e5ref.encoder import E5, PROGRESS_DELAY
+from e5ref.encoder import E5
+from e5ref.files import written_whole
 from e5ref.parity.compare import FACTOR, Comparison, compare, expected_errors
 from e5ref.parity.kit_readme import readme
 from e5ref.parity.recording import point_shapes, record_reference
 from e5ref.parity.rounding import ErrorSum, text_rows
-from e5ref.parity.run import DTYPES, Run, RunError, read_run, write_run
+from e5ref.parity.run import DTYPES, Run, RunError, read_run, write_run_content
+from e5ref.progress import progress_bar
 
 FORMAT = "e5ref-kit 1"
 KIT = "kit.json"
@@ -112,13 +112,18 @@ def write_kit(
     encoder = e5ref.load(model_name_or_path, revision=revision, dtype="float64", truncation="allow")
     texts = kit_texts(encoder)
     folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".golden-", dir=folder) as name:
-        part = Path(name)
+    with ExitStack() as files:  # which get their names only when all are there
+
+        def new_file(name: str) -> BinaryIO:
+            return files.enter_context(written_whole(folder.resolve() / name))
+
         batches: dict[str, dict[str, Any]] = {}
         points = POINTS[size].items()
-        for batch, patterns in tqdm(points, desc="golden", unit="batch", delay=PROGRESS_DELAY, disable=None):
+        bar = files.enter_context(progress_bar(len(points), "golden", "batch"))
+        for batch, patterns in points:
             run = _truth(encoder, texts[batch], patterns)
-            write_run(run, part / f"{batch}.safetensors")
+            write_run_content(run, new_file(f"{batch}.safetensors"))
+            bar.update()
             batches[batch] = {
                 "texts": texts[batch],
                 "tokens": run.input_ids.shape[1],
@@ -126,13 +131,11 @@ def write_kit(
                 "tolerances": _tolerances(run),
             }
         kit = {"format": FORMAT, "size": size, "factor": FACTOR, "reference": run.provenance, "batches": batches}
-        (part / KIT).write_text(json.dumps(kit, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", newline="\n")
+        new_file(KIT).write((json.dumps(kit, ensure_ascii=False, indent=1) + "\n").encode())
         start, *_, end = encoder.tokenizer.token_strings(encoder.tokenizer(["a"])[0].ids)
         text = readme(kit, encoder.checkpoint.config, start, end)
-        (part / "README.md").write_text(text, encoding="utf-8", newline="\n")
-        shutil.copyfile(Path(__file__).with_name("kit_check.py"), part / "check.py")
-        for path in part.iterdir():  # only now that all is there
-            path.replace(folder / path.name)
+        new_file("README.md").write(text.encode())
+        new_file("check.py").write(Path(__file__).with_name("kit_check.py").read_bytes())
 
 
 def check_kit(kit: Path, runs: Path, *, only: Sequence[str] | None = None) -> dict[str, Comparison | RunError]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from e5ref.batching import Ids
 from e5ref.checkpoint import Checkpoint
 from e5ref.encoder import E5
+from e5ref.extras import require
 from e5ref.parity.runners import Points, Runner, own_tokenize
 
 # What people call the outputs of their graphs → our names. Outputs with our own names need no entry.
@@ -27,13 +28,6 @@ GRAPH_OUTPUTS = {"token_embeddings": "last_hidden_state"}
 GRAPH_VECTORS = "sentence_embedding"  # the last thing that the checkpoint's modules give
 
 GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-
-
-def require(backend: str, *packages: str) -> None:
-    """Raise `ModuleNotFoundError`, with what to install, where one of some packages is missing."""
-    missing = [package for package in packages if importlib.util.find_spec(package.replace("-", "_")) is None]
-    if missing:
-        raise ModuleNotFoundError(f"backend {backend!r} needs {' and '.join(missing)}: pip install 'e5ref[parity]'")
 
 
 def transformers_runner(encoder: E5, names: Collection[str], dtype: str) -> Runner:
@@ -64,7 +58,7 @@ def transformers_points(
     Raises:
         ModuleNotFoundError: torch or transformers is not installed; the message says what to install.
     """
-    require("transformers", "torch", "transformers")
+    require("parity", "backend 'transformers'", "torch", "transformers")
     torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
     options = {"add_pooling_layer": False, "attn_implementation": attention_form(names), "local_files_only": True}
     with _quiet():
@@ -93,7 +87,7 @@ def sentence_transformers_runner(encoder: E5, names: Collection[str], dtype: str
 
     A folder without `modules.json` gets the modules that e5ref takes it to have.
     """
-    require("sentence-transformers", "torch", "transformers", "sentence-transformers")
+    require("parity", "backend 'sentence-transformers'", "torch", "transformers", "sentence-transformers")
     torch, package = (importlib.import_module(name) for name in ("torch", "sentence_transformers"))
     folder, settings = encoder.checkpoint.folder, encoder.checkpoint.settings
     form = attention_form(names)
@@ -144,7 +138,7 @@ def onnx_runner(encoder: E5, file: Path, names: Collection[str], dtype: str | No
     """
     if not file.is_file():
         raise ValueError(f"{file}: no such file; give the graph as onnx:FILE")
-    require("onnx", "onnxruntime")
+    require("parity", "backend 'onnx'", "onnxruntime")
     onnxruntime = importlib.import_module("onnxruntime")
     try:
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

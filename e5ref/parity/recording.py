@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 import e5ref
 from e5ref.batching import Ids, pad_ids
 from e5ref.checkpoint import Checkpoint
-from e5ref.encoder import E5, PROGRESS_DELAY, E5Warning
+from e5ref.encoder import E5, E5Warning
 from e5ref.parity.rounding import rounding_costs
 from e5ref.parity.run import LAYER_POINTS, Run
 from e5ref.parity.runners import DTYPES, Runner, jax_runner, numpy_runner
+from e5ref.progress import progress_bar
 from e5ref.prompts import find_prompt
 
 BACKENDS = (*DTYPES, "onnx:FILE")
@@ -228,7 +228,7 @@ def run_batches(runner: Runner, input_ids: Ids, attention_mask: Ids) -> dict[str
     rows = min(texts, max(1, BATCH_TOKENS // tokens))
     lengths = attention_mask.sum(axis=1)
     arrays: dict[str, NDArray[Any]] = {}
-    with tqdm(total=texts, desc="recording", unit="text", delay=PROGRESS_DELAY, disable=None) as progress:
+    with progress_bar(texts, "recording", "text") as progress:
         for start in range(0, texts, rows):
             stop = min(start + rows, texts)
             length = tokens if runner.fixed_shape else lengths[start:stop].max()

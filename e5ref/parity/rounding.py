@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from e5ref.batching import Ids
 from e5ref.checkpoint import Checkpoint
-from e5ref.encoder import PROGRESS_DELAY
 from e5ref.numpy_ops import Array
 from e5ref.params import map_leaves
 from e5ref.parity.reference import BATCH_TOKENS, round_params, rounded_model, run_reference
+from e5ref.progress import progress_bar
 
 # Half the distance from 1 to the next number: what one rounding may cost of a number.
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-9}
@@ -51,7 +50,7 @@ def rounding_costs(
     sums: dict[tuple[str, str], ErrorSum] = {}
     texts, length = input_ids.shape
     rows = max(1, BATCH_TOKENS // length)
-    with tqdm(total=texts, desc="rounding", unit="text", delay=PROGRESS_DELAY, disable=None) as progress:
+    with progress_bar(texts, "rounding", "text") as progress:
         for start in range(0, texts, rows):
             ids, mask = (array[start : start + rows] for array in (input_ids, attention_mask))
             truth = run_reference(checkpoint, ids, mask, only=only)

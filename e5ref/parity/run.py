@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.batching import Ids
-from e5ref.files import map_tensors, written_whole
+from e5ref.files import map_tensors, safetensors_header, written_whole
 
 FORMAT = "e5ref-run 1"
 
@@ -228,17 +228,16 @@ def write_run(run: Run, path: str | Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": FORMAT, **run.metadata}}
-    stop = 0
-    for name, array in run.arrays.items():
-        start, stop = stop, stop + array.nbytes
-        header[name] = {"dtype": STORED[str(array.dtype)], "shape": array.shape, "data_offsets": (start, stop)}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
     with written_whole(Path(path).resolve()) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for array in run.arrays.values():
-            file.write(np.ascontiguousarray(array).data)
+        write_run_content(run, file)
+
+
+def write_run_content(run: Run, file: BinaryIO) -> None:
+    """Write what a run's file holds to a file that is open."""
+    tensors = {name: (STORED[str(array.dtype)], array.shape, array.nbytes) for name, array in run.arrays.items()}
+    file.write(safetensors_header(tensors, {"format": FORMAT, **run.metadata}))
+    for array in run.arrays.values():
+        file.write(np.ascontiguousarray(array).data)
 
 
 def _is_list_of_str(value: Any) -> bool:

@@ -10,6 +10,7 @@ import time
 import pytest
 from safetensors.numpy import load_file
 
+from e5ref.extras import install_command
 from tests.evaluation.folders import write_beir
 from tests.test_cli import COMMAND, fails, run
 
@@ -126,7 +127,7 @@ main()
 """
     arguments = ["eval", command, str(data), "--model", str(tiny_bert)]
     result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    assert result.stderr == f"Error: evaluation needs {module}: pip install 'e5ref[eval]'\n"
+    assert result.stderr == f"Error: evaluation needs {module}: {install_command('eval')}\n"
     assert result.returncode == 2
 
 

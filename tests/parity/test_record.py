@@ -1,6 +1,7 @@
 """Recorded runs: the same names, shapes and ids whatever computes them, and next to the same numbers."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 import e5ref
-from e5ref import numpy_model
-from e5ref.parity import peers, recording
+from e5ref import extras, numpy_model
+from e5ref.extras import install_command
+from e5ref.parity import recording
 from e5ref.parity.recording import choose_points, point_shapes, record
 from e5ref.parity.run import read_run
 from tests.conftest import write_random_bert
@@ -242,8 +244,8 @@ def test_no_texts(tiny_bert, tmp_path):
 def test_a_missing_package_is_named(backend, tiny_bert, tmp_path, monkeypatch):
     graph = tmp_path / "model.onnx"
     graph.touch()  # where it is missing, that is said first
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'e5ref\[parity\]'"):
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=re.escape(install_command("parity"))):
         record(tiny_bert, "cat", backend=backend.format(graph=graph))
 
 

@@ -1,0 +1,27 @@
+"""Progress bars: of everything that takes more than a few seconds, in a terminal or a notebook."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+# Seconds of work after which a bar appears.
+PROGRESS_DELAY = 2
+
+
+def progress_bar(
+    total: int | None, desc: str, unit: str, *, show: bool | None = None, delay: float = PROGRESS_DELAY, **options: Any
+) -> "tqdm[Any]":
+    """Make a progress bar.
+
+    Args:
+        total: how many steps there are; None if that is not known.
+        desc: what is being done.
+        unit: what a step is.
+        show: None shows the bar in a terminal and in a notebook.
+        delay: seconds after which it appears.
+        options: the others of tqdm.
+    """
+    in_notebook = "ipykernel" in sys.modules
+    hide = (False if in_notebook else None) if show is None else not show  # None is for tqdm to look at the terminal
+    return tqdm(total=total, desc=desc, unit=unit, delay=delay, disable=hide, **options)
