@@ -27,6 +27,9 @@ BLOCK_DOCUMENTS, BLOCK_QUERIES = 2048, 256
 # How relevance is written. trec_eval's memory grows with the greatest, and where it has none its scores are 0.
 LEVEL = r" *-?[0-9]{1,6} *"
 
+# How many of the best documents may count. trec_eval takes 19 digits for another number.
+MAX_K = 1_000_000_000
+
 # Query → document → how relevant; 0 and less: not.
 Qrels = Mapping[str, Mapping[str, int]]
 
@@ -101,7 +104,7 @@ def evaluate_retrieval(
         A report for each protocol, as of `report.make_report`. Its scores are "ndcg@K", "map@K", "recall@K", "mrr@K".
 
     Raises:
-        ValueError: data that is not as it must be, an unknown task, or a k below 1.
+        ValueError: data that is not as it must be, an unknown task, or a k below 1 or above `MAX_K`.
         OSError: a file that is not there.
         ModuleNotFoundError: pytrec_eval is not installed; the message says what to install.
     """
@@ -109,8 +112,8 @@ def evaluate_retrieval(
     folder, cache = Path(folder), None if cache is None else Path(cache)
     task = find_task("Retrieval", task, folder)
     rules = {protocol: find_rule(protocol, "Retrieval", task) for protocol in protocols}
-    if not k or min(k) < 1:
-        raise ValueError(f"k is {list(k)}, but must be whole numbers of at least 1")
+    if not k or min(k) < 1 or max(k) > MAX_K:
+        raise ValueError(f"k is {list(k)}, but must be whole numbers from 1 to {MAX_K:,}")
     if ignore_identical_ids is None:
         ignore_identical_ids = task in IDENTICAL_IDS
     usual_split = SPLITS.get(task or "", "test")
@@ -174,10 +177,15 @@ def measure(run: Run, qrels: Qrels, k: Sequence[int]) -> dict[str, float]:
     """
     from pytrec_eval import RelevanceEvaluator
 
+    # trec_eval, in C, overwrites memory if all levels of a query are below -1, and takes a query called "no_query" for
+    # the one that it has just seen. So it gets 0 for what is not relevant, and numbers for the names of queries.
+    levels = [{document: max(level, 0) for document, level in row.items()} for row in qrels.values()]
+    judged = {str(number): row for number, row in enumerate(levels)}
+    found = {str(number): run[query] for number, query in enumerate(qrels) if run.get(query)}
     cuts = ",".join(map(str, k))
     # trec_eval cuts all but the reciprocal rank.
-    evaluator = RelevanceEvaluator(qrels, {f"ndcg_cut.{cuts}", f"map_cut.{cuts}", f"recall.{cuts}", "recip_rank"})
-    rows = list(evaluator.evaluate(run).values())
+    evaluator = RelevanceEvaluator(judged, {f"ndcg_cut.{cuts}", f"map_cut.{cuts}", f"recall.{cuts}", "recip_rank"})
+    rows = list(evaluator.evaluate(found).values())
     for row in rows:
         first = round(1 / row["recip_rank"]) if row["recip_rank"] else 0
         row.update({f"mrr_{cut}": row["recip_rank"] if 0 < first <= cut else 0.0 for cut in k})

@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ import e5ref
 from e5ref.evaluation import evaluate_retrieval, retrieval
 from e5ref.evaluation.retrieval import Best, measure, read_dataset, read_qrels
 from tests.evaluation.folders import DOCUMENTS, QRELS, QUERIES, write_beir
+from tests.evaluation.measures import reference
 from tests.tolerances import EVALUATION
 
 # What is embedded of each document where the title counts.
@@ -32,9 +37,8 @@ def test_measures_by_hand():
     """The run is c, b, a, x: b before a because of equal scores; x is not judged, z is relevant and not found."""
     qrels = {"q": {"a": 1, "b": 2, "c": 0, "z": 3}}
     run = {"q": {"a": 0.5, "b": 0.5, "c": 0.9, "x": 0.1}}
-    scores = measure(run, qrels, [1, 2, 10])
     best = 3 / math.log2(2) + 2 / math.log2(3) + 1 / math.log2(4)
-    assert scores == pytest.approx(
+    expected = pytest.approx(
         {
             **{"ndcg@1": 0, "ndcg@2": (2 / math.log2(3)) / (3 / math.log2(2) + 2 / math.log2(3))},
             "ndcg@10": (2 / math.log2(3) + 1 / math.log2(4)) / best,
@@ -43,19 +47,42 @@ def test_measures_by_hand():
             **{"mrr@1": 0, "mrr@2": 1 / 2, "mrr@10": 1 / 2},
         }
     )
+    assert measure(run, qrels, [1, 2, 10]) == expected
+    assert reference(run, qrels, [1, 2, 10]) == expected
 
 
 def test_what_counts_as_0():
-    """A query without a relevant document, one that found nothing, and a relevance below 0."""
+    """A query without a relevant document, one that found nothing, and levels below 0, of which trec_eval crashes."""
     qrels = {
         "found": {"a": 1},
         "none relevant": {"a": 0},
         "no run": {"a": 1},
         "empty run": {"a": 1},
         "below": {"a": -1},
+        "far below": {"a": -2, "b": -100},
     }
-    run = {"found": {"a": 1.0}, "none relevant": {"a": 1.0}, "empty run": {}, "below": {"a": 1.0}}
-    assert list(measure(run, qrels, [5]).values()) == pytest.approx([1 / 5] * 4)
+    run = {query: {"a": 1.0} for query in qrels} | {"empty run": {}}
+    del run["no run"]
+    assert list(measure(run, qrels, [5]).values()) == pytest.approx([1 / 6] * 4)
+
+
+@pytest.mark.parametrize("query", ["no query", "no_query"])
+def test_a_query_may_be_called_anything(query):
+    """In trec_eval these two stand for no query yet: it would give scores of 0, or of 10 digits."""
+    for _ in range(3):
+        assert set(measure({query: {"a": 1.0}}, {query: {"a": 1}}, [5]).values()) == {1}
+
+
+def test_measures_of_whatever_is_accepted_are_right():
+    """Levels below 0 and of 6 digits, nothing found, ties, odd ids, huge k: right numbers, and no crash.
+
+    glibc overwrites what is freed, so that what reads it afterwards is not right by chance.
+    """
+    command = [sys.executable, "-m", "tests.evaluation.measures", "200"]
+    environment = os.environ | {"MALLOC_PERTURB_": "165"}
+    root = Path(__file__).parents[2]
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "200 cases\n"), result.stderr
 
 
 @pytest.mark.parametrize("rank", [49, 93])
@@ -367,8 +394,9 @@ def test_long_texts_are_counted(model, tmp_path):
 
 
 def test_arguments(model, folder):
-    with pytest.raises(ValueError, match=r"k is \[0\]"):
-        evaluate_retrieval(model, folder, k=[0])
+    for k in (0, 10**19):
+        with pytest.raises(ValueError, match=rf"k is \[{k}\], but must be whole numbers from 1 to 1,000,000,000"):
+            evaluate_retrieval(model, folder, k=[k])
     with pytest.raises(ValueError, match="task 'sifact' is not one of ArguAna, "):
         evaluate_retrieval(model, folder, task="sifact")
     with pytest.raises(ValueError, match="protocol is 'author', but must be one of authors, mteb"):
