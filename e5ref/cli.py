@@ -522,7 +522,7 @@ def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
 def sts(file: Path, **options: Any) -> None:
     """Correlate the cosines of pairs of sentences with the scores that people gave.
 
-    FILE is separated by tabs or commas: STS Benchmark's own, or with columns sentence1, sentence2 and score.
+    FILE is separated by tabs or commas, or JSON lines: STS Benchmark's own, or with sentence1, sentence2 and score.
     """
     from e5ref.evaluation import evaluate_sts
 
@@ -559,7 +559,7 @@ def retrieval(
 ) -> None:
     """Search documents for the answers to queries: nDCG, MAP, Recall and MRR.
 
-    FOLDER is in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv.
+    FOLDER is in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv, each of them also as .gz.
     """
     from e5ref.evaluation import evaluate_retrieval
 
@@ -585,7 +585,7 @@ def _evaluate(
     if compare_protocols and protocol:
         raise click.UsageError("give --protocol or --compare-protocols, not both")
     if output is not None:
-        inputs = [data] if data.is_file() else [*data.glob("*.jsonl"), *data.glob("qrels/*.tsv")]
+        inputs = [data] if data.is_file() else [*data.glob("*.jsonl*"), *data.glob("qrels/*.tsv*")]
         _check_output(output, inputs, force)
     protocols = get_args(Protocol) if compare_protocols else [protocol or "authors"]
     reports = run(load(), data, protocols=protocols, task=task)

@@ -6,7 +6,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -52,6 +52,9 @@ KINDS = {
     codecs.BOM_UTF16_LE: "is UTF-16; convert it to UTF-8",
     codecs.BOM_UTF16_BE: "is UTF-16; convert it to UTF-8",
 }
+
+# What values in JSON are called, apart from null, true and false.
+JSON_TYPES = {int: "a whole number", float: "a decimal number", str: "a string", list: "an array", dict: "an object"}
 
 # The longest line that is read. A text of which a model takes some thousand characters has no use for more.
 MAX_LINE_BYTES = 1 << 28
@@ -120,6 +123,63 @@ def decoded_lines(file: BinaryIO, name: str | Path) -> Iterator[tuple[int, str]]
             yield number, line.decode()
         except UnicodeDecodeError as error:
             raise ValueError(f"{name}, line {number}: is not UTF-8 (byte {error.start}); convert the file") from None
+
+
+def json_objects(lines: Iterable[tuple[int, str]], name: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read JSON lines, an object each, as they come; blank ones are left out.
+
+    Args:
+        lines: as of `decoded_lines`.
+        name: what errors call the file.
+
+    Yields:
+        The number of the line, and its object.
+
+    Raises:
+        ValueError: a line that is no JSON object.
+    """
+    for number, line in lines:
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            reason = "is not a JSON object; each line must be a whole one"
+            if line.lstrip().startswith("["):
+                reason = "starts a JSON array; make a line of each element with jq -c '.[]'"
+            raise ValueError(f"{name}, line {number}: {reason}")
+        yield number, value
+
+
+def json_string(value: Mapping[str, Any], field: str, wanted: str = "a string") -> str:
+    """Return the string that a JSON object has in a field.
+
+    Args:
+        value: the object.
+        field: the field's name.
+        wanted: what errors say that the field must be.
+
+    Raises:
+        ValueError: it is no string, or not a valid one; the message names the field, and says what it is, not where.
+    """
+    text = value.get(field)
+    if not isinstance(text, str):
+        raise ValueError(f'"{field}" is {json_kind(value, field)}, but must be {wanted}')
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])[1:-1]
+        raise ValueError(f'"{field}" holds half a character ({half}); write it whole') from None
+    return text
+
+
+def json_kind(value: Mapping[str, Any], field: str) -> str:
+    """Say what a JSON object has in a field."""
+    if field not in value:
+        return "missing"
+    return JSON_TYPES.get(type(value[field])) or json.dumps(value[field])
 
 
 def _next_line(file: BinaryIO, name: str | Path) -> bytes:

@@ -1,5 +1,6 @@
 """Texts from a file or from standard input, one by one as they are read."""
 
+import itertools
 import json
 import re
 import sys
@@ -9,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-from e5ref.files import decoded_lines, opened
+from e5ref.files import decoded_lines, json_objects, json_string, opened
 
 Format = Literal["text", "jsonl"]
 
@@ -37,13 +38,20 @@ def read_texts(source: str | Path, format: Format | None = None) -> Iterator[str
     """
     name = "standard input" if source == "-" else str(source)
     with nullcontext(sys.stdin.buffer) if source == "-" else opened(Path(source)) as file:
-        for number, line in decoded_lines(file, name):
-            if format is None:
-                format = _format(name, line)
-            if format == "text":
-                yield line
-            elif line.strip():
-                yield _text_of_json(line, name, number)
+        lines = decoded_lines(file, name)
+        first = next(lines, None)
+        if first is None:
+            return
+        lines = itertools.chain([first], lines)
+        if (format or _format(name, first[1])) == "text":
+            yield from (line for _, line in lines)
+            return
+        for number, row in json_objects(lines, name):
+            try:
+                text = json_string(row, "text")
+            except ValueError as error:
+                raise ValueError(f"{name}, line {number}: {error}") from None
+            yield text
 
 
 def _format(name: str, line: str) -> Format:
@@ -75,11 +83,3 @@ def _parsed(line: str) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
-
-
-def _text_of_json(line: str, name: str, number: int) -> str:
-    row = _parsed(line)
-    text = row.get("text") if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        raise ValueError(f'{name}, line {number}: is not a JSON object with a "text" that is a string')
-    return text

@@ -328,11 +328,11 @@ def test_a_checkpoint_that_is_nowhere(tmp_path, monkeypatch):
     ("line", "message"),
     [
         (b"not json", "line 2: is not a JSON object"),
-        (b"[1]", "line 2: is not a JSON object"),
-        (b'{"body": "a"}', "line 2: is not a JSON object"),
-        (b'{"text": 7}', "line 2: is not a JSON object"),
+        (b"[1]", "line 2: starts a JSON array"),
+        (b'{"body": "a"}', 'line 2: "text" is missing, but must be a string'),
+        (b'{"text": 7}', 'line 2: "text" is a whole number, but must be a string'),
         (b'{"text": "\xff"}', "line 2: is not UTF-8"),
-        (b'{"text": "\\ud800"}', "lone surrogate"),
+        (b'{"text": "\\ud800"}', 'line 2: "text" holds half a character'),
     ],
 )
 def test_bad_json_lines_are_named(tiny_bert, tmp_path, line, message):

@@ -2,11 +2,12 @@
 
 import gzip
 import io
+import json
 
 import pytest
 
 from e5ref import files
-from e5ref.files import decoded_lines, foreign_kind, opened
+from e5ref.files import decoded_lines, foreign_kind, json_objects, json_string, opened
 
 
 def lines(content: bytes) -> list[str]:
@@ -70,3 +71,44 @@ def test_what_cannot_be_opened_is_said_in_a_sentence(tmp_path):
         pass
     with pytest.raises(IsADirectoryError, match=r"is a folder; give a file$"), opened(tmp_path):
         pass
+
+
+def objects(*content: str) -> list[tuple[int, dict]]:
+    return [*json_objects(enumerate(content, 1), "in.jsonl")]
+
+
+def test_json_lines_are_an_object_each():
+    assert objects('{"a": 1}', " ", '{"b": "\\u00e9"}') == [(1, {"a": 1}), (3, {"b": "é"})]
+    for line in ("{", '{"a": 1', "a", "7", "null", '"a"', '{"a": 1} {"a": 2}', '{"a":' * 9999):
+        with pytest.raises(
+            ValueError, match=r"^in\.jsonl, line 2: is not a JSON object; each line must be a whole one$"
+        ):
+            objects("", line)
+    for line in ("[", " [", '[{"a": 1},', '[{"a": 1}]'):
+        with pytest.raises(
+            ValueError,
+            match=r"^in\.jsonl, line 1: starts a JSON array; make a line of each element with jq -c '\.\[\]'$",
+        ):
+            objects(line)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        *(("null", "null"), ("true", "true"), ("false", "false"), ("7", "a whole number"), ("7.0", "a decimal number")),
+        *(("NaN", "a decimal number"), ('["a"]', "an array"), ("{}", "an object")),
+    ],
+)
+def test_a_field_that_is_no_string_is_named_with_what_it_is(value, kind):
+    ((_, found),) = objects(f'{{"a": "text", "b": {value}}}')
+    assert json_string(found, "a") == "text"
+    with pytest.raises(ValueError, match=rf'^"b" is {kind}, but must be a string$'):
+        json_string(found, "b")
+    with pytest.raises(ValueError, match=r'^"c" is missing, but must be a name$'):
+        json_string(found, "c", "a name")
+
+
+def test_half_a_character_is_no_text():
+    with pytest.raises(ValueError, match=r'^"a" holds half a character \(\\ud83d\); write it whole$'):
+        json_string({"a": "x\ud83d"}, "a")
+    assert json_string(json.loads('{"a": "\\ud83d\\ude00"}'), "a") == "😀"

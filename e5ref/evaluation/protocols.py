@@ -129,7 +129,8 @@ def find_task(task_type: Literal["STS", "Retrieval"], task: str | None, path: Pa
     known = {alias: name for name, alias in TASKS[task_type].items()}
     known |= {name.lower(): name for name in TASKS[task_type]}
     if task is None:
-        return known.get((path.stem if path.is_file() else path.resolve().name).lower())
+        name = Path(path.name.removesuffix(".gz")).stem if path.is_file() else path.resolve().name
+        return known.get(name.lower())
     if task.lower() not in known:
         raise ValueError(f"task {task!r} is not one of {', '.join(TASKS[task_type])}; leave it out for other data")
     return known[task.lower()]

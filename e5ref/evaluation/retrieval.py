@@ -1,7 +1,7 @@
 """Retrieval on a folder in BEIR's layout: exact search, then trec_eval's measures."""
 
 import heapq
-import json
+import os
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from e5ref.evaluation.embedding import embed, embedding_bar
 from e5ref.evaluation.protocols import IDENTICAL_IDS, SPLITS, Protocol, Role, Rule, find_rule, find_task
 from e5ref.evaluation.report import make_report, warn
 from e5ref.extras import require
-from e5ref.files import decoded_lines, opened
+from e5ref.files import decoded_lines, json_objects, json_string, opened
 from e5ref.progress import progress_bar
 from e5ref.prompts import doubled_prompts
 from e5ref.similarity import dots
@@ -28,6 +28,9 @@ BLOCK_DOCUMENTS, BLOCK_QUERIES = 2048, 256
 
 # How relevance is written. trec_eval's memory grows with the greatest, and where it has none its scores are 0.
 LEVEL = r" *-?[0-9]{1,6} *"
+
+# How many of the best documents may count. trec_eval takes 19 digits for another number.
+MAX_K = 1_000_000_000
 
 # Query → document → how relevant; 0 and less: not.
 Qrels = Mapping[str, Mapping[str, int]]
@@ -44,7 +47,8 @@ class Dataset:
         folder: holds `corpus.jsonl`, `queries.jsonl` and `qrels/`.
         split: which of the judgments.
         queries: id → text, of the queries that are judged in this split, in the file's order.
-        qrels: the judgments.
+        qrels: the judgments of these queries.
+        missing_queries: how many more queries are judged, and not there.
         documents: how many there are.
         identical_ids: how many of the queries share their id with a document.
         notes: what is more likely a mistake than meant.
@@ -54,6 +58,7 @@ class Dataset:
     split: str
     queries: Mapping[str, str]
     qrels: Qrels
+    missing_queries: int
     documents: int
     identical_ids: int
     notes: Sequence[str]
@@ -61,7 +66,7 @@ class Dataset:
     @property
     def files(self) -> list[Path]:
         """All that was read."""
-        return [self.folder / "corpus.jsonl", self.folder / "queries.jsonl", qrels_file(self.folder, self.split)]
+        return [find_file(self.folder, name) for name in ("corpus.jsonl", "queries.jsonl", f"qrels/{self.split}.tsv")]
 
 
 class Found(NamedTuple):
@@ -87,9 +92,12 @@ def evaluate_retrieval(
 
     Documents are embedded and searched in blocks, so memory holds one block and 8 bytes a document.
 
+    Scores are the mean over the queries that are judged and that are there. How many more are judged is warned of, and
+    then no published score stands beside.
+
     Args:
         model: the model.
-        folder: in BEIR's layout: `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`.
+        folder: in BEIR's layout: `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`, each as it is or with `.gz`.
         protocols: how to ask the model.
         task: which task of `protocols.TASKS` the data is; None to go by the folder's name. It decides about `split` and
             `ignore_identical_ids`, for Quora about prompts, and which published score stands beside.
@@ -103,7 +111,7 @@ def evaluate_retrieval(
         A report for each protocol, as of `report.make_report`. Its scores are "ndcg@K", "map@K", "recall@K", "mrr@K".
 
     Raises:
-        ValueError: data that is not as it must be, an unknown task, or a k below 1.
+        ValueError: data that is not as it must be, an unknown task, or a k below 1 or above `MAX_K`.
         OSError: a file that is not there.
         ModuleNotFoundError: pytrec_eval is not installed; the message says what to install.
     """
@@ -111,8 +119,8 @@ def evaluate_retrieval(
     folder, cache = Path(folder), None if cache is None else Path(cache)
     task = find_task("Retrieval", task, folder)
     rules = {protocol: find_rule(protocol, "Retrieval", task) for protocol in protocols}
-    if not k or min(k) < 1:
-        raise ValueError(f"k is {list(k)}, but must be whole numbers of at least 1")
+    if not k or min(k) < 1 or max(k) > MAX_K:
+        raise ValueError(f"k is {list(k)}, but must be whole numbers from 1 to {MAX_K:,}")
     if ignore_identical_ids is None:
         ignore_identical_ids = task in IDENTICAL_IDS
     usual_split = SPLITS.get(task or "", "test")
@@ -146,7 +154,9 @@ def evaluate_retrieval(
                 task_type="Retrieval",
                 task=task,
                 split=dataset.split,
-                comparable=dataset.split == usual_split and ignore_identical_ids == (task in IDENTICAL_IDS),
+                comparable=not dataset.missing_queries
+                and dataset.split == usual_split
+                and ignore_identical_ids == (task in IDENTICAL_IDS),
                 files=dataset.files,
                 protocol=protocol,
                 prompts=prompts,
@@ -176,10 +186,15 @@ def measure(run: Run, qrels: Qrels, k: Sequence[int]) -> dict[str, float]:
     """
     from pytrec_eval import RelevanceEvaluator
 
+    # trec_eval, in C, overwrites memory if all levels of a query are below -1, and takes a query called "no_query" for
+    # the one that it has just seen. So it gets 0 for what is not relevant, and numbers for the names of queries.
+    levels = [{document: max(level, 0) for document, level in row.items()} for row in qrels.values()]
+    judged = {str(number): row for number, row in enumerate(levels)}
+    found = {str(number): run[query] for number, query in enumerate(qrels) if run.get(query)}
     cuts = ",".join(map(str, k))
     # trec_eval cuts all but the reciprocal rank.
-    evaluator = RelevanceEvaluator(qrels, {f"ndcg_cut.{cuts}", f"map_cut.{cuts}", f"recall.{cuts}", "recip_rank"})
-    rows = list(evaluator.evaluate(run).values())
+    evaluator = RelevanceEvaluator(judged, {f"ndcg_cut.{cuts}", f"map_cut.{cuts}", f"recall.{cuts}", "recip_rank"})
+    rows = list(evaluator.evaluate(found).values())
     for row in rows:
         first = round(1 / row["recip_rank"]) if row["recip_rank"] else 0
         row.update({f"mrr_{cut}": row["recip_rank"] if 0 < first <= cut else 0.0 for cut in k})
@@ -266,7 +281,7 @@ def _blocks(dataset: Dataset, rule: Rule) -> Iterator[tuple[list[str], list[str]
     """Yield ids and texts of the documents, a block at a time."""
     ids: list[str] = []
     texts: list[str] = []
-    for _, identifier, title, text in _entries(dataset.folder / "corpus.jsonl"):
+    for _, identifier, title, text in _entries(find_file(dataset.folder, "corpus.jsonl")):
         ids.append(identifier)
         texts.append(rule.document_text(title, text))
         if len(ids) == BLOCK_DOCUMENTS:
@@ -280,29 +295,27 @@ def read_dataset(folder: Path, split: str) -> Dataset:
     """Read and check a folder in BEIR's layout, before anything is embedded.
 
     Raises:
-        ValueError: a malformed line or an id that is there twice (named by its number), an empty file, judgments of
-            queries that are not there, or of documents none of which is there.
+        ValueError: a malformed line or an id that is there twice (named by its number), an empty file, or judgments of
+            queries, or of documents, none of which is there.
         OSError: a file that is not there.
     """
-    qrels = read_qrels(folder, split)
-    for name in ("queries.jsonl", "corpus.jsonl"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder}: has no {name}; it must be a folder in BEIR's layout")
+    judgments = read_qrels(folder, split)
+    qrels_path, queries_path, path = (
+        find_file(folder, name) for name in (f"qrels/{split}.tsv", "queries.jsonl", "corpus.jsonl")
+    )
     texts: dict[str, str] = {}
-    path = folder / "queries.jsonl"
-    for number, identifier, _, text in _entries(path):
+    for number, identifier, _, text in _entries(queries_path):
         if identifier in texts:
-            raise ValueError(f"{path}, line {number}: the id {identifier!r} is there twice; each must be another")
+            raise ValueError(
+                f"{queries_path}, line {number}: the id {identifier!r} is there twice; each must be another"
+            )
         texts[identifier] = text
-    unknown = [query for query in qrels if query not in texts]
-    if unknown:
-        raise ValueError(
-            f"{qrels_file(folder, split)}: {len(unknown)} of {len(qrels)} queries are not in {path}, such as "
-            f"{unknown[0]!r}; are the two of one data set?"
-        )
-    queries = {query: text for query, text in texts.items() if query in qrels}
+    queries = {query: text for query, text in texts.items() if query in judgments}
+    qrels = {query: row for query, row in judgments.items() if query in texts}
+    if not qrels:
+        raise ValueError(f"{qrels_path}: none of the judged queries is in {queries_path}; are the two of one data set?")
+    missing = len(judgments) - len(qrels)
 
-    path = folder / "corpus.jsonl"
     judged = {document for row in qrels.values() for document in row}
     found, identical, empty = set(), 0, 0
     hashes = array("q")  # 8 bytes a document, where the ids themselves could be a gigabyte
@@ -316,27 +329,26 @@ def read_dataset(folder: Path, split: str) -> Dataset:
 
     notes = []
     if not found:
-        raise ValueError(
-            f"{qrels_file(folder, split)}: none of the judged documents is in {path}; are the two of one data set?"
+        raise ValueError(f"{qrels_path}: none of the judged documents is in {path}; are the two of one data set?")
+    if missing:
+        notes.append(
+            f"{qrels_path}: {missing} of {len(judgments)} judged queries are not in {queries_path}; scores are the "
+            f"mean over the {len(qrels)} that are there"
         )
     if len(found) < len(judged):
         notes.append(
-            f"{qrels_file(folder, split)}: {len(judged) - len(found)} of {len(judged)} judged documents are not in "
-            f"{path}; they count as not found, as trec_eval has it"
+            f"{qrels_path}: {len(judged) - len(found)} of {len(judged)} judged documents are not in {path}; they count "
+            "as not found, as trec_eval has it"
         )
     if empty:
         notes.append(f"{path}: {empty} of {len(hashes)} documents are empty; they are embedded as any other")
     blank = sum(not text.strip() for text in queries.values())
     if blank:
-        notes.append(
-            f"{folder / 'queries.jsonl'}: {blank} of {len(queries)} queries are empty; they count as any other"
-        )
+        notes.append(f"{queries_path}: {blank} of {len(queries)} queries are empty; they count as any other")
     without = sum(max(row.values()) < 1 for row in qrels.values())
     if without:
-        notes.append(
-            f"{qrels_file(folder, split)}: {without} of {len(qrels)} queries have no relevant document; they count as 0"
-        )
-    return Dataset(folder, split, queries, qrels, len(hashes), identical, notes)
+        notes.append(f"{qrels_path}: {without} of {len(qrels)} queries have no relevant document; they count as 0")
+    return Dataset(folder, split, queries, qrels, missing, len(hashes), identical, notes)
 
 
 def _check_unique(path: Path, hashes: "array[int]") -> None:
@@ -354,14 +366,27 @@ def _check_unique(path: Path, hashes: "array[int]") -> None:
             seen[identifier] = number
 
 
-def qrels_file(folder: Path, split: str) -> Path:
-    """Return where the judgments of a split are."""
-    return folder / "qrels" / f"{split}.tsv"
+def find_file(folder: Path, name: str) -> Path:
+    """Return where a file of a folder in BEIR's layout is: under its name, or compressed by gzip.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{folder}: has no {name}; it must be a folder in BEIR's layout")
 
 
 def _splits(folder: Path) -> list[str]:
     """Return the splits that there are judgments for."""
-    return sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))
+    return sorted(
+        {
+            file.name.removesuffix(ending)
+            for ending in (".tsv", ".tsv.gz")
+            for file in (folder / "qrels").glob(f"*{ending}")
+        }
+    )
 
 
 def _split_to_take(folder: Path, usual: str) -> str:
@@ -378,17 +403,14 @@ def read_qrels(folder: Path, split: str) -> Qrels:
             judgment at all.
         FileNotFoundError: there is no such split; the message says which there are.
     """
-    path = qrels_file(folder, split)
-    if not path.is_file():
+    name = f"qrels/{split}.tsv"
+    try:
+        path = find_file(folder, name)
+    except FileNotFoundError:
         splits = _splits(folder)
-        raise FileNotFoundError(
-            f"{folder}: has no qrels/{split}.tsv; "
-            + (
-                f"choose a split that is there: {', '.join(splits)}"
-                if splits
-                else "it must be a folder in BEIR's layout"
-            )
-        )
+        if not splits:
+            raise
+        raise FileNotFoundError(f"{folder}: has no {name}; choose a split that is there: {', '.join(splits)}") from None
     qrels: dict[str, dict[str, int]] = {}
     with opened(path) as file:
         for number, line in decoded_lines(file, path):
@@ -422,23 +444,21 @@ def _entries(path: Path, *, progress: bool = False) -> Iterator[tuple[int, str, 
         opened(path) as file,
         progress_bar(size, f"checking {path.name}", "B", show=None if progress else False, unit_scale=True) as bar,
     ):
-        for number, line in decoded_lines(file, path):
-            bar.update(len(line) + 1)
-            if not line.strip():
-                continue
+        for number, entry in json_objects(decoded_lines(file, path), path):
+            bar.update(os.lseek(file.fileno(), 0, os.SEEK_CUR) - bar.n)  # as it lies on disk, compressed or not
+            if type(entry.get("_id")) is int:
+                entry["_id"] = str(entry["_id"])
+            if entry.get("title") is None:
+                entry["title"] = ""
             try:
-                entry = json.loads(line)
-                identifier, title, text = entry["_id"], entry.get("title") or "", entry["text"]
-                if not all(isinstance(value, str) for value in (identifier, title, text)) or not identifier:
-                    raise TypeError
-                if "\0" in identifier:  # trec_eval, in C, would take what stands before that for the whole
-                    raise ValueError
-                f"{identifier}{title}{text}".encode()  # fails for half a character, which "\ud800" is
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                raise ValueError(
-                    f'{path}, line {number}: is not a JSON object with an "_id" and a "text" that are valid strings'
-                ) from None
+                identifier = json_string(entry, "_id", "a string or a whole number")
+                title, text = json_string(entry, "title"), json_string(entry, "text")
+                if not identifier or "\0" in identifier:  # trec_eval, in C, would take what stands before NUL for all
+                    raise ValueError(f'"_id" {"holds NUL" if identifier else "is empty"}; give it another')
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
             empty = False
             yield number, identifier, title, text
+        bar.update(size - bar.n)
     if empty:
         raise ValueError(f"{path}: is empty; it must hold a JSON object a line")

@@ -3,8 +3,10 @@
 import csv
 import itertools
 import math
+import re
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +18,23 @@ from e5ref.evaluation.embedding import embed, embedding_bar
 from e5ref.evaluation.protocols import Protocol, find_rule, find_task
 from e5ref.evaluation.report import make_report, warn
 from e5ref.extras import require
-from e5ref.files import decoded_lines, opened
+from e5ref.files import decoded_lines, json_kind, json_objects, json_string, opened
 from e5ref.prompts import doubled_prompts
 from e5ref.similarity import pairwise_cosines
 
 # STS Benchmark's own files: genre, file, year, index, score, two sentences, and in some lines one or two sources.
 STSB_COLUMNS, STSB_WIDTHS = (5, 6, 4), range(7, 10)
 
-COLUMNS = ("sentence1", "sentence2", "score")
+# How columns are called: first by most, then by SICK, then by stsb_multi_mt and by GLUE on Hugging Face. The first that
+# is there counts.
+NAMES = (
+    ("sentence1", "sentence_a"),
+    ("sentence2", "sentence_b"),
+    ("score", "relatedness_score", "similarity_score", "label"),
+)
+
+# How JSON starts, and hardly a sentence in brackets.
+JSON = re.compile(r"""\s*(\{\s*["'}]|\[\s*[\[{\]]|[\[{]\s*$)""")
 
 RESAMPLES, CONFIDENCE = 1000, 0.95
 
@@ -144,11 +155,15 @@ def correlations(cosines: NDArray[np.floating], scores: NDArray[np.float64]) -> 
 
 
 def read_pairs(path: Path) -> Pairs:
-    """Read pairs of sentences with a score.
+    """Read pairs of sentences with a score, from a table or from JSON lines, compressed by gzip or not.
 
-    Separated by tabs if there is one in the first line, and then nothing is quoted; else by commas, and then quoted as
-    spreadsheets do. The columns are named by the first line, "sentence1", "sentence2" and "score", among others and in
-    any order; or those of STS Benchmark (7 to 9, the fifth a number); or three, the score last.
+    A table is separated by tabs if there is one in the first line, and then nothing is quoted; else by commas, and then
+    quoted as spreadsheets do. Its columns are named by the first line, as in `NAMES`, among others and in any order; or
+    they are those of STS Benchmark (7 to 9, the fifth a number), or three, the score last. JSON lines are objects with
+    fields of these names.
+
+    Lines may have more cells than the first line has names; how many do is noted. Not if separated by commas: then it
+    is more likely that a sentence has a comma and is not quoted.
 
     Raises:
         ValueError: a line that is not so (named by its number), an empty file, or one that is not UTF-8.
@@ -157,8 +172,9 @@ def read_pairs(path: Path) -> Pairs:
     if not rows:
         raise ValueError(f"{path}: is empty; it must hold pairs of sentences, each with a score")
     columns, widths, has_header = _layout(path, *rows[0])
-    first, second, scores = [], [], []
+    first, second, scores, longer = [], [], [], 0
     for number, row in rows[has_header:]:
+        longer += has_header and len(row) > widths[0]
         if len(row) not in widths:
             raise ValueError(f"{path}, line {number}: has {len(row)} columns, but must have {widths[0]}")
         score = _number(row[columns[2]])
@@ -170,6 +186,8 @@ def read_pairs(path: Path) -> Pairs:
     if not scores:
         raise ValueError(f"{path}: has no line after the names of the columns")
     texts, notes = first + second, []
+    if longer:
+        notes.append(f"{path}: {longer} of {len(scores)} lines have more cells than names; the last are left out")
     if empty := sum(not text.strip() for text in texts):
         notes.append(f"{path}: {empty} of {len(texts)} sentences are empty; they are embedded as any other")
     # Some of STS Benchmark's sentences are quotations.
@@ -183,16 +201,17 @@ def read_pairs(path: Path) -> Pairs:
 
 def _layout(path: Path, number: int, row: list[str]) -> tuple[tuple[int, int, int], range, bool]:
     """Tell from the first row: the columns of the sentences and the score, how many there may be, if it is a header."""
-    names = [name.strip().lower() for name in row]
-    if all(names.count(name) == 1 for name in COLUMNS):
-        first, second, score = (names.index(name) for name in COLUMNS)
-        return (first, second, score), range(len(row), len(row) + 1), True
+    cells = [cell.strip().lower() for cell in row]
+    names = [next((name for name in known if name in cells), known[0]) for known in NAMES]
+    if all(cells.count(name) == 1 for name in names):
+        first, second, score = map(cells.index, names)
+        return (first, second, score), range(len(row), sys.maxsize), True
     if len(row) in STSB_WIDTHS and _number(row[STSB_COLUMNS[2]]) is not None:
         return STSB_COLUMNS, STSB_WIDTHS, False
     if len(row) != 3 or _number(row[2]) is None:
         raise ValueError(
             f"{path}, line {number}: is neither sentence, sentence, score (a number) nor the names of columns with "
-            f"{', '.join(COLUMNS)} each once among them; name or arrange them so"
+            f"{', '.join(known[0] for known in NAMES)} each once among them; name or arrange them so"
         )
     return (0, 1, 2), range(3, 4), False
 
@@ -201,20 +220,50 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows of a file with the number of the line where each starts; blank lines are left out."""
     with opened(path) as file:
         lines = decoded_lines(file, path)
-        first = next(lines, (1, ""))
-        lines = itertools.chain([first], lines)
-        if "\t" in first[1]:
+        number, line = next((pair for pair in lines if pair[1].strip()), (1, ""))
+        lines = itertools.chain([(number, line)], lines)
+        if "\t" in line:
             yield from ((number, line.split("\t")) for number, line in lines if line.strip())
-            return
-        reader = csv.reader((line + "\n" for _, line in lines), strict=True)
-        number = 1
+        elif JSON.match(line):
+            yield from _json_rows(path, lines)
+        else:
+            yield from _comma_rows(path, number, lines)
+
+
+def _comma_rows(path: Path, number: int, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of comma-separated lines, of which the first has this number."""
+    reader = csv.reader((line + "\n" for _, line in lines), strict=True)
+    start, width = number, 0
+    try:
+        for row in reader:
+            width = width or len(row)
+            if len(row) > width:
+                raise ValueError(
+                    f"{path}, line {number}: has {len(row)} columns, but must have {width}; a sentence with a comma "
+                    "must be quoted"
+                )
+            if len(row) > 1 or "".join(row).strip():
+                yield number, row
+            number = start + reader.line_num
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {number}: is not comma-separated text ({error})") from None
+
+
+def _json_rows(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the sentences and the score of JSON lines as the rows of a table, its header first."""
+    fields: list[str] = []
+    for number, entry in json_objects(lines, path):
+        if not fields:
+            spelling = {field.lower(): field for field in entry}
+            fields = [next((spelling[name] for name in known if name in spelling), known[0]) for known in NAMES]
+            yield number, [known[0] for known in NAMES]
         try:
-            for row in reader:
-                if len(row) > 1 or "".join(row).strip():
-                    yield number, row
-                number = reader.line_num + 1
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {number}: is not comma-separated text ({error})") from None
+            first, second = (json_string(entry, field) for field in fields[:2])
+            if type(entry.get(fields[2])) not in (int, float):
+                raise ValueError(f'"{fields[2]}" is {json_kind(entry, fields[2])}, but must be a number')
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        yield number, [first, second, str(entry[fields[2]])]
 
 
 def _number(text: str) -> float | None:

@@ -72,9 +72,11 @@ def test_titles(title, text, joined):
 def test_tasks_are_found_by_name(tmp_path):
     (tmp_path / "quora").mkdir()
     (tmp_path / "sts-test.tsv").touch()
+    (tmp_path / "sts-test.csv.gz").touch()
     assert find_task("Retrieval", None, tmp_path / "quora") == "QuoraRetrieval"
     assert find_task("Retrieval", None, tmp_path) is None
     assert find_task("STS", None, tmp_path / "sts-test.tsv") == "STSBenchmark"
+    assert find_task("STS", None, tmp_path / "sts-test.csv.gz") == "STSBenchmark"
     assert find_task("STS", "stsbenchmark", tmp_path) == "STSBenchmark"
     with pytest.raises(ValueError, match="task 'SciFact' is not one of STS12, "):
         find_task("STS", "SciFact", tmp_path)

@@ -1,17 +1,26 @@
 """Retrieval: data is checked, search is exact, ties go by the rule, measures are trec_eval's, the known score."""
 
 import dataclasses
+import gzip
+import hashlib
+import io
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import pytrec_eval
+from tqdm import tqdm
 
 import e5ref
 from e5ref.evaluation import evaluate_retrieval, retrieval
 from e5ref.evaluation.retrieval import Best, measure, read_dataset, read_qrels
 from tests.evaluation.folders import DOCUMENTS, QRELS, QUERIES, write_beir
+from tests.evaluation.measures import reference
 from tests.tolerances import EVALUATION
 
 # What is embedded of each document where the title counts.
@@ -32,9 +41,8 @@ def test_measures_by_hand():
     """The run is c, b, a, x: b before a because of equal scores; x is not judged, z is relevant and not found."""
     qrels = {"q": {"a": 1, "b": 2, "c": 0, "z": 3}}
     run = {"q": {"a": 0.5, "b": 0.5, "c": 0.9, "x": 0.1}}
-    scores = measure(run, qrels, [1, 2, 10])
     best = 3 / math.log2(2) + 2 / math.log2(3) + 1 / math.log2(4)
-    assert scores == pytest.approx(
+    expected = pytest.approx(
         {
             **{"ndcg@1": 0, "ndcg@2": (2 / math.log2(3)) / (3 / math.log2(2) + 2 / math.log2(3))},
             "ndcg@10": (2 / math.log2(3) + 1 / math.log2(4)) / best,
@@ -43,19 +51,42 @@ def test_measures_by_hand():
             **{"mrr@1": 0, "mrr@2": 1 / 2, "mrr@10": 1 / 2},
         }
     )
+    assert measure(run, qrels, [1, 2, 10]) == expected
+    assert reference(run, qrels, [1, 2, 10]) == expected
 
 
 def test_what_counts_as_0():
-    """A query without a relevant document, one that found nothing, and a relevance below 0."""
+    """A query without a relevant document, one that found nothing, and levels below 0, of which trec_eval crashes."""
     qrels = {
         "found": {"a": 1},
         "none relevant": {"a": 0},
         "no run": {"a": 1},
         "empty run": {"a": 1},
         "below": {"a": -1},
+        "far below": {"a": -2, "b": -100},
     }
-    run = {"found": {"a": 1.0}, "none relevant": {"a": 1.0}, "empty run": {}, "below": {"a": 1.0}}
-    assert list(measure(run, qrels, [5]).values()) == pytest.approx([1 / 5] * 4)
+    run = {query: {"a": 1.0} for query in qrels} | {"empty run": {}}
+    del run["no run"]
+    assert list(measure(run, qrels, [5]).values()) == pytest.approx([1 / 6] * 4)
+
+
+@pytest.mark.parametrize("query", ["no query", "no_query"])
+def test_a_query_may_be_called_anything(query):
+    """In trec_eval these two stand for no query yet: it would give scores of 0, or of 10 digits."""
+    for _ in range(3):
+        assert set(measure({query: {"a": 1.0}}, {query: {"a": 1}}, [5]).values()) == {1}
+
+
+def test_measures_of_whatever_is_accepted_are_right():
+    """Levels below 0 and of 6 digits, nothing found, ties, odd ids, huge k: right numbers, and no crash.
+
+    glibc overwrites what is freed, so that what reads it afterwards is not right by chance.
+    """
+    command = [sys.executable, "-m", "tests.evaluation.measures", "200"]
+    environment = os.environ | {"MALLOC_PERTURB_": "165"}
+    root = Path(__file__).parents[2]
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "200 cases\n"), result.stderr
 
 
 @pytest.mark.parametrize("rank", [49, 93])
@@ -257,16 +288,27 @@ def edit(path, old: str, new: str) -> None:
     ("file", "old", "new", "message"),
     [
         ("corpus.jsonl", '{"_id": "d2"', "{_id", "corpus.jsonl, line 2: is not a JSON object"),
-        ("corpus.jsonl", '"_id": "d2", ', "", 'line 2: is not a JSON object with an "_id" and a "text"'),
-        ("corpus.jsonl", '"d2"', "2", "line 2: is not a JSON object with"),
-        ("corpus.jsonl", "a dog", "\\ud800", "line 2: is not a JSON object with .* valid strings"),
-        ("corpus.jsonl", '"d2"', '""', "line 2: is not a JSON object with"),
-        ("corpus.jsonl", '"d2"', '"d1\\u0000"', "line 2: is not a JSON object with"),
+        ("corpus.jsonl", '"_id": "d2", ', "", 'line 2: "_id" is missing, but must be a string or a whole number'),
+        ("corpus.jsonl", '"d2"', "null", 'line 2: "_id" is null, but must be a string or a whole number'),
+        ("corpus.jsonl", '"d2"', "true", 'line 2: "_id" is true, but must be a string or a whole number'),
+        ("corpus.jsonl", '"d2"', "2.0", 'line 2: "_id" is a decimal number, but must be a string or a whole number'),
+        ("corpus.jsonl", '"d2"', '""', 'line 2: "_id" is empty; give it another'),
+        ("corpus.jsonl", '"d2"', '"d1\\u0000"', 'line 2: "_id" holds NUL; give it another'),
+        ("corpus.jsonl", '"a dog plays"', '["a dog"]', 'line 2: "text" is an array, but must be a string'),
+        ("corpus.jsonl", '"a dog plays"', "null", 'line 2: "text" is null, but must be a string'),
+        ("corpus.jsonl", "a dog", "a \\ud800", r'line 2: "text" holds half a character \(\\ud800\); write it whole'),
+        ("corpus.jsonl", '"title": ""', '"title": 0', 'line 2: "title" is a whole number, but must be a string'),
+        ("corpus.jsonl", '"title": "Cats"', '"title": {}', 'line 1: "title" is an object, but must be a string'),
         ("corpus.jsonl", '"d4"', '"d2"', "line 4: the id 'd2' is that of line 2 too"),
         ("corpus.jsonl", '"d', '"e', "are the two of one data set"),
         ("queries.jsonl", '"q2"', '"q1"', "queries.jsonl, line 2: the id 'q1' is there twice"),
-        ("queries.jsonl", '"q2"', '"q4"', "1 of 2 queries are not in .*queries.jsonl, such as 'q2'"),
-        ("queries.jsonl", '{"_id": "q1"', "[", "queries.jsonl, line 1: is not a JSON object"),
+        ("queries.jsonl", '"q', '"p', "none of the judged queries is in .*queries.jsonl; are the two of one data set"),
+        (
+            "queries.jsonl",
+            '{"_id": "q1"',
+            "[[",
+            "queries.jsonl, line 1: starts a JSON array; make a line",
+        ),
         (
             "qrels/test.tsv",
             "q1\td1\t2",
@@ -283,7 +325,7 @@ def edit(path, old: str, new: str) -> None:
     ],
 )
 def test_broken_data(model, folder, file, old, new, message):
-    if file == "corpus.jsonl" and old == '"d':
+    if old in ('"d', '"q'):
         (folder / file).write_text((folder / file).read_text().replace(old, new))
     else:
         edit(folder / file, old, new)
@@ -306,6 +348,92 @@ def test_empty_and_windows_files(model, folder, file):
     (folder / file).unlink()
     with pytest.raises(FileNotFoundError, match=rf"set: has no {file}; it must be a folder in BEIR's"):
         evaluate_retrieval(model, folder)
+
+
+@pytest.mark.parametrize("file", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])
+def test_a_pointer_in_place_of_a_file_is_told(model, folder, file):
+    (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(ValueError, match=rf"{file}: is a pointer of git-LFS in place of the file; fetch the file"):
+        evaluate_retrieval(model, folder)
+
+
+def compress(path) -> None:
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+
+
+def test_compressed_files_are_read_if_the_plain_ones_are_not_there(model, folder):
+    (expected,) = evaluate_retrieval(model, folder)
+    names = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
+    for name in names:
+        compress(folder / name)
+    (report,) = evaluate_retrieval(model, folder)
+    assert (report["split"], report["scores"]) == ("test", expected["scores"])
+    assert report["dataset"]["sha256"] == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / f"{name}.gz" for name in names)
+    }
+    with pytest.raises(FileNotFoundError, match=r"has no qrels/dev.tsv; choose a split that is there: test$"):
+        evaluate_retrieval(model, folder, split="dev")
+    write_beir(folder, queries={"q1": "another text", "q2": "of the plain file"})
+    (plain,) = evaluate_retrieval(model, folder)
+    assert plain["dataset"]["sha256"].keys() == expected["dataset"]["sha256"].keys()
+    assert plain["scores"] != expected["scores"]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_bar_of_checking_goes_by_what_lies_on_disk(tmp_path, monkeypatch, compressed):
+    """From some to all of it: neither characters nor what gzip makes of a file are as many as its bytes."""
+    random = np.random.default_rng(0)
+    documents = {f"d{number}": ("", random.bytes(500).hex()) for number in range(1000)}
+    path = write_beir(tmp_path, documents) / "corpus.jsonl"
+    path.write_text(path.read_text().replace("a", "é"), encoding="utf-8")
+    if compressed:
+        compress(path)
+        path = tmp_path / "corpus.jsonl.gz"
+        path.write_bytes(path.read_bytes() + bytes(300_000))  # gzip lets a file end in zeros, after all of its text
+    bars = []
+
+    class Bar(tqdm):
+        def update(self, n=1):
+            super().update(n)
+            if self.desc == f"checking {path.name}":
+                bars.append((self.n, self.total))
+
+    monkeypatch.setattr(retrieval, "tqdm", lambda **options: Bar(**options | {"disable": False, "file": io.StringIO()}))
+    read_dataset(tmp_path, "test")
+    size = path.stat().st_size
+    assert {total for _, total in bars} == {size}
+    assert bars[-1][0] == size
+    assert 0 < bars[0][0] < bars[len(bars) // 2][0] < size
+
+
+def test_whole_numbers_are_ids(model, tmp_path):
+    """As their text: in the judgments they are nothing else."""
+    folder = write_beir(
+        tmp_path / "set", {"7": ("", "the cat eats"), "8": ("", "a dog")}, {"1": "cat"}, {"1": {"7": 1}}
+    )
+    expected = evaluate_retrieval(model, folder)[0]["scores"]
+    for file, identifier in (("corpus.jsonl", "7"), ("corpus.jsonl", "8"), ("queries.jsonl", "1")):
+        edit(folder / file, f'"{identifier}"', identifier)
+    assert evaluate_retrieval(model, folder)[0]["scores"] == expected
+    edit(folder / "corpus.jsonl", '"_id": 8', '"_id": "7"')
+    with pytest.raises(ValueError, match="line 2: the id '7' is that of line 1 too"):
+        evaluate_retrieval(model, folder)
+
+
+def test_scores_are_the_mean_over_the_judged_queries_that_are_there(model, folder, tmp_path):
+    """Queries cut short, or as NFCorpus is published; a document that is judged for the others only is no matter."""
+    write_beir(folder, qrels={"q2": QRELS["q2"]})
+    expected = evaluate_retrieval(model, folder)[0]
+    write_beir(folder, queries={"q2": QUERIES["q2"]}, qrels=QRELS | {"q4": {"gone": 1}})
+    with pytest.warns(UserWarning, match="judged") as seen:
+        (report,) = evaluate_retrieval(model, folder)
+    assert report["scores"] == expected["scores"]
+    assert report["counts"]["queries"] == 1
+    (said,) = report["warnings"]
+    assert said == str(seen[0].message)
+    assert said.endswith("queries.jsonl; scores are the mean over the 1 that are there")
+    assert "test.tsv: 2 of 3 judged queries are not in" in said
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_matter(model, folder):
@@ -367,8 +495,9 @@ def test_long_texts_are_counted(model, tmp_path):
 
 
 def test_arguments(model, folder):
-    with pytest.raises(ValueError, match=r"k is \[0\]"):
-        evaluate_retrieval(model, folder, k=[0])
+    for k in (0, 10**19):
+        with pytest.raises(ValueError, match=rf"k is \[{k}\], but must be whole numbers from 1 to 1,000,000,000"):
+            evaluate_retrieval(model, folder, k=[k])
     with pytest.raises(ValueError, match="task 'sifact' is not one of ArguAna, "):
         evaluate_retrieval(model, folder, task="sifact")
     with pytest.raises(ValueError, match="protocol is 'author', but must be one of authors, mteb"):
@@ -393,6 +522,9 @@ def test_the_published_score_stands_beside(model, folder, tmp_path):
         assert evaluate_retrieval(named, folder, **options)[0]["published"] is None
     write_beir(folder, split="train")
     assert evaluate_retrieval(named, folder, split="train")[0]["published"] is None
+    write_beir(folder, qrels=QRELS | {"q4": {"d1": 1}})
+    with pytest.warns(UserWarning, match="1 of 3 judged queries are not in"):
+        assert evaluate_retrieval(named, folder)[0]["published"] is None
     json.dumps(report)
 
 

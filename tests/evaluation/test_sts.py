@@ -1,5 +1,6 @@
 """Semantic textual similarity: files read as they are meant, correlations as SciPy has them, the known score."""
 
+import gzip
 import math
 
 import numpy as np
@@ -27,6 +28,8 @@ STSB = (
     'main-news\tdeft\t2012test\t0001\t4.5\tHe said "no\t"Yes."\nmain-news\tdeft\t2014\t2\t0.000\ta cat\ta dog\tx\ty\n'
 )
 
+JSON = b'{"sentence1": "a", "sentence2": "b", "score": 1}\n'
+
 # The same three pairs, one of which holds a comma and a quotation mark.
 FIRST, SECOND, SCORES = ["a, b", "the cat", ""], ['say "x"', "a dog", "green"], [1.0, 2.5, 3.0]
 SAME = {
@@ -36,19 +39,45 @@ SAME = {
     "commas": '"a, b","say ""x""",1\r\nthe cat,a dog,2.5\r\n,green,3\r\n',
     "commas and names": 'sentence1,sentence2,score\n"a, b","say ""x""",1\nthe cat,a dog,2.5\n\n"",green,3',
     "a byte order mark": '\ufeffsentence1,sentence2,score\n"a, b","say ""x""",1\nthe cat,a dog,2.5\n,green,3\n',
+    "blank lines first": '\n \na, b\tsay "x"\t1\nthe cat\ta dog\t2.5\n\tgreen\t3\n',
+    "SICK": "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
+    '1\ta, b\tsay "x"\t1\tNEUTRAL\n2\tthe cat\ta dog\t2.5\tNEUTRAL\n3\t\tgreen\t3\tENTAILMENT\n',
+    "label": 'idx,sentence1,sentence2,label\n0,"a, b","say ""x""",1\n1,the cat,a dog,2.5\n2,,green,3\n',
+    "similarity_score": 'similarity_score\tsentence1\tsentence2\n1\ta, b\tsay "x"\n2.5\tthe cat\ta dog\n3\t\tgreen\n',
+    "a label besides": "label\tsentence2\tsentence1\tscore\n"
+    'x\tsay "x"\ta, b\t1\ny\ta dog\tthe cat\t2.5\nz\tgreen\t\t3\n',
+    "JSON lines": '\n{"sentence1": "a, b", "sentence2": "say \\"x\\"", "score": 1}\n\n'
+    '{"score": 2.5, "sentence2": "a dog", "sentence1": "the cat"}\n{"sentence1":"","sentence2":"green","score":3}\n',
+    "JSON lines of SICK": '{"sentence_A": "a, b", "sentence_B": "say \\"x\\"", "label": 0, "relatedness_score": 1}\n'
+    '{"sentence_A": "the cat", "sentence_B": "a dog", "label": 0, "relatedness_score": 2.5}\n'
+    '{"sentence_A": "", "sentence_B": "green", "label": 1, "relatedness_score": 3}\n',
 }
 
 
 @pytest.mark.parametrize("content", SAME.values(), ids=SAME)
 def test_layouts(tmp_path, content):
-    pairs = read_pairs(write(tmp_path, content))
-    assert (pairs.first, pairs.second, pairs.scores.tolist()) == (FIRST, SECOND, SCORES)
+    for path in (write(tmp_path, content), write(tmp_path, gzip.compress(content.encode()), "pairs.gz")):
+        pairs = read_pairs(path)
+        assert (pairs.first, pairs.second, pairs.scores.tolist()) == (FIRST, SECOND, SCORES)
 
 
 def test_sts_benchmarks_own_layout(tmp_path):
     """Nothing is quoted there, whatever marks there are; some lines have two columns more."""
     pairs = read_pairs(write(tmp_path, STSB, "sts-test.csv"))
     assert pairs == (['He said "no', "a cat"], ['"Yes."', "a dog"], pytest.approx([4.5, 0]), [])
+
+
+def test_more_cells_than_names_are_counted(tmp_path):
+    """As in KorSTS, where the sources follow in some lines. Commas may be those of a sentence, and tabs are not."""
+    content = "genre\tfilename\tyear\tid\tscore\tsentence1\tsentence2\n" + STSB
+    pairs = read_pairs(write(tmp_path, content, "sts-dev.tsv"))
+    assert pairs[:2] == read_pairs(write(tmp_path, STSB))[:2]
+    (note,) = pairs.notes
+    assert note.endswith("1 of 2 lines have more cells than names; the last are left out")
+    with pytest.raises(
+        ValueError, match="line 3: has 4 columns, but must have 3; a sentence with a comma must be quot"
+    ):
+        read_pairs(write(tmp_path, "score,sentence1,sentence2\n1,a,b\n2,a, b,c\n"))
 
 
 def test_a_quoted_field_may_go_over_lines(tmp_path):
@@ -66,17 +95,34 @@ def test_a_quoted_field_may_go_over_lines(tmp_path):
         (b"\xef\xbb\xbf", "is empty"),
         (b"sentence1\tsentence2\tscore\n", "no line after the names"),
         (b"a\tb\t1\nc\td\n", "line 2: has 2 columns, but must have 3"),
+        (b"score\tsentence1\tsentence2\n1\ta\tb\n2\tc\n", "line 3: has 2 columns, but must have 3"),
         (b"a\tb\t1\nc\td\t2\te\n", "line 2: has 4 columns, but must have 3"),
         (b"a\tb\t1\nc\td\tgood\n", "line 2: the score 'good' is not a number"),
         (b"a\tb\t1\nc\td\tnan\n", "line 2: the score 'nan' is not a number"),
+        (b"\n\nsentence1,sentence2,score\na,b,1\nc,d,x\n", "line 5: the score 'x' is not a number"),
         (b"a\tb\tscore\nc\td\t1\n", "line 1: is neither sentence, sentence, score .* nor the names"),
         (b"score,sentence1,score,sentence2\n1,a,2,b\n", "line 1: is neither .* each once"),
         (b"a\tb\n", "line 1: is neither sentence, sentence, score"),
+        (b",sentence1,score\n0,a,1\n", "line 1: is neither"),
         (b"one,two,three,four\n", "line 1: is neither"),
         (STSB.encode() + b"main\tx\t2012\t7\t1\tonly one\n", "line 3: has 6 columns, but must have 7"),
         (b"a,b,1\nc,d,2\n\"e,f,3\ng,h,4\n", "line 3: is not comma-separated text"),
         ("naïve\tcafé\t1\n".encode("cp1252"), r"pairs.tsv, line 1: is not UTF-8 \(byte 2\); convert the file"),
         ("a\tb\t1\n".encode("utf-16"), r"pairs.tsv: is UTF-16; convert it to UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "pairs.tsv: is a pointer of git-LFS"),
+        (b"\n[\n  {\n", r"line 2: starts a JSON array; make a line of each element with jq -c '\.\[\]'"),
+        (b'[{"sentence1": "a", "sentence2": "b", "score": 1}]', "line 1: starts a JSON array"),
+        (b"[]", "line 1: starts a JSON array"),
+        (b'{\n  "sentence1": "a",\n', "line 1: is not a JSON object; each line must be a whole one"),
+        (b"{'sentence1': 'a', 'sentence2': 'b', 'score': 1}\n", "line 1: is not a JSON object; each line must be"),
+        (b'{"text": "a"}\n', 'line 1: "sentence1" is missing, but must be a string'),
+        (JSON + b'{"sentence1": "a", "sentence_b": "b", "score": 2}\n', 'line 2: "sentence2" is missing, but must be'),
+        (JSON + b'{"sentence1": null, "sentence2": "b", "score": 2}\n', 'line 2: "sentence1" is null, but must be'),
+        (JSON + b'{"sentence1": "a", "sentence2": "b"}\n', 'line 2: "score" is missing, but must be a number'),
+        (JSON + b'{"sentence1": "a", "sentence2": "b", "score": "2"}\n', 'line 2: "score" is a string, but must be a'),
+        (JSON + b'{"sentence1": "a", "sentence2": "b", "score": true}\n', 'line 2: "score" is true, but must be a num'),
+        (JSON + b'{"sentence1": "a", "sentence2": "b", "score": NaN}\n', "line 2: the score 'nan' is not a number"),
+        (JSON + b'{"sentence1": "a", "sentence2": "b", "score": 1' + 400 * b"0" + b"}\n", "line 2: the score '1000"),
     ],
 )  # fmt: skip
 def test_broken_files(tmp_path, content, message):
