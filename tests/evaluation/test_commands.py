@@ -93,7 +93,7 @@ def test_warnings_go_to_standard_error(tiny_bert, pairs):
         (["sts", "bad.tsv"], "bad.tsv, line 2: has 2 columns, but must have 3"),
         (["sts", "pairs.tsv", "--task", "STS99"], "task 'STS99' is not one of STS12, "),
         (["sts", "pairs.tsv", "--protocol", "authors", "--compare-protocols"], "not both"),
-        (["sts", "pairs.tsv", "-o", "no/folder/report.json"], "is none that can be written to"),
+        (["sts", "pairs.tsv", "-o", "no/folder/report.json"], "no/folder: no such folder; make it first"),
         (["sts", "pairs.tsv", "-o", "."], "is a folder"),
         (["sts", "pairs.tsv", "-o", "../{}/pairs.tsv"], "is part of the input, and would be lost"),
     ],

@@ -225,8 +225,8 @@ def test_int8_of_onnxruntime(per_channel, case, tmp_path):
     """A graph as `e5ref bench` writes it, quantised by onnxruntime: one scale for a weight, or for each output."""
     if case.folder.name == "random":
         pytest.skip("by channel, onnxruntime moves random weights' vectors six times as far as is simulated: unknown")
-    pytest.importorskip("onnx", reason="onnxruntime's quantisation wants `pip install e5ref[bench]`")
-    onnxruntime = pytest.importorskip("onnxruntime", reason="comes with `pip install e5ref[parity]`")
+    pytest.importorskip("onnx", reason="onnxruntime's quantisation wants `pip install '.[bench]'`")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="comes with `pip install '.[parity]'`")
     from onnxruntime.quantization import quantize_dynamic
 
     encoder = e5ref.load(case.model)

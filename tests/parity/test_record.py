@@ -159,7 +159,7 @@ def test_what_is_left_out_is_said(tiny_bert, monkeypatch):
 @pytest.fixture(scope="module")
 def graph(tiny_bert, tmp_path_factory):
     for package in ("onnx", "onnxruntime"):
-        pytest.importorskip(package, reason="graphs need `pip install e5ref[bench]`")
+        pytest.importorskip(package, reason="graphs need `pip install '.[bench]'`")
     from e5ref.bench.prepare import write_exports
 
     folder = tmp_path_factory.mktemp("graph")
