@@ -6,8 +6,6 @@ import json
 import shlex
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 
 def require(extra: str, what: str, *packages: str) -> None:
@@ -28,6 +26,9 @@ def require(extra: str, what: str, *packages: str) -> None:
 
 def install_command(extra: str) -> str:
     """Return the command that installs an extra beside this e5ref: from the same checkout, repository or file."""
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname  # which brings in Python's HTTP client
+
     origin = _origin()
     url = origin.get("url", "")
     checkout = Path(url2pathname(urlsplit(url).path)) if "dir_info" in origin else Path(__file__).parents[1]

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -38,14 +37,15 @@ def stops_soon() -> Iterator[None]:
     """Raise `Stopped` in the main thread at a signal; end the process if it has not ended after `GRACE` seconds.
 
     Python sees a signal between two of its own steps only, and a compiler or a large product is one step. The system
-    however writes the signal's number to a socket at once, and a thread reads it there.
+    however writes the signal's number to a pipe at once, and a thread reads it there.
     """
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield
         return
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    reader, writer = os.pipe()
+    if os.name == "posix":
+        os.set_blocking(writer, False)
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     # What is ignored stays so: nohup and a shell's & ask for that.
     heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     handlers = {number: signal.signal(number, _raise) for number in heeded}
@@ -57,20 +57,21 @@ def stops_soon() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup)
-        writer.close()  # which ends the thread
+        os.write(writer, b"\0")  # which ends the thread
         thread.join()
-        reader.close()
+        os.close(writer)
+        os.close(reader)
 
 
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
     raise Stopped(number)
 
 
-def _end_after_grace(reader: socket.socket) -> None:
-    while number := reader.recv(1):
-        if number[0] in SIGNALS:
+def _end_after_grace(reader: int) -> None:
+    while number := os.read(reader, 1)[0]:
+        if number in SIGNALS:
             time.sleep(GRACE)
-            end(128 + number[0])
+            end(128 + number)
 
 
 def end(code: int) -> NoReturn:
