@@ -146,7 +146,7 @@ except ModuleNotFoundError as error:
 e5ref.load({str(tiny_bert)!r}).encode("works without")
 """
     assert run_python(code) == (
-        f"backend 'jax' (the extra is cuda on NVIDIA, tpu on TPU) needs jax: {install_command('jax')}"
+        f"backend 'jax' (the extra is cuda on NVIDIA, tpu on TPU) needs jax: {install_command('jax')}\n"
     )
 
 
