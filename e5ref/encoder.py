@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding
 
 from e5ref import numpy_model
 from e5ref.batching import NumberedIds, pad_ids
@@ -22,7 +21,7 @@ from e5ref.numpy_engine import Batch, NumpyEngine
 from e5ref.progress import progress_bar
 from e5ref.prompts import find_prompt
 from e5ref.similarity import cosines, pairwise_cosines
-from e5ref.tokenizer import TokenizedText, Tokenizer
+from e5ref.tokenizer import Encoded, TokenizedText, Tokenizer
 
 if TYPE_CHECKING:
     from e5ref.jax_engine import JaxEngine
@@ -52,7 +51,7 @@ class Tokens(TypedDict):
 
     input_ids: NDArray[np.int64]  # [B, T]
     attention_mask: NDArray[np.int64]  # [B, T], 1 for a real token
-    n_tokens: NDArray[np.int64]  # [B], tokens of each text uncut, [CLS] and [SEP] counted
+    n_tokens: NDArray[np.int64]  # [B], tokens of each text uncut, with [CLS] and [SEP]; a very long one may have more
     truncated: NDArray[np.bool_]  # [B], whether the text was cut to max_length
 
 
@@ -219,8 +218,8 @@ class E5:
 
         Raises:
             TypeError: `texts`, or one of them (named by its index), is not a str.
-            ValueError: a text that is not valid Unicode, a text too long under truncation="error", or an argument
-                that is out of its range.
+            ValueError: a text that is not valid Unicode, a text too long under truncation="error", a million
+                characters with hardly a token, or an argument that is out of its range.
         """
         parts = self.encode_stream(
             texts,
@@ -377,13 +376,17 @@ class E5:
 
         Returns:
             A dictionary: "input_ids" and "attention_mask" [B, T] int64; "n_tokens" [B] int64, how many tokens each
-            text has uncut; "truncated" [B] bool, whether it was cut. One str is a batch of one.
+            text has uncut (a text of more than 65,536 characters may have more); "truncated" [B] bool, whether it was
+            cut. One str is a batch of one.
 
         Raises:
             TypeError, ValueError: as `encode`.
         """
-        windows = self._windows(_checked_texts(texts))
-        tokenized = [text for _, window in windows for text in self.tokenizer(window)]
+        tokenized = [
+            _checked_tokens(first + row, text)
+            for first, window in self._windows(_checked_texts(texts))
+            for row, text in enumerate(self.tokenizer(window))
+        ]
         input_ids, attention_mask = pad_ids([text.ids for text in tokenized], self.tokenizer.pad_id)
         return Tokens(
             input_ids=input_ids,
@@ -477,8 +480,8 @@ class E5:
             # Taken out one by one: what the tokenizer made is large, and is let go of once it is read.
             return (list(zip(rows, results.popleft()(), strict=True)) for rows in pieces)
 
-        def read(encodings: Future[list[Encoding]]) -> list[TokenizedText]:
-            return self.tokenizer.read(encodings.result())
+        def read(encoded: Future[Encoded]) -> list[TokenizedText]:
+            return self.tokenizer.read(encoded.result())
 
         try:
             begun: deque[tuple[int, int, Iterator[_Piece]]] = deque()
@@ -510,26 +513,29 @@ class _CutTexts:
     def __init__(self) -> None:
         self.cut = self.total = self.n_tokens = 0
         self.index: int | None = None
+        self.more_than = ""
 
     def add(self, first: int, piece: _Piece) -> None:
         self.total += len(piece)
         for row, text in piece:
-            self.cut += text.truncated
+            self.cut += _checked_tokens(first + row, text).truncated
             if text.truncated and text.n_tokens > self.n_tokens:
                 self.index, self.n_tokens = first + row, text.n_tokens
+                self.more_than = "" if text.exact else "more than "
 
     def refuse(self, max_length: int) -> None:
         if self.cut:
             raise ValueError(
-                f"texts[{self.index}] has {self.n_tokens} tokens, more than max_length {max_length}; split it, or "
-                "allow truncation"
+                f"texts[{self.index}] has {self.more_than}{self.n_tokens} tokens, more than max_length {max_length}; "
+                "split it, or allow truncation"
             )
 
     def warn(self, max_length: int) -> None:
         if self.cut:
             _warn(
                 f"{self.cut} of {self.total} texts are longer than {max_length} tokens and were cut; the longest, "
-                f"texts[{self.index}], has {self.n_tokens} (truncation 'allow' silences this, 'error' refuses)"
+                f"texts[{self.index}], has {self.more_than}{self.n_tokens} (truncation 'allow' silences this, 'error' "
+                "refuses)"
             )
 
 
@@ -567,6 +573,12 @@ def _checked_text(name: str, text: str) -> str:
             f"{name} is not valid Unicode: a lone surrogate at position {error.start}; decode the text again, or "
             "replace it: text.encode(errors='replace').decode()"
         ) from None
+    return text
+
+
+def _checked_tokens(index: int, text: TokenizedText) -> TokenizedText:
+    if not text.ids and not text.exact:
+        raise ValueError(f"texts[{index}] has hardly a token in a million characters; take out what is not text")
     return text
 
 

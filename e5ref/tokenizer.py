@@ -6,17 +6,38 @@ from typing import Any, NamedTuple
 
 from tokenizers import BertWordPieceTokenizer, Encoding
 from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 
 from e5ref.config import BertConfig, CheckpointError, read_json
+
+# Characters for each token of max_length up to which a text is tokenized whole, and its tokens are all counted: 65,536
+# for 512 tokens. Of a longer text only the first part, of this size, is tokenized. Prose has about 5 for each token.
+TOKEN_CHARACTERS = 128
+
+# If the first part has too few tokens, up to 16 parts are tokenized. What has too few even then is not text.
+MOST_PARTS = 16
+
+# The last tokens of a text that was cut can differ from those of the whole: the tokens of the last word, of which
+# WordPiece makes at most 100, and of a special token that was cut. Unigram chooses all tokens of a word together, but
+# what follows changes a choice hundreds of tokens before only in a word that repeats a pattern from there to its end.
+UNSURE_TOKENS = 512
 
 
 class TokenizedText(NamedTuple):
     """One text as the encoder gets it."""
 
-    ids: list[int]  # with [CLS] and [SEP], cut to max_length
+    ids: list[int]  # with [CLS] and [SEP], cut to max_length; none if the beginning of a long text is not enough
     n_tokens: int  # how many the text has uncut
     truncated: bool
+    exact: bool  # whether n_tokens is exact; a text that is too long to count has more
+
+
+class Encoded(NamedTuple):
+    """What the tokenizer made of texts."""
+
+    encodings: list[Encoding]
+    cut: set[int]  # rows of the texts of which only the beginning is encoded
 
 
 class Tokenizer:
@@ -25,6 +46,7 @@ class Tokenizer:
     Attributes:
         path: the file that it was read from.
         max_length: the most tokens of a text, [CLS] and [SEP] counted; the rest is cut off.
+        long_text: the characters up to which a text is tokenized whole.
         pad_id: the id that fills short rows of a batch.
     """
 
@@ -54,8 +76,15 @@ class Tokenizer:
                 f"tokens and one of the text) and {config.max_tokens} (the checkpoint's positions)"
             )
         self.max_length = max_length
+        self.long_text = TOKEN_CHARACTERS * max(max_length, UNSURE_TOKENS)
         pad_ids = (self._tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
         self.pad_id = next((pad_id for pad_id in pad_ids if pad_id is not None), config.pad_token_id)
+        # WordPiece makes one [UNK] of a long run of letters, and nothing of white space, if no added token begins or
+        # ends in one.
+        added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        self._runs_are_unknown = isinstance(self._tokenizer.model, WordPiece) and not any(
+            edge.isalnum() or edge.isspace() for content in added for edge in (content[:1], content[-1:])
+        )
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length)
 
@@ -63,14 +92,25 @@ class Tokenizer:
         """Tokenize texts. Anything but text that can be written as UTF-8 must have been refused before."""
         return self.read(self.encode(texts))
 
-    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+    def encode(self, texts: Sequence[str]) -> Encoded:
         """Do the part of the work that runs on all cores and needs no Python: a thread of its own can do it."""
-        encodings: list[Encoding] = self._tokenizer.encode_batch_fast(texts)
-        return encodings
+        long_rows = [row for row, text in enumerate(texts) if len(text) > self.long_text]
+        beginnings = list(texts)
+        for row in long_rows:  # a special token after the cut may swallow the white space before it
+            beginnings[row] = texts[row][: self.long_text].rstrip()
+        encodings = self._tokenizer.encode_batch_fast(beginnings)
+        cut = set(long_rows)
+        for row in long_rows:
+            if not self._fills(encodings[row]):
+                shortened, whole = shorten(texts[row], self.long_text, wordpiece=self._runs_are_unknown)
+                (encodings[row],) = self._tokenizer.encode_batch_fast([shortened])
+                if whole and (len(shortened) == len(texts[row]) or not self._fills(encodings[row])):
+                    cut.remove(row)
+        return Encoded(encodings, cut)
 
-    def read(self, encodings: Sequence[Encoding]) -> list[TokenizedText]:
+    def read(self, encoded: Encoded) -> list[TokenizedText]:
         """Read what `encode` made."""
-        return [self._tokenized(encoding) for encoding in encodings]
+        return [self._tokenized(encoding, row in encoded.cut) for row, encoding in enumerate(encoded.encodings)]
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Return the tokens that ids stand for, such as "[CLS]" and "##ing"; "" for an id that stands for none."""
@@ -82,13 +122,58 @@ class Tokenizer:
         tokenizer.enable_padding(pad_id=self.pad_id, pad_token=tokenizer.id_to_token(self.pad_id) or "[PAD]")
         tokenizer.save(str(path))
 
-    def _tokenized(self, encoding: Encoding) -> TokenizedText:
-        ids = encoding.ids
-        if len(ids) < self.max_length:  # only a text that fills its room can have been cut
-            return TokenizedText(ids, len(ids), False)
+    def _fills(self, encoding: Encoding) -> bool:
+        return self._count(encoding) > self.max_length + UNSURE_TOKENS
+
+    def _count(self, encoding: Encoding) -> int:
         # What was cut off comes in pieces with their own specials.
-        cut = sum(len(piece.ids) - self._specials for piece in encoding.overflowing)
-        return TokenizedText(ids, len(ids) + cut, cut > 0)
+        return len(encoding) + sum(len(piece) - self._specials for piece in encoding.overflowing)
+
+    def _tokenized(self, encoding: Encoding, cut: bool) -> TokenizedText:
+        ids = encoding.ids
+        if cut and not self._fills(encoding):
+            return TokenizedText([], 0, truncated=True, exact=False)
+        if cut:
+            return TokenizedText(ids, self._count(encoding) - UNSURE_TOKENS, truncated=True, exact=False)
+        # Only a text that fills its room can have been truncated.
+        n_tokens = len(ids) if len(ids) < self.max_length else self._count(encoding)
+        return TokenizedText(ids, n_tokens, n_tokens > len(ids), True)
+
+
+def shorten(text: str, size: int, *, wordpiece: bool) -> tuple[str, bool]:
+    """Shorten the long runs of a text, and cut what is too long even so.
+
+    A run keeps at least `size` of its characters. They fill a text, since no vocabulary has a token of 64 equal
+    characters; or they are one token ([UNK], say) or none, and so are more of them.
+
+    Args:
+        text: of any length.
+        size: the characters of a part.
+        wordpiece: whether a long run of letters is one token, whatever they are, and white space is none.
+
+    Returns:
+        `MOST_PARTS` parts at most, and whether they reach to the end of the text.
+    """
+    parts: list[str] = []
+    run = ""
+    for start in range(0, len(text), size):
+        part = text[start : start + size]
+        before, run = run, _run(part, wordpiece)
+        if run and run == before:
+            continue
+        if len(parts) == MOST_PARTS:
+            return "".join(parts).rstrip(), False
+        parts.append(part)
+    return "".join(parts), True
+
+
+def _run(part: str, wordpiece: bool) -> str:
+    """Say of what a part of a text is a run: one character, or one kind of them; "" if of nothing."""
+    if wordpiece and part.isascii() and part.isalnum():
+        return "letters and digits"
+    if wordpiece and not part.strip(" \t\r\n"):
+        return "white space"
+    return part[0] if part == part[0] * len(part) else ""
 
 
 def read_tokenizer(folder: Path) -> tuple[Path, FastTokenizer]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -488,13 +489,39 @@ def test_unknown_options_are_refused(tiny, method):
 
 def test_ten_megabytes_without_a_space(model):
     """WordPiece makes one [UNK] of it, as of any word of more than 100 letters."""
-    vectors = model.encode(["a" * 10_000_000, "[UNK]"])
-    np.testing.assert_array_equal(vectors[0], vectors[1])
+    vectors = model.encode(["a" * 10_000_000, "ab" * 5_000_000, "[UNK]"])
+    np.testing.assert_array_equal(vectors[0], vectors[2])
+    np.testing.assert_array_equal(vectors[1], vectors[2])
 
 
 def test_ten_megabytes_of_ideographs(model):
-    with pytest.warns(UserWarning, match=r"texts\[0\], has 3333335"):
+    with pytest.warns(UserWarning, match=r"texts\[0\], has more than 65026 "):
         assert model.encode("日" * 3_333_333).shape == (384,)
+    with pytest.raises(ValueError, match=r"texts\[1\] has more than 65026 tokens, more than max_length 256; split it"):
+        model.encode(["cat", "日" * 3_333_333], truncation="error")
+
+
+def test_two_hundred_megabytes_in_little_memory():
+    code = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
+import e5ref
+model = e5ref.load("e5ref-nano", truncation="allow")
+words, letters = (model.encode([text * 50_000_000]) for text in ("cat ", "aaaa"))
+print((words == model.encode(["cat " * 1000])).all(), (letters == model.encode(["[UNK]"])).all())
+"""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # each thread takes address space
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr) == ("True True\n", "")
+
+
+@pytest.mark.parametrize("method", ["encode", "tokenize"])
+def test_a_long_text_with_hardly_a_token_is_named(tiny, method):
+    texts = ["cat", "a", "\0\ufeff" * 600_000, "dog"]
+    with pytest.raises(
+        ValueError, match=r"texts\[2\] has hardly a token in a million characters; take out what is not"
+    ):
+        getattr(tiny, method)(texts)
 
 
 def test_provenance(tiny, tiny_bert):

@@ -1,15 +1,20 @@
 """Ids against transformers' own tokenizers; counts and truncation."""
 
+import math
 import shutil
+import sys
 import zipfile
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 import e5ref
+from e5ref import tokenizer as tokenizer_module
 from e5ref.config import BertConfig
 from e5ref.tokenizer import Tokenizer
 from tests.awkward import TEXTS
@@ -125,8 +130,8 @@ def test_xlm_robertas_tokenizer(tmp_path):
     tokenizer = Tokenizer(tmp_path, CONFIG, 6)
     short, long = tokenizer(["query: eat", "query: abcdefg"])
     assert tokenizer.pad_id == 1
-    assert short == ([0, 5, 6, 7, 2], 5, False)
-    assert long == ([0, 5, 6, 4, 8, 2], 12, True)
+    assert short == ([0, 5, 6, 7, 2], 5, False, True)
+    assert long == ([0, 5, 6, 4, 8, 2], 12, True, True)
 
 
 def test_counts_and_truncation(tiny_bert):
@@ -178,3 +183,140 @@ def test_tokenizer_and_config_are_checked_together(tiny_copy):
     edit_json(tiny_copy / "config.json", max_position_embeddings=32)
     with pytest.raises(e5ref.CheckpointError, match=r"is \[64, 32\], but by config\.json it must be \[32, 32\]"):
         e5ref.load(tiny_copy)
+
+
+def write_unigram_of_words(folder):
+    """As XLM-RoBERTa's has it: characters are normalised, white space counts once, and a word is of several pieces."""
+    pieces = [("<unk>", 0), ("▁", -3), ("▁query", -4), (":", -4), ("▁the", -3), ("▁cat", -5), ("s", -4), ("ing", -4)]
+    more = ["中文", "字", "中", "!", "▁a", "กข", "e", "[", "]", "S", "E", "P", "he", "t", "ca"]
+    tokenizer = FastTokenizer(models.Unigram([*pieces, *((piece, -6.0) for piece in more)], unk_id=0))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.add_special_tokens(["<unk>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def add_tokens(folder, *contents):
+    tokenizer = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken(content, lstrip=True, rstrip=True) for content in contents])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+KINDS = ("minilm", "vocab.txt", "letters", "words", "added", "added words", "added space")
+
+
+@pytest.fixture(scope="module")
+def tokenizers(minilm, tmp_path_factory):
+    """Of each kind, a tokenizer that calls texts long from 513 characters on, and one that calls none long."""
+    folders = {kind: tmp_path_factory.mktemp("tokenizer") for kind in KINDS}
+    shutil.copy(minilm / "tokenizer.json", folders["minilm"])
+    shutil.copy(minilm / "vocab.txt", folders["vocab.txt"])
+    write_unigram(folders["letters"])
+    write_unigram_of_words(folders["words"])
+    for kind in ("added", "added words", "added space"):
+        write_tokenizer(folders[kind])
+    for kind in ("letters", "words", "added"):
+        add_tokens(folders[kind], "<mask>", "[two words]")
+    add_tokens(folders["added words"], "<mask>", "two words", "ACG-")
+    add_tokens(folders["added space"], "<mask>", "\n-")
+    made = {}
+    for kind, folder in folders.items():
+        cut, whole = made[kind] = Tokenizer(folder, CONFIG, 8), Tokenizer(folder, CONFIG, 8)
+        cut.long_text, whole.long_text = 512, sys.maxsize
+    return made
+
+
+def check_long_text(tokenizers, text):
+    """Compare with the text uncut; return what it is tokenized to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "UNSURE_TOKENS", 120)
+        patch.setattr(tokenizer_module, "MOST_PARTS", 5)
+        (ours,), (expected,) = (tokenizer([text]) for tokenizer in tokenizers)
+    if ours.exact:
+        assert ours == expected
+    elif ours.ids:
+        assert ours.truncated
+        assert ours.ids == expected.ids
+        assert 8 < ours.n_tokens < expected.n_tokens
+    else:
+        assert len(text) > 5 * 512
+    return ours
+
+
+ATOMS = """cat a ing query: [SEP] [S <mask> [two words] two words ACG- ACGT eat e\u0301 \u0323\u0301 \u0301 中 中文字 กข
+กิ 🙂 👩\u200d👧 ! -. ; \0 \0\ufeff\u200b é ß ﬁ ﷺ""".split()
+ATOMS += [" ", "\n", "\x0b", "\x1c", "\r\n", "\t ", "cat ", " eat", "two words", "[two words]", " <mask> ", "\n-"]
+SIZES = [1, 1, 1, 9, 100, 256, 512, 700, 2500]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=50, deadline=None)
+@given(runs=st.lists(st.tuples(st.sampled_from(ATOMS), st.sampled_from(SIZES)), max_size=10))
+def test_long_texts_have_the_ids_of_the_uncut(tokenizers, kind, runs):
+    check_long_text(tokenizers[kind], "".join(atom * math.ceil(size / len(atom)) for atom, size in runs))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_long_text_may_be_cut_anywhere(tokenizers, kind):
+    """Also within a word, a letter and its accent, or a special token, and so near to what is kept as it may be."""
+    words = "ACG- plants eating e\u0301\u0323! <mask> [SEP][two words] two words  日本 (ACGTACGTACGT) \n-"
+    for shift in range(len(words)):
+        check_long_text(tokenizers[kind], " " * (512 - shift) + words * 10)
+        check_long_text(tokenizers[kind], "x" * (2048 - shift) + words * 10)
+        check_long_text(tokenizers[kind], "\t" * (2048 - shift) + "\n-" + words * 10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_hides_in_a_run_is_found(tokenizers, kind):
+    for run, hidden in [("xyz", "abeting"), ("\n\t", "    "), ("\x0b\x1c", " \t"), ("абв", "中")]:
+        check_long_text(tokenizers[kind], f"eat{run * (1100 // len(run))}{hidden * 50}{run * (1100 // len(run))}eat")
+    check_long_text(tokenizers[kind], "a" + " " * 1000 + "<mask>")  # which swallows white space
+    check_long_text(tokenizers[kind], "wxyz" * 512 + " " * 600 + "<mask>")
+
+
+ONE_TOKEN_OR_NONE = {
+    "one letter": "a",
+    "one letter, beyond the first plane": "𐐀",
+    "spaces": " ",
+    "line ends": "\r\n",
+    "indented lines": "\t \n",
+    "zeros": "\0",
+    "byte order marks": "\ufeff",
+    "one accent": "\u0301",
+    "bases": "ACGTTGCA",
+}
+
+
+@pytest.mark.parametrize("content", ONE_TOKEN_OR_NONE.values(), ids=ONE_TOKEN_OR_NONE)
+def test_long_runs_are_seen_through(tokenizers, content):
+    """Their tokens are counted exactly, and so are those of what comes before and after."""
+    for text in (content * 5000, f"eat {content * 5000}cat", f"{content * 5000} a cat's {content * 5000}"):
+        tokenized = check_long_text(tokenizers["minilm"], text)
+        assert tokenized.exact
+        assert not tokenized.truncated
+
+
+MORE_TOKENS = {"words": "cat ", "ideographs": "中", "emoji": "🙂 ", "punctuation": "!", "special tokens": "[SEP]"}
+
+
+@pytest.mark.parametrize("content", MORE_TOKENS.values(), ids=MORE_TOKENS)
+@pytest.mark.parametrize("start", ["", "\r\n" * 2500, "\0\ufeff" * 500])
+def test_what_fills_a_text_is_found(tokenizers, start, content):
+    tokenized = check_long_text(tokenizers["minilm"], start + content * 5000)
+    assert (tokenized.truncated, tokenized.exact) == (True, False)
+
+
+@pytest.mark.parametrize("content", ["\0\ufeff", "\u0301\u0323", "абв", "กา", "\0 "])
+def test_a_long_text_with_hardly_a_token_has_no_ids(tokenizers, content):
+    assert check_long_text(tokenizers["minilm"], content * 2500) == ([], 0, True, False)
+    assert check_long_text(tokenizers["minilm"], content * 750).exact  # not so long
+
+
+def test_long_texts_at_their_real_size(minilm):
+    cut, whole = Tokenizer(minilm, CONFIG, 512), Tokenizer(minilm, CONFIG, 512)
+    whole.long_text = sys.maxsize
+    texts = ["cat " * 16_384, "cat " * 16_384 + ".", "", "a" * 100_000, " " * 65_000 + "a cat's " * 2000]
+    ours, expected = cut(texts), whole(texts)
+    assert [text.ids for text in ours] == [text.ids for text in expected]
+    assert [text.exact for text in ours] == [True, False, True, True, True]
+    assert ours[1].n_tokens == 16_384 + 2 - 512
