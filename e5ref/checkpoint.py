@@ -1,5 +1,6 @@
 """A name or a folder → verified local files → the parameter tree."""
 
+import difflib
 import hashlib
 import json
 import os
@@ -189,7 +190,11 @@ def locate(name_or_folder: str | Path, revision: str | None = None) -> tuple[Pat
         raise CheckpointError(f"{name} is a file; give the folder that holds config.json and model.safetensors")
     if isinstance(name_or_folder, Path):
         raise CheckpointError(f"{name}: no such folder")
-    pinned = known_checkpoints().get(name, {}).get("revision")
+    known = known_checkpoints()
+    for whole in known:
+        if whole.endswith(f"/{name}"):
+            raise CheckpointError(f"{name}: no such folder; did you mean {whole!r}?")
+    pinned = known.get(name, {}).get("revision")
     folder = _fetch(name, revision or pinned or "main")
     commit = folder.name  # the hub's cache names its folders so
     if commit not in (revision, pinned):
@@ -212,6 +217,15 @@ def is_on_this_machine(name: str, row: Mapping[str, Any]) -> bool:
     return "bundled" in row or (
         has("config.json") and (has("model.safetensors") or has("model.safetensors.index.json"))
     )
+
+
+def _did_you_mean(name: str) -> str:
+    """Return a question in brackets that names the known checkpoint whose name looks like `name`; "" if none does."""
+    known = known_checkpoints()
+    by_last_part = {whole.rpartition("/")[2]: whole for whole in known}
+    last_part = name.rpartition("/")[2].lower().replace("_", "-")
+    near = [] if name in known else difflib.get_close_matches(last_part, by_last_part, 1, cutoff=0.85)
+    return f" (did you mean {by_last_part[near[0]]!r}?)" if near else ""
 
 
 def _fetch(name: str, revision: str) -> Path:
@@ -246,6 +260,7 @@ def _fetch(name: str, revision: str) -> Path:
         # Another program may have fetched a part of the files only.
         return folder if (folder / "config.json").exists() and any(folder.glob("model*.safetensors")) else None
 
+    absent = f"{name}: no such folder{_did_you_mean(name)}"
     mend = (
         f"check the network; or run `hf download {name} --revision {revision} --local-dir FOLDER` on a machine that "
         f"reaches the hub, bring FOLDER here and pass its path; or try e5ref with {BUNDLED_CHECKPOINT!r}, the small "
@@ -270,13 +285,13 @@ def _fetch(name: str, revision: str) -> Path:
                     )
                 return folder
             raise CheckpointError(
-                f"{name}: no such folder, nor is that checkpoint (at {revision}) in the hub's cache here, and the hub "
-                f"cannot be reached; {mend}"
+                f"{absent}, nor is that checkpoint (at {revision}) in the hub's cache here, and the hub cannot be "
+                f"reached; {mend}"
             ) from None
         # By the revision's own name, so that the cache notes which commit it is, for when the hub is away.
         return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
     except HFValidationError:
-        raise CheckpointError(f"{name}: no such folder, and not a hub name such as {DEFAULT_CHECKPOINT!r}") from None
+        raise CheckpointError(f"{absent}, and not a hub name such as {DEFAULT_CHECKPOINT!r}") from None
     except RevisionNotFoundError:
         raise CheckpointError(
             f"{name} has no revision {revision!r} on the hub; look it up on the model's page"
@@ -285,7 +300,7 @@ def _fetch(name: str, revision: str) -> Path:
         raise CheckpointError(f"{name} asks for consent on the hub: give it there, then run `hf auth login`") from None
     except RepositoryNotFoundError:
         raise CheckpointError(
-            f"{name}: no such folder, and the hub has no such checkpoint (or wants a login: run `hf auth login`)"
+            f"{absent}, and the hub has no such checkpoint (or wants a login: run `hf auth login`)"
         ) from None
     except (HTTPError, OSError) as error:
         reason = " ".join(str(error).split())

@@ -736,7 +736,12 @@ def _write_json_lines(texts: list[str], parts: Iterable[NDArray[np.floating]], f
 @click.option("--vectors", type=Path, metavar="FILE.npy", help="Their vectors, one row each.")
 @click.option("--endpoint", metavar="URL", help="Ask this service: its /v1/embeddings (OpenAI's way) or /embed.")
 @click.option("--endpoint-model", default="", help="What the service at --endpoint calls the model.")
-@click.option("--model", "models", multiple=True, help="What it should be.  [default: e5-small-v2] May be given again.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help=f"What it should be.  [default: {DEFAULT_CHECKPOINT}] May be given again.",
+)
 @click.option(
     "--prompt",
     type=click.Choice(["query", "passage"]),

@@ -253,6 +253,28 @@ def test_what_is_no_name_and_no_folder(tmp_path):
         e5ref.read_checkpoint("")
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("intfloat/e5-smal-v2", "intfloat/e5-small-v2"),
+        ("intfloat/E5_small_v2", "intfloat/e5-small-v2"),
+        ("infloat/multilingual-e5-base", "intfloat/multilingual-e5-base"),
+        ("https://huggingface.co/intfloat/e5-large", "intfloat/e5-large"),
+        ("e5-smal", "intfloat/e5-small"),
+        ("e5ref-nanno", "e5ref-nano"),
+    ],
+)
+def test_a_name_that_is_nearly_a_known_one(name, meant):
+    with pytest.raises(e5ref.CheckpointError, match=rf"no such folder \(did you mean '{meant}'\?\), "):
+        e5ref.read_checkpoint(name)
+
+
+@pytest.mark.parametrize("name", ["someone/tiny", "bert-base-uncased", "intfloat/e5-mistral-7b-instruct"])
+def test_a_name_of_something_else_is_not_taken_for_a_known_one(name):
+    with pytest.raises(e5ref.CheckpointError, match="no such folder, nor"):
+        e5ref.read_checkpoint(name)
+
+
 def test_a_checkpoint_shows_itself_in_a_few_lines(tiny_bert):
     assert len(repr(e5ref.read_checkpoint(tiny_bert))) < 1500
 
