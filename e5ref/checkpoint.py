@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.config import BertConfig, CheckpointError, read_config, read_json
-from e5ref.files import map_tensors
+from e5ref.files import foreign_file, map_tensors
 from e5ref.params import NAME_PREFIXES, UNUSED_NAMES, BertParams, build_params
 from e5ref.prompts import DOCUMENT_NAMES, E5_PROMPTS
 
@@ -403,7 +403,8 @@ def _read_modules(path: Path) -> tuple[str, bool]:
         kinds = [re.sub(r"^sentence_transformers\..*\.", "", kind) for kind, _ in modules]
         places = [Path(place) for _, place in modules]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise CheckpointError(f"{path}: is not a list of modules with 'type' and 'path'; fetch the file anew") from None
+        reason = foreign_file(path) or "is not a list of modules with 'type' and 'path'; fetch the file anew"
+        raise CheckpointError(f"{path}: {reason}") from None
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or places[0] != Path():
         raise CheckpointError(
             f"{path}: has the modules {', '.join(kinds) or 'none'}; e5ref runs sentence-transformers' own Transformer, "
@@ -475,7 +476,8 @@ def _map_file(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
     try:
         tensors, _ = map_tensors(path)
     except ValueError as error:
-        raise CheckpointError(f"{path}: cut short or damaged ({error}); fetch the file anew") from None
+        reason = foreign_file(path) or f"cut short or damaged ({error}); fetch the file anew"
+        raise CheckpointError(f"{path}: {reason}") from None
     for name, (dtype, shape, content) in tensors.items():
         if dtype not in STORED_DTYPES:
             raise CheckpointError(f"{path}: tensor {name!r} is stored as {dtype}, but e5ref reads F32, F16 and BF16")

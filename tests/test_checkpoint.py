@@ -1,7 +1,9 @@
 """Folders: what is read from them, and what is refused."""
 
+import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -117,20 +119,59 @@ def damaged(content: bytes, kind: str) -> bytes:
         "cut in the header": content[:50],
         "empty": b"",
         "too long": content + b"\0",
-        "another format": b"PK\x03\x04" + content,
         "header of a huge length": b"\xff" * 8 + content[8:],
     }[kind]
 
 
 @pytest.mark.parametrize(
     "kind",
-    ["cut in the numbers", "cut in the header", "empty", "too long", "another format", "header of a huge length"],
+    ["cut in the numbers", "cut in the header", "empty", "too long", "header of a huge length"],
 )
 def test_damaged_weights(tiny_copy, kind):
     path = tiny_copy / "model.safetensors"
     path.write_bytes(damaged(path.read_bytes(), kind))
     with pytest.raises(e5ref.CheckpointError, match=r"model.safetensors: cut short or damaged .* fetch the file anew"):
         e5ref.read_checkpoint(tiny_copy)
+
+
+def test_damaged_weights_whose_header_has_the_length_of_a_pickle_are_no_pickle(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"\x80\x04" + bytes(6) + b'{"a": ')
+    with pytest.raises(e5ref.CheckpointError, match="cut short or damaged"):
+        read_tensors(tmp_path)
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 133466304\n"
+INSTEAD_OF = {"model.safetensors.index.json": "model.safetensors", "vocab.txt": "tokenizer.json"}
+PAGE = b"<!DOCTYPE html>\n<html><title>Log in</title></html>\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (LFS_POINTER, "is a pointer of git-LFS in place of the file; .* `git lfs pull`, or with `hf download`"),
+        (PAGE, "is a page of HTML in place of the file; fetch the file anew"),
+        (gzip.compress(b"{}"), "is compressed by gzip; decompress it"),
+    ],
+    ids=["git-lfs", "html", "gzip"],
+)
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "modules.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    ],
+)
+def test_a_file_of_another_kind_is_told_and_not_called_damaged(tiny_copy, file, content, kind):
+    if file in INSTEAD_OF:
+        (tiny_copy / INSTEAD_OF[file]).unlink()
+    (tiny_copy / file).write_bytes(content)
+    with pytest.raises(e5ref.CheckpointError, match=rf"{re.escape(file)}: {kind}"):
+        e5ref.load(tiny_copy)
 
 
 QUERY = "encoder.layer.1.attention.self.query.weight"
