@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import sys
 import warnings
 from collections import deque
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
@@ -37,6 +39,11 @@ class E5Warning(UserWarning):
 
 # Behind the caller's own filters, so that those decide first.
 warnings.simplefilter("always", E5Warning, append=True)
+
+# Every progress bar asks for tqdm's lock, even one that is not shown. A thread that holds it at a fork is not there in
+# the child to let it go.
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=lambda: tqdm.set_lock(RLock()))
 
 
 # Seconds of work after which a progress bar appears.
