@@ -8,7 +8,7 @@ import re
 import tomllib
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from e5ref.config import BertConfig, CheckpointError, read_config, read_json
 from e5ref.files import foreign_file, map_tensors
-from e5ref.params import NAME_PREFIXES, UNUSED_NAMES, BertParams, build_params
+from e5ref.params import HEADS, NAME_PREFIXES, UNUSED_NAMES, BertParams, build_params, leaves, stored_names
 from e5ref.prompts import DOCUMENT_NAMES, E5_PROMPTS
 
 DEFAULT_CHECKPOINT = "intfloat/e5-small-v2"
@@ -489,12 +489,26 @@ def _params_from_tensors(
 ) -> BertParams:
     """Put a checkpoint's tensors into the tree, each checked."""
     prefix = next((p for p in NAME_PREFIXES if f"{p}embeddings.word_embeddings.weight" in tensors), "")
-    used = set()
+    layers = min(config.num_hidden_layers, len(tensors))  # whatever config.json says, there are no more
+    names = leaves(build_params(lambda name, shape: name, replace(config, num_hidden_layers=layers)))
+    known = {prefix + stored for name in names for stored in stored_names(name)}
+    others = {name: name.removeprefix(prefix) for name in sorted(tensors.keys() - known)}
+    unknown = [name for name, bare in others.items() if bare not in UNUSED_NAMES and not bare.startswith(HEADS)]
+    heads = [f"{head}*" for head in HEADS if any(bare.startswith(head) for bare in others.values())]
 
     def tensor(name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        name = prefix + name
-        if name not in tensors:
-            raise CheckpointError(f"{folder}: the weights have no tensor {name!r}; are they those of config.json?")
+        found = [prefix + stored for stored in stored_names(name) if prefix + stored in tensors]
+        if not found:
+            near = difflib.get_close_matches(prefix + name, unknown, 1)
+            nearest = f" (the nearest is {near[0]!r})" if near else ""
+            raise CheckpointError(
+                f"{folder}: the weights have no tensor {prefix + name!r}{nearest}; are they those of config.json?"
+            )
+        if len(found) > 1:
+            raise CheckpointError(
+                f"{folder}: the weights hold {found[0]!r} and {found[1]!r}, two names of one tensor; fetch them anew"
+            )
+        name = found[0]
         stored = tensors[name]
         if stored.shape != shape:
             raise CheckpointError(
@@ -502,7 +516,6 @@ def _params_from_tensors(
             )
         if stored.dtype == np.int64:
             raise CheckpointError(f"{folder}: tensor {name!r} is stored as I64, but e5ref reads F32, F16 and BF16")
-        used.add(name)
         array = _to_float(stored, dtype)
         flat = array.reshape(-1)
         for start in range(0, flat.size, CHECK_ELEMENTS):
@@ -511,11 +524,14 @@ def _params_from_tensors(
         return array
 
     params = build_params(tensor, config)
-    unknown = sorted(name for name in tensors.keys() - used if name.removeprefix(prefix) not in UNUSED_NAMES)
     if unknown:
         raise CheckpointError(
             f"{folder}: the weights hold {unknown[0]!r}{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}, "
-            "which e5ref does not know; is this an encoder without a head, with as many layers as config.json says?"
+            "which e5ref does not know; is this a BERT-style encoder, with as many layers as config.json says?"
+        )
+    if heads:
+        warnings.warn(
+            f"{folder}: the weights hold a head beside the encoder, which is left out: {', '.join(heads)}", stacklevel=3
         )
     return params
 

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 
@@ -39,14 +40,78 @@ def test_every_tensor_arrives_in_its_place(tiny_bert):
     assert len(set(leaves(names))) == len(list(leaves(names)))
 
 
-@pytest.mark.parametrize("prefix", ["bert.", "roberta."])
-def test_names_with_a_prefix(tiny_bert, tiny_copy, prefix):
-    def add_prefix(tensors):
+def rename(new_name):
+    def change(tensors):
         for name in list(tensors):
-            tensors[prefix + name] = tensors.pop(name)
+            tensors[new_name(name)] = tensors.pop(name)
 
-    rewrite(tiny_copy, add_prefix)
+    return change
+
+
+@pytest.mark.parametrize("prefix", ["bert.", "roberta.", "model.", "0.auto_model.", "0.model."])
+def test_names_with_a_prefix(tiny_bert, tiny_copy, prefix):
+    rewrite(tiny_copy, rename(lambda name: prefix + name))
     assert all_equal(e5ref.read_checkpoint(tiny_copy).params, e5ref.read_checkpoint(tiny_bert).params)
+
+
+def older(name: str) -> str:
+    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_names_of_checkpoints_from_tensorflow(tiny_bert, tiny_copy, prefix):
+    rewrite(tiny_copy, rename(lambda name: prefix + older(name)))
+    assert all_equal(e5ref.read_checkpoint(tiny_copy).params, e5ref.read_checkpoint(tiny_bert).params)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "head", "left_out"),
+    [
+        ("Bert", "PreTraining", r"cls\.predictions\.\*, cls\.seq_relationship\.\*"),
+        ("Bert", "SequenceClassification", r"classifier\.\*"),
+        ("XLMRoberta", "MaskedLM", r"lm_head\.\*"),
+        ("XLMRoberta", "QuestionAnswering", r"qa_outputs\.\*"),
+    ],
+)
+def test_a_head_is_left_out_with_a_warning(tmp_path, model_type, head, left_out):
+    """As transformers saves it; its encoder alone gives the same tree without a word."""
+    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = getattr(transformers, f"{model_type}Config")(**sizes, intermediate_size=8)
+    model = getattr(transformers, f"{model_type}For{head}")(config)
+    model.save_pretrained(tmp_path / "head")
+    model.base_model.save_pretrained(tmp_path / "encoder")
+    with pytest.warns(UserWarning, match=f"hold a head beside the encoder, which is left out: {left_out}$"):
+        with_head = e5ref.read_checkpoint(tmp_path / "head").params
+    assert all_equal(with_head, e5ref.read_checkpoint(tmp_path / "encoder").params)
+
+
+@pytest.mark.parametrize("layers", [1, 3, 10**6])
+def test_a_head_does_not_hide_too_few_or_too_many_layers(tiny_copy, layers):
+    rewrite(tiny_copy, lambda tensors: tensors.update({"classifier.weight": np.zeros(2, np.float32)}))
+    edit_json(tiny_copy / "config.json", num_hidden_layers=layers)
+    with pytest.raises(e5ref.CheckpointError, match=r"(have no tensor|hold) 'encoder\.layer\.[12]\."):
+        e5ref.read_checkpoint(tiny_copy)
+
+
+@pytest.mark.parametrize(
+    ("new_name", "missing", "nearest"),
+    [
+        (
+            lambda name: f"module.{name}",
+            "embeddings.word_embeddings.weight",
+            "module.embeddings.word_embeddings.weight",
+        ),
+        (
+            lambda name: name.replace("self.key", "self.k"),
+            "encoder.layer.0.attention.self.key.weight",
+            "encoder.layer.0.attention.self.k.weight",
+        ),
+    ],
+)
+def test_the_nearest_name_is_told_where_one_is_missing(tiny_copy, new_name, missing, nearest):
+    rewrite(tiny_copy, rename(new_name))
+    with pytest.raises(e5ref.CheckpointError, match=rf"have no tensor '{missing}' \(the nearest is '{nearest}'\); are"):
+        e5ref.read_checkpoint(tiny_copy)
 
 
 def test_unused_tensors_are_known_by_name(tiny_bert, tiny_copy):
@@ -192,10 +257,14 @@ def set_value(value):
         (lambda tensors: tensors.update({QUERY: tensors[QUERY].astype("f8")}), "stored as F64"),
         (lambda tensors: tensors.update({QUERY: tensors[QUERY].astype("i8")}), "stored as I64"),
         (
-            lambda tensors: tensors.update({"classifier.weight": np.zeros(2, np.float32)}),
-            "hold 'classifier.weight', which",
+            lambda tensors: tensors.update({"2.linear.weight": np.zeros(2, np.float32)}),
+            "hold '2.linear.weight', which",
         ),
         (lambda tensors: tensors.update({"x": np.zeros(2, "f4"), "y": np.zeros(2, "f4")}), "hold 'x' and 1 more"),
+        (
+            lambda tensors: tensors.update({"embeddings.LayerNorm.gamma": np.ones(32, np.float32)}),
+            r"hold 'embeddings\.LayerNorm\.weight' and 'embeddings\.LayerNorm\.gamma'",
+        ),
         (set_value(np.nan), f"'{QUERY}' holds NaN or infinity"),
         (set_value(-np.inf), f"'{QUERY}' holds NaN or infinity"),
     ],
