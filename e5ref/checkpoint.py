@@ -1,5 +1,6 @@
 """A name or a folder → verified local files → the parameter tree."""
 
+import difflib
 import hashlib
 import json
 import os
@@ -7,7 +8,7 @@ import re
 import tomllib
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.config import BertConfig, CheckpointError, read_config, read_json
-from e5ref.files import map_tensors
-from e5ref.params import NAME_PREFIXES, UNUSED_NAMES, BertParams, build_params
+from e5ref.files import foreign_file, map_tensors
+from e5ref.params import HEADS, NAME_PREFIXES, UNUSED_NAMES, BertParams, build_params, leaves, stored_names
 from e5ref.prompts import DOCUMENT_NAMES, E5_PROMPTS
 
 DEFAULT_CHECKPOINT = "intfloat/e5-small-v2"
@@ -189,7 +190,11 @@ def locate(name_or_folder: str | Path, revision: str | None = None) -> tuple[Pat
         raise CheckpointError(f"{name} is a file; give the folder that holds config.json and model.safetensors")
     if isinstance(name_or_folder, Path):
         raise CheckpointError(f"{name}: no such folder")
-    pinned = known_checkpoints().get(name, {}).get("revision")
+    known = known_checkpoints()
+    for whole in known:
+        if whole.endswith(f"/{name}"):
+            raise CheckpointError(f"{name}: no such folder; did you mean {whole!r}?")
+    pinned = known.get(name, {}).get("revision")
     folder = _fetch(name, revision or pinned or "main")
     commit = folder.name  # the hub's cache names its folders so
     if commit not in (revision, pinned):
@@ -212,6 +217,15 @@ def is_on_this_machine(name: str, row: Mapping[str, Any]) -> bool:
     return "bundled" in row or (
         has("config.json") and (has("model.safetensors") or has("model.safetensors.index.json"))
     )
+
+
+def _did_you_mean(name: str) -> str:
+    """Return a question in brackets that names the known checkpoint whose name looks like `name`; "" if none does."""
+    known = known_checkpoints()
+    by_last_part = {whole.rpartition("/")[2]: whole for whole in known}
+    last_part = name.rpartition("/")[2].lower().replace("_", "-")
+    near = [] if name in known else difflib.get_close_matches(last_part, by_last_part, 1, cutoff=0.85)
+    return f" (did you mean {by_last_part[near[0]]!r}?)" if near else ""
 
 
 def _fetch(name: str, revision: str) -> Path:
@@ -246,6 +260,7 @@ def _fetch(name: str, revision: str) -> Path:
         # Another program may have fetched a part of the files only.
         return folder if (folder / "config.json").exists() and any(folder.glob("model*.safetensors")) else None
 
+    absent = f"{name}: no such folder{_did_you_mean(name)}"
     mend = (
         f"check the network; or run `hf download {name} --revision {revision} --local-dir FOLDER` on a machine that "
         f"reaches the hub, bring FOLDER here and pass its path; or try e5ref with {BUNDLED_CHECKPOINT!r}, the small "
@@ -270,13 +285,13 @@ def _fetch(name: str, revision: str) -> Path:
                     )
                 return folder
             raise CheckpointError(
-                f"{name}: no such folder, nor is that checkpoint (at {revision}) in the hub's cache here, and the hub "
-                f"cannot be reached; {mend}"
+                f"{absent}, nor is that checkpoint (at {revision}) in the hub's cache here, and the hub cannot be "
+                f"reached; {mend}"
             ) from None
         # By the revision's own name, so that the cache notes which commit it is, for when the hub is away.
         return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
     except HFValidationError:
-        raise CheckpointError(f"{name}: no such folder, and not a hub name such as {DEFAULT_CHECKPOINT!r}") from None
+        raise CheckpointError(f"{absent}, and not a hub name such as {DEFAULT_CHECKPOINT!r}") from None
     except RevisionNotFoundError:
         raise CheckpointError(
             f"{name} has no revision {revision!r} on the hub; look it up on the model's page"
@@ -285,7 +300,7 @@ def _fetch(name: str, revision: str) -> Path:
         raise CheckpointError(f"{name} asks for consent on the hub: give it there, then run `hf auth login`") from None
     except RepositoryNotFoundError:
         raise CheckpointError(
-            f"{name}: no such folder, and the hub has no such checkpoint (or wants a login: run `hf auth login`)"
+            f"{absent}, and the hub has no such checkpoint (or wants a login: run `hf auth login`)"
         ) from None
     except (HTTPError, OSError) as error:
         reason = " ".join(str(error).split())
@@ -388,7 +403,8 @@ def _read_modules(path: Path) -> tuple[str, bool]:
         kinds = [re.sub(r"^sentence_transformers\..*\.", "", kind) for kind, _ in modules]
         places = [Path(place) for _, place in modules]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise CheckpointError(f"{path}: is not a list of modules with 'type' and 'path'; fetch the file anew") from None
+        reason = foreign_file(path) or "is not a list of modules with 'type' and 'path'; fetch the file anew"
+        raise CheckpointError(f"{path}: {reason}") from None
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or places[0] != Path():
         raise CheckpointError(
             f"{path}: has the modules {', '.join(kinds) or 'none'}; e5ref runs sentence-transformers' own Transformer, "
@@ -460,7 +476,8 @@ def _map_file(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
     try:
         tensors, _ = map_tensors(path)
     except ValueError as error:
-        raise CheckpointError(f"{path}: cut short or damaged ({error}); fetch the file anew") from None
+        reason = foreign_file(path) or f"cut short or damaged ({error}); fetch the file anew"
+        raise CheckpointError(f"{path}: {reason}") from None
     for name, (dtype, shape, content) in tensors.items():
         if dtype not in STORED_DTYPES:
             raise CheckpointError(f"{path}: tensor {name!r} is stored as {dtype}, but e5ref reads F32, F16 and BF16")
@@ -472,12 +489,26 @@ def _params_from_tensors(
 ) -> BertParams:
     """Put a checkpoint's tensors into the tree, each checked."""
     prefix = next((p for p in NAME_PREFIXES if f"{p}embeddings.word_embeddings.weight" in tensors), "")
-    used = set()
+    layers = min(config.num_hidden_layers, len(tensors))  # whatever config.json says, there are no more
+    names = leaves(build_params(lambda name, shape: name, replace(config, num_hidden_layers=layers)))
+    known = {prefix + stored for name in names for stored in stored_names(name)}
+    others = {name: name.removeprefix(prefix) for name in sorted(tensors.keys() - known)}
+    unknown = [name for name, bare in others.items() if bare not in UNUSED_NAMES and not bare.startswith(HEADS)]
+    heads = [f"{head}*" for head in HEADS if any(bare.startswith(head) for bare in others.values())]
 
     def tensor(name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        name = prefix + name
-        if name not in tensors:
-            raise CheckpointError(f"{folder}: the weights have no tensor {name!r}; are they those of config.json?")
+        found = [prefix + stored for stored in stored_names(name) if prefix + stored in tensors]
+        if not found:
+            near = difflib.get_close_matches(prefix + name, unknown, 1)
+            nearest = f" (the nearest is {near[0]!r})" if near else ""
+            raise CheckpointError(
+                f"{folder}: the weights have no tensor {prefix + name!r}{nearest}; are they those of config.json?"
+            )
+        if len(found) > 1:
+            raise CheckpointError(
+                f"{folder}: the weights hold {found[0]!r} and {found[1]!r}, two names of one tensor; fetch them anew"
+            )
+        name = found[0]
         stored = tensors[name]
         if stored.shape != shape:
             raise CheckpointError(
@@ -485,7 +516,6 @@ def _params_from_tensors(
             )
         if stored.dtype == np.int64:
             raise CheckpointError(f"{folder}: tensor {name!r} is stored as I64, but e5ref reads F32, F16 and BF16")
-        used.add(name)
         array = _to_float(stored, dtype)
         flat = array.reshape(-1)
         for start in range(0, flat.size, CHECK_ELEMENTS):
@@ -494,11 +524,14 @@ def _params_from_tensors(
         return array
 
     params = build_params(tensor, config)
-    unknown = sorted(name for name in tensors.keys() - used if name.removeprefix(prefix) not in UNUSED_NAMES)
     if unknown:
         raise CheckpointError(
             f"{folder}: the weights hold {unknown[0]!r}{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}, "
-            "which e5ref does not know; is this an encoder without a head, with as many layers as config.json says?"
+            "which e5ref does not know; is this a BERT-style encoder, with as many layers as config.json says?"
+        )
+    if heads:
+        warnings.warn(
+            f"{folder}: the weights hold a head beside the encoder, which is left out: {', '.join(heads)}", stacklevel=3
         )
     return params
 

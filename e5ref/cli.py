@@ -854,7 +854,12 @@ def _texts(arguments: tuple[str, ...], source: str | None, form: Format | None, 
 @click.option("--vectors", type=Path, metavar="FILE.npy", help="Their vectors, one row each.")
 @click.option("--endpoint", metavar="URL", help="Ask this service: its /v1/embeddings (OpenAI's way) or /embed.")
 @click.option("--endpoint-model", default="", help="What the service at --endpoint calls the model.")
-@click.option("--model", "models", multiple=True, help="What it should be.  [default: e5-small-v2] May be given again.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help=f"What it should be.  [default: {DEFAULT_CHECKPOINT}] May be given again.",
+)
 @click.option(
     "--prompt",
     type=click.Choice(["query", "passage"]),

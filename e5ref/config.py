@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from e5ref.files import foreign_file
+
 MODEL_TYPES = ("bert", "xlm-roberta")
 SIZES = (
     "vocab_size",
@@ -132,7 +134,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; a checkpoint folder needs {path.name}") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); fetch the file anew") from None
+        reason = foreign_file(path) or f"cannot be read as JSON ({error}); fetch the file anew"
+        raise CheckpointError(f"{path}: {reason}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds {type(value).__name__}, not a JSON object; fetch the file anew")
     return value

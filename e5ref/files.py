@@ -67,6 +67,17 @@ def foreign_kind(head: bytes) -> str | None:
     return next((kind for start, kind in KINDS.items() if head.startswith(start)), None)
 
 
+def foreign_file(path: Path) -> str | None:
+    """Say as `foreign_kind` what a file is that cannot be read; None also if its beginning cannot be read either."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError:
+        return None
+    # A safetensors file begins with the length of its header, whose bytes may be those of any kind.
+    return None if head[8:9] == b"{" else foreign_kind(head)
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """Open a file for `decoded_lines`; one that gzip has compressed is decompressed on the way.

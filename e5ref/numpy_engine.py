@@ -4,7 +4,6 @@ import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -129,17 +128,18 @@ class NumpyEngine:
         """Say what computed the vectors."""
         return {"backend": "numpy"}
 
-    @cached_property
+    @property
     def rows_are_independent(self) -> bool:
         """Whether texts can share a batch: whether each keeps its bits whatever stands beside it."""
         D, F = self._checkpoint.config.hidden_size, self._checkpoint.config.intermediate_size
         return all(rows_are_independent(*shape, self._dtype) for shape in ((D, D), (D, F), (F, D)))
 
-    @cached_property
+    @property
     def _threads_do_not_matter(self) -> bool:
         """Whether a text keeps its bits whatever number of threads the BLAS has."""
         config = self._checkpoint.config
-        return threads_do_not_matter(config.hidden_size, config.intermediate_size, config.head_size, self._dtype)
+        sizes = config.hidden_size, config.intermediate_size, config.head_size
+        return threads_do_not_matter(*sizes, self._dtype, self.threads)
 
     @property
     def _dtype(self) -> str:

@@ -68,6 +68,9 @@ class BlasThreads:
     """The number of threads of NumPy's BLAS: one setting of the whole process, lowered for a while and then put back.
 
     Nothing is done about a BLAS that threadpoolctl does not know, such as Apple's Accelerate.
+
+    A fork copies this object and one thread of Python alone. So the child forgets what other threads asked for, and
+    their lock. And since OpenBLAS ends its threads at a fork, and hangs if they are at work, a fork waits for them.
     """
 
     def __init__(self) -> None:
@@ -75,7 +78,13 @@ class BlasThreads:
         self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
         self._before = [library.num_threads for library in self._libraries]
         self._wanted: list[int] = []
+        self._forks = 0  # how many threads want to fork
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        if hasattr(os, "register_at_fork"):  # Windows does not fork
+            os.register_at_fork(
+                before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._begin_anew
+            )
 
     @property
     def threads(self) -> int:
@@ -86,8 +95,13 @@ class BlasThreads:
 
     @contextmanager
     def at_most(self, threads: int) -> Iterator[None]:
-        """Keep to so many threads; of several who ask for this at a time, the least number counts."""
+        """Keep to so many threads; of several who ask for this at a time, the least number counts.
+
+        What is done inside may not fork if it asks for more than one.
+        """
         with self._lock:
+            if threads > 1:
+                self._changed.wait_for(lambda: not self._forks)
             if not self._wanted:
                 self._before = [library.num_threads for library in self._libraries]
             self._wanted.append(threads)
@@ -98,6 +112,7 @@ class BlasThreads:
             with self._lock:
                 self._wanted.remove(threads)
                 self._set()
+                self._changed.notify_all()
 
     def _set(self) -> None:
         for library, before in zip(self._libraries, self._before, strict=True):
@@ -105,6 +120,25 @@ class BlasThreads:
             # sees to that.
             set_threads = getattr(library, "_real_set_num_threads", library.set_num_threads)
             set_threads(min([before, *self._wanted]))
+
+    def _before_fork(self) -> None:
+        """Take the lock, and wait until nobody computes with several threads."""
+        self._lock.acquire()
+        self._forks += 1
+        self._changed.wait_for(lambda: max(self._wanted, default=1) == 1)
+
+    def _after_fork(self) -> None:
+        self._forks -= 1
+        self._changed.notify_all()
+        self._lock.release()
+
+    def _begin_anew(self) -> None:
+        """Put the threads back in a child, where those who asked for less are not there to do it."""
+        if self._wanted:
+            self._wanted.clear()
+            self._set()
+        self._forks = 0
+        self._lock.release()
 
 
 blas = BlasThreads()
@@ -189,15 +223,16 @@ def rows_are_independent(features_in: int, features_out: int, dtype: Literal["fl
 
 @functools.cache
 def threads_do_not_matter(
-    hidden_size: int, intermediate_size: int, head_size: int, dtype: Literal["float32", "float64"]
+    hidden_size: int, intermediate_size: int, head_size: int, dtype: Literal["float32", "float64"], threads: int
 ) -> bool:
-    """Tell whether this machine's BLAS gives texts of up to 256 tokens the same bits with one thread and with all.
+    """Tell whether this machine's BLAS gives texts of up to 256 tokens the same bits with one thread and with several.
 
     Args:
         hidden_size: D.
         intermediate_size: F.
         head_size: H.
         dtype: "float32" or "float64".
+        threads: how many are several.
     """
     if rows_alternate():
         return False  # threads divide the rows, and would count them anew
@@ -214,9 +249,10 @@ def threads_do_not_matter(
         for n in range(1, 257, 3):  # some kernels divide some lengths only
             yield from (key[:n] @ query[:n].T, scores[:n, :n].T @ query[:n])
 
-    by_all = list(products())
+    with blas.at_most(threads):
+        by_several = list(products())
     with blas.at_most(1):
-        return all(map(np.array_equal, products(), by_all))
+        return all(map(np.array_equal, products(), by_several))
 
 
 def matmul_heads(a: Array, b: Array) -> Array:

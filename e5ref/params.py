@@ -56,7 +56,7 @@ def build_params(tensor: Callable[[str, tuple[int, ...]], Array], config: BertCo
     `lambda name, shape: name` it yields the tree of names, with `lambda name, shape: zeros(shape)` an empty model.
 
     Args:
-        tensor: gives the array for a name (without the `bert.` or `roberta.` prefix) and the shape it must have.
+        tensor: gives the array for a name (without any of `NAME_PREFIXES`) and the shape it must have.
         config: the sizes.
 
     Returns:
@@ -90,11 +90,23 @@ def build_params(tensor: Callable[[str, tuple[int, ...]], Array], config: BertCo
     )
 
 
-# A model saved with a head on top puts its encoder's names behind one of these.
-NAME_PREFIXES = ("", "bert.", "roberta.")
+# A model that was saved with a head on top, or whole by sentence-transformers, has its encoder's names behind one of
+# these.
+NAME_PREFIXES = ("", "bert.", "roberta.", "model.", "0.auto_model.", "0.model.")
+
+# How names end, and how they end in checkpoints that were converted from TensorFlow's, such as bert-base-uncased.
+OLDER_ENDINGS = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 
 # Tensors that an embedding does not use: the pooler of BERT's next-sentence task, and the constant 0, 1, 2, …
 UNUSED_NAMES = frozenset({"pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids"})
+
+# How the names of heads begin, which work on the hidden states and so are not used either.
+HEADS = ("cls.predictions.", "cls.seq_relationship.", "classifier.", "lm_head.", "qa_outputs.")
+
+
+def stored_names(name: str) -> list[str]:
+    """Return what a tensor may be called in a checkpoint: its name, and the one of older checkpoints if they differ."""
+    return [name] + [name.removesuffix(end) + older for end, older in OLDER_ENDINGS.items() if name.endswith(end)]
 
 
 def leaves(tree: Any) -> Iterator[Array]:

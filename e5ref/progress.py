@@ -1,12 +1,19 @@
 """Progress bars: of everything that takes more than a few seconds, in a terminal or a notebook."""
 
+import os
 import sys
+from threading import RLock
 from typing import Any
 
 from tqdm import tqdm
 
 # Seconds of work after which a bar appears.
 PROGRESS_DELAY = 2
+
+# Every progress bar asks for tqdm's lock, even one that is not shown. A thread that holds it at a fork is not there in
+# the child to let it go.
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=lambda: tqdm.set_lock(RLock()))
 
 
 def progress_bar(

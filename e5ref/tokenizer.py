@@ -10,6 +10,7 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 
 from e5ref.config import BertConfig, CheckpointError, read_json
+from e5ref.files import foreign_file
 
 # Characters for each token of max_length up to which a text is tokenized whole, and its tokens are all counted: 65,536
 # for 512 tokens. Of a longer text only the first part, of this size, is tokenized. Prose has about 5 for each token.
@@ -190,11 +191,13 @@ def read_tokenizer(folder: Path) -> tuple[Path, FastTokenizer]:
         try:
             return path, _wordpiece(path, options)
         except Exception as error:  # tokenizers raises Exception itself
-            raise CheckpointError(f"{path}: is not BERT's vocabulary ({error}); fetch the file anew") from None
+            reason = foreign_file(path) or f"is not BERT's vocabulary ({error}); fetch the file anew"
+            raise CheckpointError(f"{path}: {reason}") from None
     try:
         tokenizer = FastTokenizer.from_file(str(path))
     except Exception as error:  # here too, with the place in the file
-        raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error}); fetch the file anew") from None
+        reason = foreign_file(path) or f"cannot be read as a tokenizer ({error}); fetch the file anew"
+        raise CheckpointError(f"{path}: {reason}") from None
     for name, attribute in NORMALIZER_OPTIONS.items() if isinstance(tokenizer.normalizer, BertNormalizer) else ():
         value = getattr(tokenizer.normalizer, attribute)
         # transformers goes by tokenizer_config.json, other libraries by tokenizer.json.

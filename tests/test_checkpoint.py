@@ -1,13 +1,16 @@
 """Folders: what is read from them, and what is refused."""
 
+import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 
@@ -37,14 +40,78 @@ def test_every_tensor_arrives_in_its_place(tiny_bert):
     assert len(set(leaves(names))) == len(list(leaves(names)))
 
 
-@pytest.mark.parametrize("prefix", ["bert.", "roberta."])
-def test_names_with_a_prefix(tiny_bert, tiny_copy, prefix):
-    def add_prefix(tensors):
+def rename(new_name):
+    def change(tensors):
         for name in list(tensors):
-            tensors[prefix + name] = tensors.pop(name)
+            tensors[new_name(name)] = tensors.pop(name)
 
-    rewrite(tiny_copy, add_prefix)
+    return change
+
+
+@pytest.mark.parametrize("prefix", ["bert.", "roberta.", "model.", "0.auto_model.", "0.model."])
+def test_names_with_a_prefix(tiny_bert, tiny_copy, prefix):
+    rewrite(tiny_copy, rename(lambda name: prefix + name))
     assert all_equal(e5ref.read_checkpoint(tiny_copy).params, e5ref.read_checkpoint(tiny_bert).params)
+
+
+def older(name: str) -> str:
+    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_names_of_checkpoints_from_tensorflow(tiny_bert, tiny_copy, prefix):
+    rewrite(tiny_copy, rename(lambda name: prefix + older(name)))
+    assert all_equal(e5ref.read_checkpoint(tiny_copy).params, e5ref.read_checkpoint(tiny_bert).params)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "head", "left_out"),
+    [
+        ("Bert", "PreTraining", r"cls\.predictions\.\*, cls\.seq_relationship\.\*"),
+        ("Bert", "SequenceClassification", r"classifier\.\*"),
+        ("XLMRoberta", "MaskedLM", r"lm_head\.\*"),
+        ("XLMRoberta", "QuestionAnswering", r"qa_outputs\.\*"),
+    ],
+)
+def test_a_head_is_left_out_with_a_warning(tmp_path, model_type, head, left_out):
+    """As transformers saves it; its encoder alone gives the same tree without a word."""
+    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = getattr(transformers, f"{model_type}Config")(**sizes, intermediate_size=8)
+    model = getattr(transformers, f"{model_type}For{head}")(config)
+    model.save_pretrained(tmp_path / "head")
+    model.base_model.save_pretrained(tmp_path / "encoder")
+    with pytest.warns(UserWarning, match=f"hold a head beside the encoder, which is left out: {left_out}$"):
+        with_head = e5ref.read_checkpoint(tmp_path / "head").params
+    assert all_equal(with_head, e5ref.read_checkpoint(tmp_path / "encoder").params)
+
+
+@pytest.mark.parametrize("layers", [1, 3, 10**6])
+def test_a_head_does_not_hide_too_few_or_too_many_layers(tiny_copy, layers):
+    rewrite(tiny_copy, lambda tensors: tensors.update({"classifier.weight": np.zeros(2, np.float32)}))
+    edit_json(tiny_copy / "config.json", num_hidden_layers=layers)
+    with pytest.raises(e5ref.CheckpointError, match=r"(have no tensor|hold) 'encoder\.layer\.[12]\."):
+        e5ref.read_checkpoint(tiny_copy)
+
+
+@pytest.mark.parametrize(
+    ("new_name", "missing", "nearest"),
+    [
+        (
+            lambda name: f"module.{name}",
+            "embeddings.word_embeddings.weight",
+            "module.embeddings.word_embeddings.weight",
+        ),
+        (
+            lambda name: name.replace("self.key", "self.k"),
+            "encoder.layer.0.attention.self.key.weight",
+            "encoder.layer.0.attention.self.k.weight",
+        ),
+    ],
+)
+def test_the_nearest_name_is_told_where_one_is_missing(tiny_copy, new_name, missing, nearest):
+    rewrite(tiny_copy, rename(new_name))
+    with pytest.raises(e5ref.CheckpointError, match=rf"have no tensor '{missing}' \(the nearest is '{nearest}'\); are"):
+        e5ref.read_checkpoint(tiny_copy)
 
 
 def test_unused_tensors_are_known_by_name(tiny_bert, tiny_copy):
@@ -117,20 +184,59 @@ def damaged(content: bytes, kind: str) -> bytes:
         "cut in the header": content[:50],
         "empty": b"",
         "too long": content + b"\0",
-        "another format": b"PK\x03\x04" + content,
         "header of a huge length": b"\xff" * 8 + content[8:],
     }[kind]
 
 
 @pytest.mark.parametrize(
     "kind",
-    ["cut in the numbers", "cut in the header", "empty", "too long", "another format", "header of a huge length"],
+    ["cut in the numbers", "cut in the header", "empty", "too long", "header of a huge length"],
 )
 def test_damaged_weights(tiny_copy, kind):
     path = tiny_copy / "model.safetensors"
     path.write_bytes(damaged(path.read_bytes(), kind))
     with pytest.raises(e5ref.CheckpointError, match=r"model.safetensors: cut short or damaged .* fetch the file anew"):
         e5ref.read_checkpoint(tiny_copy)
+
+
+def test_damaged_weights_whose_header_has_the_length_of_a_pickle_are_no_pickle(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"\x80\x04" + bytes(6) + b'{"a": ')
+    with pytest.raises(e5ref.CheckpointError, match="cut short or damaged"):
+        read_tensors(tmp_path)
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 133466304\n"
+INSTEAD_OF = {"model.safetensors.index.json": "model.safetensors", "vocab.txt": "tokenizer.json"}
+PAGE = b"<!DOCTYPE html>\n<html><title>Log in</title></html>\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (LFS_POINTER, "is a pointer of git-LFS in place of the file; .* `git lfs pull`, or with `hf download`"),
+        (PAGE, "is a page of HTML in place of the file; fetch the file anew"),
+        (gzip.compress(b"{}"), "is compressed by gzip; decompress it"),
+    ],
+    ids=["git-lfs", "html", "gzip"],
+)
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "modules.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    ],
+)
+def test_a_file_of_another_kind_is_told_and_not_called_damaged(tiny_copy, file, content, kind):
+    if file in INSTEAD_OF:
+        (tiny_copy / INSTEAD_OF[file]).unlink()
+    (tiny_copy / file).write_bytes(content)
+    with pytest.raises(e5ref.CheckpointError, match=rf"{re.escape(file)}: {kind}"):
+        e5ref.load(tiny_copy)
 
 
 QUERY = "encoder.layer.1.attention.self.query.weight"
@@ -151,10 +257,14 @@ def set_value(value):
         (lambda tensors: tensors.update({QUERY: tensors[QUERY].astype("f8")}), "stored as F64"),
         (lambda tensors: tensors.update({QUERY: tensors[QUERY].astype("i8")}), "stored as I64"),
         (
-            lambda tensors: tensors.update({"classifier.weight": np.zeros(2, np.float32)}),
-            "hold 'classifier.weight', which",
+            lambda tensors: tensors.update({"2.linear.weight": np.zeros(2, np.float32)}),
+            "hold '2.linear.weight', which",
         ),
         (lambda tensors: tensors.update({"x": np.zeros(2, "f4"), "y": np.zeros(2, "f4")}), "hold 'x' and 1 more"),
+        (
+            lambda tensors: tensors.update({"embeddings.LayerNorm.gamma": np.ones(32, np.float32)}),
+            r"hold 'embeddings\.LayerNorm\.weight' and 'embeddings\.LayerNorm\.gamma'",
+        ),
         (set_value(np.nan), f"'{QUERY}' holds NaN or infinity"),
         (set_value(-np.inf), f"'{QUERY}' holds NaN or infinity"),
     ],
@@ -251,6 +361,28 @@ def test_what_is_no_name_and_no_folder(tmp_path):
         e5ref.read_checkpoint(tmp_path / "e5")  # a path is never a hub name
     with pytest.raises(e5ref.CheckpointError, match="no such folder"):
         e5ref.read_checkpoint("")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("intfloat/e5-smal-v2", "intfloat/e5-small-v2"),
+        ("intfloat/E5_small_v2", "intfloat/e5-small-v2"),
+        ("infloat/multilingual-e5-base", "intfloat/multilingual-e5-base"),
+        ("https://huggingface.co/intfloat/e5-large", "intfloat/e5-large"),
+        ("e5-smal", "intfloat/e5-small"),
+        ("e5ref-nanno", "e5ref-nano"),
+    ],
+)
+def test_a_name_that_is_nearly_a_known_one(name, meant):
+    with pytest.raises(e5ref.CheckpointError, match=rf"no such folder \(did you mean '{meant}'\?\), "):
+        e5ref.read_checkpoint(name)
+
+
+@pytest.mark.parametrize("name", ["someone/tiny", "bert-base-uncased", "intfloat/e5-mistral-7b-instruct"])
+def test_a_name_of_something_else_is_not_taken_for_a_known_one(name):
+    with pytest.raises(e5ref.CheckpointError, match="no such folder, nor"):
+        e5ref.read_checkpoint(name)
 
 
 def test_a_checkpoint_shows_itself_in_a_few_lines(tiny_bert):

@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 import e5ref
-from e5ref import E5, encoder, numpy_model, numpy_ops
+from e5ref import E5, encoder, numpy_engine, numpy_model, numpy_ops
 from e5ref.batching import pad_ids
 from e5ref.progress import progress_bar
 from tests.awkward import TEXTS
@@ -302,11 +302,52 @@ def test_threads_do_not_matter(wide, threads):
 
 @pytest.mark.parametrize(("shared", "batches"), [(True, 1), (False, 4)])
 def test_few_texts_are_divided_where_threads_cannot_share_a_batch(tiny_bert, monkeypatch, shared, batches):
+    monkeypatch.setattr(numpy_engine, "threads_do_not_matter", lambda *_: shared)
+    monkeypatch.setattr(numpy_engine, "rows_are_independent", lambda *_: True)
     engine = e5ref.load(tiny_bert, threads=8).engine
-    monkeypatch.setitem(engine.__dict__, "_threads_do_not_matter", shared)
-    monkeypatch.setitem(engine.__dict__, "rows_are_independent", True)
     texts = list(enumerate([[0] * 12] * 21))
     assert len(list(engine.batches([texts], total=21, max_texts=None))) == batches
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere children do not begin as copies")
+def test_a_child_that_is_forked_while_threads_encode_can_encode(tiny_bert):
+    """What a thread of the parent holds at that moment, such as a lock, is not held in the child for good."""
+    code = f"""
+import os, signal, threading, time
+from tqdm import tqdm
+import e5ref
+from e5ref.numpy_ops import blas
+
+def state():
+    return blas.threads, [library.num_threads for library in blas._libraries], model.encode("query: cat").tobytes()
+
+def encode():
+    while True:
+        model.encode(["cat", "dog"] * 20)
+
+def show_progress():
+    while True:
+        with tqdm.get_lock():
+            time.sleep(0.001)
+        time.sleep(0.001)
+
+model = e5ref.load({str(tiny_bert)!r}, threads=1)
+before, children = state(), []
+for work in (encode, encode, show_progress):
+    threading.Thread(target=work, daemon=True).start()
+for number in range(40):
+    time.sleep(0.001 * (number % 7))
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # a hang is a failure
+        os._exit(state() != before)
+    children.append(child)
+statuses = [os.waitpid(child, 0)[1] for child in children]
+print(40 - statuses.count(0), "of 40 children failed", flush=True)
+os._exit(0)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout == "0 of 40 children failed\n"
 
 
 def test_batches_are_computed_side_by_side(tiny, monkeypatch):

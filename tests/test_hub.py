@@ -201,6 +201,7 @@ def test_a_commit_is_taken_without_a_word(hub, cls_bert, tmp_path):
         (KNOWN, None, False, "bring FOLDER here and pass its path; or try e5ref with 'e5ref-nano'"),
         (OTHER, None, False, "bring FOLDER here and pass its path; or try e5ref with 'e5ref-nano'"),
         ("a/b/c", None, True, f"such as '{KNOWN}'"),
+        ("intfloat/e5-smal-v2", None, True, f"no such folder (did you mean '{KNOWN}'?), and the hub has no such"),
     ],
 )
 def test_what_the_hub_cannot_give_is_told_in_a_line(name, revision, up, advice, hub, down, tmp_path):
@@ -211,6 +212,7 @@ def test_what_the_hub_cannot_give_is_told_in_a_line(name, revision, up, advice, 
     assert "\n" not in message
     assert name in message
     assert advice in message
+    assert ("did you mean" in message) == ("did you mean" in advice)
 
     options = ["--revision", revision] if revision else []
     command = python(COMMAND, "embed", TEXT, "--model", name, *options, **where)
@@ -326,19 +328,26 @@ def test_models_marks_what_is_on_this_machine(home, hub):
     assert hub.requests == []
 
 
-def test_a_folder_needs_no_socket(hub, e5, tmp_path):
-    guard = """
+NO_SOCKET = """
 import sys
 def refuse(event, arguments):
     if event.startswith("socket."):
         raise RuntimeError(event)
 sys.addaudithook(refuse)
 """
-    loaded = load(str(e5), hub=hub, home=tmp_path, before=guard)
+
+
+def test_a_folder_needs_no_socket(hub, e5, tmp_path):
+    loaded = load(str(e5), hub=hub, home=tmp_path, before=NO_SOCKET)
     assert loaded == {"revision": None, "vector": vector_of(e5), "warnings": []}
     assert hub.requests == []
     with pytest.raises(AssertionError, match=r"RuntimeError: socket\."):
-        load(KNOWN, hub=hub, home=tmp_path, before=guard)
+        load(KNOWN, hub=hub, home=tmp_path, before=NO_SOCKET)
+
+
+def test_the_last_part_of_a_known_name_is_answered_without_a_socket(hub, tmp_path):
+    message = load("e5-small-v2", hub=hub, home=tmp_path, before=NO_SOCKET)["error"]
+    assert message == f"e5-small-v2: no such folder; did you mean '{KNOWN}'?"
 
 
 def test_a_download_that_breaks_off_is_taken_up_again(hub, e5, tmp_path):

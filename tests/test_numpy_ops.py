@@ -126,6 +126,40 @@ def test_blas_threads_are_lowered_and_put_back():
     assert now() == before
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere children do not begin as copies")
+def test_a_fork_waits_for_threads_of_the_blas_and_the_child_has_its_own():
+    """OpenBLAS hangs if it is at work with several threads, in most runs of this without the wait."""
+    code = """
+import os, signal, threading, time
+import numpy as np
+from e5ref.numpy_ops import blas
+
+def counts():
+    return [library.num_threads for library in blas._libraries]
+
+def multiply():
+    while True:
+        with blas.at_most(2):
+            square @ square
+
+before, square = counts(), np.ones((256, 256), np.float32)
+for _ in range(2):
+    threading.Thread(target=multiply, daemon=True).start()
+for _ in range(20):
+    time.sleep(0.002)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # a hang is a failure
+        with blas.at_most(1):
+            square @ square
+        os._exit(counts() != before)
+    assert os.waitpid(child, 0)[1] == 0
+os._exit(0)
+"""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=30)
+
+
 def in_another_blas(core: str, code: str) -> str:
     """Run code with OpenBLAS made to use the kernels of another processor."""
     if platform.machine() not in ("x86_64", "AMD64"):
@@ -155,7 +189,7 @@ def test_dependence_of_bits_is_noticed(core, expected):
 from e5ref.numpy_ops import *
 dtypes = "float32", "float64"
 rows = [rows_are_independent(384, 384, dtype) for dtype in dtypes]
-print(rows_alternate(), rows, [threads_do_not_matter(256, 1024, 32, dtype) for dtype in dtypes])
+print(rows_alternate(), rows, [threads_do_not_matter(256, 1024, 32, dtype, 2) for dtype in dtypes])
 """
     assert in_another_blas(core, code) == expected
 

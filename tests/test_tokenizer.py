@@ -94,7 +94,7 @@ def test_vocab_txt_of_a_cased_model(tmp_path):
         (b"[PAD]\n[SEP]\n[CLS]\na", "it has no .UNK."),
         (b"[UNK]\n[PAD]\n[CLS]\na", "sep_token not found"),
         (b"[UNK]\n[SEP]\n[CLS]\na", "it has no .PAD."),
-        (b"\xff\xfe", "UTF-8"),
+        (b"\xfc", "UTF-8"),
     ],
 )
 def test_a_broken_vocab_txt(tmp_path, content, message):

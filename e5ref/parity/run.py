@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.batching import Ids
-from e5ref.files import map_tensors, safetensors_header, written_whole
+from e5ref.files import foreign_file, map_tensors, safetensors_header, written_whole
 
 FORMAT = "e5ref-run 1"
 
@@ -197,7 +197,8 @@ def read_run(path: str | Path) -> Run:
     try:
         tensors, metadata = map_tensors(path)
     except ValueError as error:
-        raise RunError(f"{path}: cannot be read as a safetensors file ({error}); record it anew") from None
+        reason = foreign_file(path) or f"cannot be read as a safetensors file ({error}); record it anew"
+        raise RunError(f"{path}: {reason}") from None
     written = metadata.get("format", FORMAT)
     if written != FORMAT:
         raise RunError(f"{path}: is of format {written!r}, but this e5ref reads {FORMAT!r}; record it anew")
