@@ -78,8 +78,8 @@ def load(
         precision: how JAX computes in float32: "highest" (the same as None: as exactly as NumPy), "high" (products
             rounded to TF32 on NVIDIA, made of three in bfloat16 on TPU, exact on a CPU), "bfloat16" or "float16"
             (weights, and states between them, of that type).
-        threads: how many cores NumPy uses; None for all, or as many as OPENBLAS_NUM_THREADS and the like say, up to
-            16. Vectors do not depend on it.
+        threads: how many cores NumPy uses; None for all that this process may use, or as many as OPENBLAS_NUM_THREADS
+            and the like say, up to 16. Vectors do not depend on it.
         max_length: the most tokens of a text, [CLS] and [SEP] counted; None for the checkpoint's own.
         truncation: what to do about longer texts: "warn" and cut, "error", or "allow" (cut without a word).
         batch_size: the most texts in one batch; None for as many as make a batch of full size. Vectors do not depend

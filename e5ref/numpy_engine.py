@@ -1,9 +1,12 @@
 """Runs batches of token ids through the NumPy twin, on all cores."""
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +20,9 @@ from e5ref.numpy_ops import blas, rows_are_independent, threads_do_not_matter
 # A thread holds Python's lock for a fiftieth to a twentieth of its time, so that more would mostly wait for each other:
 # see docs/performance.md.
 MAX_THREADS = 16
+
+# What people set to say how many threads a BLAS has.
+THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
 # Tokens of a batch with which products run at the BLAS's full rate: more would only cost memory.
 FULL_TOKENS = 1536
@@ -66,15 +72,19 @@ class NumpyEngine:
         Args:
             checkpoint: the weights, float32 or float64.
             pad_id: fills short rows of a batch.
-            threads: how many cores to use; None for as many as the BLAS takes (all, unless the environment says
-                otherwise), `MAX_THREADS` at most.
+            threads: how many cores to use; None for as many as `THREAD_VARIABLES` say, or else `usable_cores`, up to
+                `MAX_THREADS`.
 
         Raises:
             ValueError: `threads` is no whole number of at least 1.
         """
         if threads is not None and (not isinstance(threads, int | np.integer) or threads < 1):
             raise ValueError(f"threads is {threads!r}, but must be a whole number of at least 1")
-        self.threads = threads or min(blas.threads, MAX_THREADS)
+        if threads is None:
+            threads = min(blas.threads, MAX_THREADS)
+            if not any(map(os.environ.get, THREAD_VARIABLES)):
+                threads = min(threads, usable_cores())
+        self.threads = threads
         self.first_characters = self.threads * FULL_TOKENS * TOKEN_CHARACTERS
         self._checkpoint = checkpoint
         self._pad_id = pad_id
@@ -158,3 +168,32 @@ class NumpyEngine:
                 normalize=normalize,
             )
         return batch
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Count the cores that this process may keep busy: those of its affinity, up to the CPU quota of its container.
+
+    A quota may be a part of a core, and is rounded up. Containers are cgroups, of version 2 or 1; of nested ones the
+    least quota counts.
+
+    Args:
+        root: holds `proc` and `sys`, if this is Linux.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    groups = root / "sys/fs/cgroup"
+    with suppress(OSError, ValueError):  # whatever cannot be read bounds nothing
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:  # version 2
+                folder, files = groups / path.strip("/"), ["cpu.max"]
+            elif "cpu" in controllers.split(","):
+                folder, files = groups / "cpu" / path.strip("/"), ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+            else:
+                continue
+            # Seen from a container, the path may be one that exists outside only; its quota is then at the top.
+            for group in (folder, *folder.parents):
+                with suppress(FileNotFoundError):
+                    quota, period = " ".join((group / file).read_text() for file in files).split()
+                    if quota not in ("max", "-1"):
+                        cores = min(cores, max(1, -(-int(quota) // int(period))))
+    return cores

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import threadpoolctl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -365,6 +366,68 @@ def test_batches_are_computed_side_by_side(tiny, monkeypatch):
     monkeypatch.setattr(numpy_model, "embed", embed)
     E5(tiny.checkpoint, threads=2).encode(["cat"] * 4, batch_size=2)
     assert seen == [[1] * len(numpy_ops.blas._libraries)] * 2
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "cores"),
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, 2),
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/", {"cpu.max": "900000 100000"}, 8),
+        ("0::/a/b", {"a/b/cpu.max": "300000 100000", "a/cpu.max": "200000 100000"}, 2),
+        ("0::/a/b", {"a/b/cpu.max": "100000 100000", "a/cpu.max": "max 100000"}, 1),
+        ("0::/../a", {"cpu.max": "300000 100000"}, 3),
+        ("0::/", {"cpu.max": ""}, 8),
+        (
+            "5:memory:/x\n4:cpu,cpuacct:/docker/x\n0::/docker/x",
+            {"cpu/cpu.cfs_quota_us": "20000", "cpu/cpu.cfs_period_us": "100000"},
+            1,
+        ),
+        ("1:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, 8),
+        ("1:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "500000", "cpu/a/cpu.cfs_period_us": "100000"}, 5),
+        ("1:cpuset:/a", {"cpuset/a/cpu.max": "100000 100000"}, 8),
+        (None, {}, 8),
+    ],
+)
+def test_a_containers_quota_bounds_the_cores(tmp_path, monkeypatch, cgroup, files, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    written = {f"sys/fs/cgroup/{name}": content for name, content in files.items()}
+    if cgroup is not None:
+        written["proc/self/cgroup"] = cgroup
+    for name, content in written.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
+    assert numpy_engine.usable_cores(tmp_path) == cores
+
+
+def test_no_more_cores_than_the_affinity_has(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5}, raising=False)
+    assert numpy_engine.usable_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "given", "threads"), [(None, None, 2), ("OPENBLAS_NUM_THREADS", None, 3), (None, 4, 4)]
+)
+def test_threads_are_the_usable_cores_unless_somebody_says_otherwise(tiny, monkeypatch, variable, given, threads):
+    """The BLAS keeps to them too, if it computes a query with several threads."""
+    for name in numpy_engine.THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "3")
+    tried, seen = [], []
+
+    def embed(*arguments, **options):
+        seen.extend(library.num_threads for library in numpy_ops.blas._libraries)
+        return original(*arguments, **options)
+
+    original = numpy_model.embed
+    monkeypatch.setattr(numpy_model, "embed", embed)
+    monkeypatch.setattr(numpy_engine, "usable_cores", lambda: 2)
+    monkeypatch.setattr(numpy_engine, "threads_do_not_matter", lambda *arguments: tried.append(arguments[-1]) or True)
+    with threadpoolctl.threadpool_limits(3, user_api="blas"):  # whatever this machine has
+        E5(tiny.checkpoint, threads=given).encode("cat")
+    assert set(tried) == {threads}
+    assert set(seen) <= {min(threads, 3)}
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
