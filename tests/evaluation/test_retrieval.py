@@ -17,6 +17,7 @@ import pytrec_eval
 from tqdm import tqdm
 
 import e5ref
+from e5ref import progress
 from e5ref.evaluation import evaluate_retrieval, retrieval
 from e5ref.evaluation.retrieval import Best, measure, read_dataset, read_qrels
 from tests.evaluation.folders import DOCUMENTS, QRELS, QUERIES, write_beir
@@ -399,7 +400,7 @@ def test_the_bar_of_checking_goes_by_what_lies_on_disk(tmp_path, monkeypatch, co
             if self.desc == f"checking {path.name}":
                 bars.append((self.n, self.total))
 
-    monkeypatch.setattr(retrieval, "tqdm", lambda **options: Bar(**options | {"disable": False, "file": io.StringIO()}))
+    monkeypatch.setattr(progress, "tqdm", lambda **options: Bar(**options | {"disable": False, "file": io.StringIO()}))
     read_dataset(tmp_path, "test")
     size = path.stat().st_size
     assert {total for _, total in bars} == {size}

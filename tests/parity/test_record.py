@@ -214,7 +214,7 @@ def test_the_command(tiny_bert, tmp_path):
     assert json.loads(recorded.metadata["texts"]) == ["query: cat", "query: query: dog"]
     assert list(points(recorded))[-1] == "pooled"
     assert len(points(recorded)) == 9
-    assert b"1 of 2 texts start with none of the prompts" in run(*command).stderr
+    assert b"1 of 2 texts start with none of the prompts" in run(*command, "--force").stderr
 
 
 @pytest.mark.parametrize(
