@@ -24,7 +24,7 @@ from e5ref.params import leaves
 from e5ref.prompts import count_doubled, doubled_prompts, find_prompt
 from e5ref.stopping import Stopped, end, stops_soon
 from e5ref.texts import Format, read_texts
-from e5ref.vectors import SUFFIXES, with_texts, write_json_lines, write_vectors
+from e5ref.vectors import SUFFIXES, with_texts, write_json_lines, write_vectors, written_names
 
 PROMPTS = ("query", "passage", "none")
 
@@ -62,9 +62,12 @@ def main() -> None:
 
 
 def _open_standard_streams() -> None:
-    """Put something in the place of standard streams that the caller has closed, for which Python has None."""
+    """Put something in the place of standard streams that the caller has closed, for which Python has None.
+
+    Reading from standard input, or writing to standard output, then fails with EBADF. Warnings go nowhere.
+    """
     for name, mode in (("stdin", os.O_WRONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY)):
-        if getattr(sys, name) is None:  # to read the first, or to write to the second, fails then as it should
+        if getattr(sys, name) is None:
             descriptor = os.open(os.devnull, mode)
             setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
 
@@ -217,6 +220,13 @@ def model_options(command: Command) -> Command:
     return functools.reduce(lambda declared, option: option(declared), reversed(declared), run)
 
 
+def _once(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """Take the value of an option that may be given once; of several, click would take the last without a word."""
+    if len(values) > 1:
+        raise click.UsageError(f"give {option.opts[0]} once; `cat` joins files")
+    return values[0] if values else None
+
+
 def input_options(what: str, *names: str, required: bool = False) -> Callable[[Command], Command]:
     """Declare where texts come from, `-i FILE|-` unless other names are given, and `--format`."""
 
@@ -232,6 +242,8 @@ def input_options(what: str, *names: str, required: bool = False) -> Callable[[C
             "source",
             metavar="FILE|-",
             required=required,
+            multiple=True,
+            callback=_once,
             help=f'{what}: one a line, or JSON lines with a "text"; - is standard input.',
         )(command)
 
@@ -294,14 +306,15 @@ def embed(
             output = output.with_stem(f"{output.stem}-{index:05}-of-{shares:05}")
         if output.suffix not in SUFFIXES:
             raise click.UsageError(f"{output}: the name must end in {', '.join(SUFFIXES)}")
-        _check_output(output, [] if source in (None, "-") else [source], force)
+        for name in written_names(output):
+            _check_output(name, [] if source in (None, "-") else [source], force)
     lines = _texts(texts, source, form, "TEXT")
     if share is not None:
-        if source == "-":
+        if source is None or not Path(source).is_file():
             lines = list(lines)
         count = sum(1 for _ in lines)
-        if source not in (None, "-"):
-            lines = _texts(texts, source, form, "TEXT")  # a file is read once more
+        if not isinstance(lines, list):
+            lines = _texts(texts, source, form, "TEXT")  # a file can be read once more
         lines = itertools.islice(lines, count * index // shares, count * (index + 1) // shares)
     encoder = load()
     prefix = _prefix(encoder.checkpoint, prompt)
@@ -465,7 +478,8 @@ def bench(
 
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        _check_output(output / "bench.json", [], force)
+        for name in ("bench.json", "bench.svg"):
+            _check_output(output / name, [], force)
     texts = [] if source is None else list(_texts((), source, form, "TEXT"))
     own = suitable_contenders() if ours is None else ours.split(",")
     contenders = [*own, *filter(None, against.split(","))]
@@ -833,7 +847,9 @@ def _check_output(output: Path, inputs: Iterable[str | Path], force: bool) -> No
         raise click.UsageError(f"{folder}: no such folder; make it first")
     if not os.access(folder, os.W_OK):
         raise click.UsageError(f"{folder}: may not be written to")
-    if output.exists() and any(map(output.samefile, inputs)):
+    if output.exists() and not output.is_file():
+        raise click.UsageError(f"{output}: is no ordinary file; leave it out to print, or give the name of one")
+    if output.exists() and any(output.samefile(path) for path in inputs if Path(path).exists()):
         raise click.UsageError(f"{output} is part of the input, and would be lost")
     if output.exists() and not force:
         raise click.UsageError(f"{output}: is there already; give another name, or --force to replace it")

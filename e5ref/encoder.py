@@ -1,6 +1,7 @@
 """E5: texts in, vectors out."""
 
 import importlib.metadata
+import itertools
 import sys
 import warnings
 from collections import deque
@@ -290,8 +291,8 @@ class E5:
                     cut_texts.refuse(self.tokenizer.max_length)
                 yield [(row, text.ids) for row, text in piece]
 
-        def batches() -> Iterator[Batch]:
-            for first, count, pieces in self._tokenized_windows(texts, prefix):
+        def batches(tokenized: Iterable[tuple[int, int, Iterator[_Piece]]]) -> Iterator[Batch]:
+            for first, count, pieces in tokenized:
                 windows.append(np.empty((count, width), self.dtype))
                 for batch in self.engine.batches(numbered_ids(first, pieces), total=count, max_texts=max_texts):
                     yield Batch.of(batch, windows[-1])
@@ -299,8 +300,12 @@ class E5:
         def parts() -> Iterator[NDArray[np.floating]]:
             finished = 0
             total = len(texts) if isinstance(texts, Sized) else None
+            tokenized = self._tokenized_windows(texts, prefix)
+            # Who writes a stream may be slow: its first window is finished before more is read.
+            groups = [tokenized] if isinstance(texts, Sized) else [itertools.islice(tokenized, 1), tokenized]
             with progress_bar(total, "embedding", "text", show=show_progress_bar) as progress:
-                for batch in self.engine.run(batches(), normalize=normalize):
+                runs = (self.engine.run(batches(group), normalize=normalize) for group in groups)
+                for batch in itertools.chain.from_iterable(runs):
                     progress.update(len(batch.rows))
                     finished += len(batch.rows)
                     while windows and finished >= len(windows[0]):  # batches are finished in their order
@@ -487,7 +492,7 @@ class E5:
             begun: deque[tuple[int, int, Iterator[_Piece]]] = deque()
             for first, window in self._windows(texts):
                 begun.append((first, len(window), begin(first, window)))
-                if len(begun) > 1:
+                if len(begun) > 1 or not (first or isinstance(texts, Sized)):
                     yield begun.popleft()
             yield from begun
         finally:

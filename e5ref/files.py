@@ -4,10 +4,10 @@ import codecs
 import glob
 import gzip
 import json
-import os
+import secrets
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -34,21 +34,19 @@ KINDS = {
     b"\x1f\x8b": "is compressed by gzip; decompress it with gzip -dc",
     b"\x28\xb5\x2f\xfd": "is compressed by zstd; decompress it with zstd -dc",
     b"\xfd7zXZ": "is compressed by xz; decompress it with xz -dc",
-    b"BZh": "is compressed by bzip2; decompress it with bzip2 -dc",
+    b"BZh91AY&SY": "is compressed by bzip2; decompress it with bzip2 -dc",
     b"PK\x03\x04": "is a zip archive (as .npz and .xlsx files are); take out of it what is needed",
-    b"PAR1": "is a Parquet file; write its texts as JSON lines",
-    b"ARROW1": "is an Arrow file; write its texts as JSON lines",
-    b"FEA1": "is a Feather file; write its texts as JSON lines",
+    b"PAR1\x15": "is a Parquet file; write its texts as JSON lines",
+    b"ARROW1\0": "is an Arrow file; write its texts as JSON lines",
+    b"FEA1\0": "is a Feather file; write its texts as JSON lines",
     b"\x93NUMPY": "is an array of NumPy (.npy)",
     b"\x80\x02": "is a pickle, which e5ref never opens because it can run code",
     b"\x80\x04": "is a pickle, which e5ref never opens because it can run code",
     b"\x80\x05": "is a pickle, which e5ref never opens because it can run code",
     b"%PDF-": "is a PDF; take its text out",
-    b"SQLite format 3": "is a database of SQLite; write its texts as JSON lines",
+    b"SQLite format 3\0": "is a database of SQLite; write its texts as JSON lines",
     b"version https://git-lfs.github.com/spec/": "is a pointer of git-LFS in place of the file; fetch the file with "
     "`git lfs pull`, or with `hf download`",
-    b"<!doctype html": "is a page of HTML in place of the file; fetch the file anew",
-    b"<html": "is a page of HTML in place of the file; fetch the file anew",
     codecs.BOM_UTF16_LE: "is UTF-16; convert it to UTF-8",
     codecs.BOM_UTF16_BE: "is UTF-16; convert it to UTF-8",
 }
@@ -62,8 +60,6 @@ MAX_LINE_BYTES = 1 << 28
 
 def foreign_kind(head: bytes) -> str | None:
     """Say what kind of file begins with `head`, and what to do about it, if it is none that e5ref reads; else None."""
-    head = head[:64]
-    head = head.lower() if head.startswith(b"<") else head
     return next((kind for start, kind in KINDS.items() if head.startswith(start)), None)
 
 
@@ -74,8 +70,11 @@ def foreign_file(path: Path) -> str | None:
             head = file.read(64)
     except OSError:
         return None
-    # A safetensors file begins with the length of its header, whose bytes may be those of any kind.
-    return None if head[8:9] == b"{" else foreign_kind(head)
+    if head[8:9] == b"{":  # a safetensors file begins with the length of its header, which may look like any kind
+        return None
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "is a page of HTML in place of the file; fetch the file anew"
+    return foreign_kind(head)
 
 
 @contextmanager
@@ -211,16 +210,16 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     What an earlier process left that was killed while it wrote `path` is removed.
     """
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if _is_abandoned(part):
-            part.unlink(missing_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    _parts.add(part)
+        _remove_if_abandoned(part)
+    part, file = _new_part(path)
     try:
-        with part.open("wb") as file:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with file:
             yield file
-        part.replace(path)
+            file.flush()
+            if fcntl is not None:  # while it is locked
+                part.replace(path)
+        if fcntl is None:  # Windows does not rename a file that is open
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
         _parts.discard(part)
@@ -229,19 +228,32 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 def remove_parts() -> None:
     """Remove what `written_whole` has begun: for a process that ends on the spot."""
     for part in list(_parts):
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # on Windows it is open, and stays
+            part.unlink()
 
 
-def _is_abandoned(part: Path) -> bool:
-    """Tell whether no process writes to a part: a lock is gone as soon as the process is, however it ended."""
+def _new_part(path: Path) -> tuple[Path, BinaryIO]:
+    """Open a new file beside `path`, locked for as long as it is open, or until the process ends in whatever way."""
+    while True:
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        file = part.open("xb")
+        _parts.add(part)
+        if fcntl is None:
+            return part, file
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if part.exists():
+            return part, file
+        file.close()  # before it was locked, another process took it for abandoned
+        _parts.discard(part)
+
+
+def _remove_if_abandoned(part: Path) -> None:
+    """Remove a part that no process holds locked."""
     if fcntl is None:
-        return False
-    try:
-        with part.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        return
+    with suppress(OSError), part.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        part.unlink()
 
 
 def safetensors_header(

@@ -8,16 +8,23 @@ Algorithms 59, 2012), and the BLAS multiplies those. The result is also more exa
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 
-# Rows of the second factor that are split at a time, so that memory holds the slices of these alone.
-BLOCK_ROWS = 8192
+# Vectors that are split at a time, so that memory holds the slices of these alone.
+BLOCK_ROWS = 2048
+
+
+class Sliced(NamedTuple):
+    """Vectors as sums of slices: c Σ sᵢ 2^(-bits i)."""
+
+    slices: list[NDArray[np.float64]]  # [m, D] each, whole numbers of at most `bits` bits
+    scale: NDArray[np.float64]  # c, [m, 1]
 
 
 def cosines(a: Floats, b: Floats) -> Floats:
@@ -34,7 +41,7 @@ def cosines(a: Floats, b: Floats) -> Floats:
     Raises:
         ValueError: vectors of different widths.
     """
-    return _by_blocks(a, b, unit)
+    return _table(a, b, unit)
 
 
 def pairwise_cosines(a: Floats, b: Floats) -> Floats:
@@ -42,19 +49,25 @@ def pairwise_cosines(a: Floats, b: Floats) -> Floats:
     first, second, dtype = _checked(a, b)
     if len(first) != len(second):
         raise ValueError(f"vectors must be as many in both, but are {np.shape(a)} and {np.shape(b)}")
-    return _dots(unit(first), unit(second), dtype, np.vecdot).astype(dtype)
+    products = np.empty(len(first), dtype)
+    for rows in _blocks(len(first)):
+        left, right = (_sliced(unit(each[rows]), dtype) for each in (first, second))
+        products[rows] = _multiply(left, right, np.vecdot)
+    return products
 
 
 def dots(a: Floats, b: Floats) -> Floats:
     """Compute the dot product of each vector of `a`, [n, D], with each of `b`, [m, D]; as `cosines` does, [n, m]."""
-    return _by_blocks(a, b, lambda vectors: vectors.astype(np.float64))
+    return _table(a, b, lambda vectors: vectors.astype(np.float64))
 
 
 def unit(vectors: Floats) -> NDArray[np.float64]:
     """Scale each vector to unit L2 norm in float64; zeros stay. [n, D] -> [n, D]."""
-    vectors = np.ascontiguousarray(vectors, np.float64)  # by its layout NumPy chooses in which order it adds up
-    norms = np.sqrt(np.sum(vectors * vectors, axis=1, keepdims=True))  # [n, 1]
-    return vectors / np.where(norms == 0, 1, norms)
+    scaled = np.array(vectors, np.float64, order="C")  # by its layout NumPy chooses in which order it adds up
+    scaled *= np.ldexp(1.0, -_exponents(scaled))  # no square of any number is too large or too small then
+    norms = np.sqrt(np.sum(scaled * scaled, axis=1, keepdims=True))  # [n, 1]
+    scaled /= np.where(norms == 0, 1, norms)
+    return scaled
 
 
 def _checked(a: Floats, b: Floats) -> tuple[Floats, Floats, np.dtype[Any]]:
@@ -65,46 +78,60 @@ def _checked(a: Floats, b: Floats) -> tuple[Floats, Floats, np.dtype[Any]]:
     return first, second, np.result_type(first, second, np.float32)
 
 
-def _by_blocks(a: Floats, b: Floats, prepared: Callable[[Floats], NDArray[np.float64]]) -> Floats:
+def _table(a: Floats, b: Floats, prepared: Callable[[Floats], NDArray[np.float64]]) -> Floats:
+    """Multiply each vector with each, some of the one and some of the other at a time. [n, D], [m, D] -> [n, m]."""
     first, second, dtype = _checked(a, b)
-    rows = prepared(first)
     products = np.empty((len(first), len(second)), dtype)
-    for start in range(0, len(second), BLOCK_ROWS):
-        block = slice(start, start + BLOCK_ROWS)
-        products[:, block] = _dots(rows, prepared(second[block]), dtype, lambda a, b: a @ b.T)
+    for rows in _blocks(len(first)):
+        left = _sliced(prepared(first[rows]), dtype)
+        for columns in _blocks(len(second)):
+            right = _sliced(prepared(second[columns]), dtype)
+            products[rows, columns] = _multiply(left, right, lambda a, b: a @ b.T)
     return products
 
 
-def _dots(
-    a: NDArray[np.float64],
-    b: NDArray[np.float64],
-    dtype: np.dtype[Any],
-    multiply: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
-) -> NDArray[np.float64]:
-    """Multiply vectors slice by slice; `multiply` makes dot products of rows of whole numbers.
+def _blocks(count: int) -> Iterator[slice]:
+    return (slice(start, start + BLOCK_ROWS) for start in range(0, count, BLOCK_ROWS))
 
-    With n slices a product is a₀b₀ + (a₀b₁ + a₁b₀) + …, n terms in all. What is left out is below what `dtype` holds.
-    """
+
+def _bits(width: int, n: int) -> int:
+    """Return the bits of a slice: float64 holds whole numbers of 53, of two factors and of how many are added up."""
+    return (53 - math.ceil(math.log2(n * max(width, 1)))) // 2
+
+
+def _exponents(vectors: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Return for each vector the e for which all of its numbers are below 2ᵉ. [m, D] -> [m, 1]."""
+    exponents: NDArray[np.int32] = np.frexp(np.abs(vectors).max(axis=1, keepdims=True, initial=0))[1]
+    return exponents
+
+
+def _sliced(vectors: NDArray[np.float64], dtype: np.dtype[Any]) -> Sliced:
+    """Split vectors into as many slices as hold what `dtype` does."""
     n = 3 if dtype == np.float64 else 2
-    # float64 holds whole numbers of 53 bits: those of two factors, and of the number of products in the largest sum.
-    bits = (53 - math.ceil(math.log2(n * max(a.shape[1], 1)))) // 2
-    (first, scale_a), (second, scale_b) = (_slices(vectors, n, bits) for vectors in (a, b))
-    total: NDArray[np.float64] | float = 0.0
-    for k in reversed(range(n)):
-        total = total * 0.5**bits + multiply(np.hstack(first[: k + 1]), np.hstack(second[k::-1]))
-    return total * multiply(scale_a, scale_b)
-
-
-def _slices(vectors: NDArray[np.float64], n: int, bits: int) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
-    """Split each vector into n slices of whole numbers of at most `bits` bits, and a power of two.
-
-    Returns:
-        The slices s, each [m, D], and the scale c, [m, 1]: a vector is c Σ sᵢ 2^(-bits i).
-    """
-    _, exponents = np.frexp(np.abs(vectors).max(axis=1, keepdims=True, initial=0))
+    bits, exponents = _bits(vectors.shape[1], n), _exponents(vectors)
     rest = vectors * np.ldexp(1.0, bits - exponents)  # a product with a power of two is exact
     slices = []
     for _ in range(n):
         slices.append(np.rint(rest))
-        rest = (rest - slices[-1]) * 2.0**bits
-    return slices, np.ldexp(1.0, exponents - bits)
+        rest -= slices[-1]
+        rest *= 2.0**bits
+    return Sliced(slices, np.ldexp(1.0, exponents - bits))
+
+
+def _multiply(
+    a: Sliced, b: Sliced, multiply: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Multiply vectors slice by slice; `multiply` makes dot products of rows of whole numbers.
+
+    With n slices a product is a₀b₀ + (a₀b₁ + a₁b₀) 2^-bits + …, n terms in all. The dtype does not hold what is left
+    out.
+    """
+    n = len(a.slices)
+    bits = _bits(a.slices[0].shape[1], n)
+    total: NDArray[np.float64] | float = 0.0
+    for k in reversed(range(n)):
+        term = multiply(a.slices[0], b.slices[k])
+        for i in range(1, k + 1):
+            term += multiply(a.slices[i], b.slices[k - i])
+        total = total * 0.5**bits + term
+    return total * multiply(a.scale, b.scale)

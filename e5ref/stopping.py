@@ -76,7 +76,9 @@ def _end_after_grace(reader: int) -> None:
 
 def end(code: int) -> NoReturn:
     """End the process on the spot, whatever its threads do."""
-    remove_parts()
-    sys.stderr.write("Stopped.\n")
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        remove_parts()
+        sys.stderr.write("Stopped.\n")
+        sys.stderr.flush()
+    finally:  # also if nobody is there to read it, as when the terminal was closed
+        os._exit(code)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from tokenizers import BertWordPieceTokenizer, Encoding
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import WordPiece
@@ -14,7 +15,7 @@ from e5ref.files import foreign_file
 
 # Characters for each token of max_length up to which a text is tokenized whole, and its tokens are all counted: 65,536
 # for 512 tokens. Of a longer text only the first part, of this size, is tokenized. Prose has about 5 for each token.
-TOKEN_CHARACTERS = 128
+WHOLE_CHARACTERS = 128
 
 # If the first part has too few tokens, up to 16 parts are tokenized. What has too few even then is not text.
 MOST_PARTS = 16
@@ -71,13 +72,13 @@ class Tokenizer:
                 "config.json); tokenizer and weights are of different checkpoints"
             )
         self._specials = self._tokenizer.num_special_tokens_to_add(is_pair=False)
-        if not isinstance(max_length, int) or not self._specials < max_length <= config.max_tokens:
+        if not isinstance(max_length, int | np.integer) or not self._specials < max_length <= config.max_tokens:
             raise ValueError(
                 f"max_length is {max_length!r}, but must lie between {self._specials + 1} ({self._specials} special "
                 f"tokens and one of the text) and {config.max_tokens} (the checkpoint's positions)"
             )
-        self.max_length = max_length
-        self.long_text = TOKEN_CHARACTERS * max(max_length, UNSURE_TOKENS)
+        self.max_length = int(max_length)
+        self.long_text = WHOLE_CHARACTERS * max(max_length, UNSURE_TOKENS)
         pad_ids = (self._tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
         self.pad_id = next((pad_id for pad_id in pad_ids if pad_id is not None), config.pad_token_id)
         # WordPiece makes one [UNK] of a long run of letters, and nothing of white space, if no added token begins or
@@ -87,7 +88,7 @@ class Tokenizer:
             edge.isalnum() or edge.isspace() for content in added for edge in (content[:1], content[-1:])
         )
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length)
+        self._tokenizer.enable_truncation(self.max_length)
 
     def __call__(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Tokenize texts. Anything but text that can be written as UTF-8 must have been refused before."""

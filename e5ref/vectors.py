@@ -60,12 +60,14 @@ def write_vectors(
     with ExitStack() as files:
         # What comes from where is in place before what it is about.
         file = files.enter_context(written_whole(path))
-        if path.suffix != ".safetensors":
-            beside = files.enter_context(written_whole(path.with_name(path.name + ".provenance.json")))
+        for name in written_names(path)[1:]:
+            beside = files.enter_context(written_whole(name))
             beside.write((json.dumps(provenance, indent=2) + "\n").encode())
         if path.suffix == ".jsonl":
-            with io.TextIOWrapper(file, encoding="utf-8", newline="\n") as text_file:
-                return write_json_lines(text_file, parts)
+            text_file = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+            count = write_json_lines(text_file, parts)
+            text_file.detach()
+            return count
 
         header = _npy_header if path.suffix == ".npy" else partial(_safetensors_header, provenance)
         file.write(header((0, width), dtype))
@@ -76,6 +78,11 @@ def write_vectors(
         file.seek(0)
         file.write(header((count, width), dtype))  # as long as the first was
         return count
+
+
+def written_names(path: Path) -> list[Path]:
+    """Return the files that `write_vectors` writes: `path`, and for most suffixes one beside it."""
+    return [path] if path.suffix == ".safetensors" else [path, path.with_name(path.name + ".provenance.json")]
 
 
 def write_json_lines(file: TextIO, parts: Iterable[Part]) -> int:

@@ -126,6 +126,10 @@ def test_output_that_is_there_is_replaced_only_by_force(tiny_bert, tmp_path, suf
     assert output.read_bytes() == before
     run("embed", "query: dog", "query: cat", "-o", output, "--model", tiny_bert, "--force")
     assert output.read_bytes() != before
+    if suffix != "safetensors":  # what stands beside is output too
+        output.unlink()
+        message = fails("embed", "query: dog", "-o", output, "--model", tiny_bert)
+        assert f"{output}.provenance.json: is there already" in message
 
 
 @pytest.mark.parametrize("suffix", ["npy", "safetensors"])
@@ -305,6 +309,7 @@ def test_help_and_version():
         (["embed", "-i", "no-such-file.txt"], "no-such-file.txt: no such file"),
         (["embed", "-i", "."], ".: is a folder; give a file"),
         (["embed", "a", "-o", "."], "the name must end in"),
+        (["embed", "-i", "a.txt", "-i", "b.txt"], "give -i once"),
         (["embed", "a", "--dtype", "float16"], "'float16' is not one of"),
         (["embed", "a", "--model", "no/such/folder"], "no such folder, and not a hub name"),
         (["rank", "a"], "give PASSAGE arguments or -i FILE"),
@@ -418,6 +423,12 @@ def test_a_share_of_the_texts(tiny_bert, model, tmp_path):
     assert [len(part) for part in parts] == [2, 3]
     np.testing.assert_array_equal(np.concatenate(parts), model.encode(texts))
     assert not (tmp_path / "out.npy").exists()
+
+
+def test_a_share_of_what_can_be_read_once_only(tiny_bert, tmp_path):
+    line = f"e5ref embed -i /dev/stdin --model {tiny_bert} --share 1/2 -o {tmp_path}/out.npy"
+    assert shell(line, b"query: cat\nquery: dog\nquery: a\n").returncode == 0
+    assert np.load(tmp_path / "out-00001-of-00002.npy").shape == (2, 32)
 
 
 @pytest.mark.parametrize("share", ["2/2", "1", "a/b", "-1/2", "0/0"])
