@@ -198,7 +198,7 @@ def model_options(command: Command) -> Command:
         click.option(
             "--threads",
             type=click.IntRange(min=1),
-            help="How many cores --backend numpy uses.  [default: all, 16 at most, or what OPENBLAS_NUM_THREADS says]",
+            help="How many cores --backend numpy uses.  [default: all that it may use, or OPENBLAS_NUM_THREADS]",
         ),
         max_length_option,
         click.option(

@@ -69,21 +69,22 @@ class BlasThreads:
 
     Nothing is done about a BLAS that threadpoolctl does not know, such as Apple's Accelerate.
 
-    A fork copies this object and one thread of Python alone. So the child forgets what other threads asked for, and
-    their lock. And since OpenBLAS ends its threads at a fork, and hangs if they are at work, a fork waits for them.
+    A fork waits until no other thread of Python is inside `at_most`. The child would have no such thread to put the
+    number back, or to let go of a lock, be it ours or OpenBLAS's. And OpenBLAS hangs at a fork while its own threads
+    are at work.
     """
 
     def __init__(self) -> None:
         """Find the libraries that are loaded by now: NumPy's."""
         self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
         self._before = [library.num_threads for library in self._libraries]
-        self._wanted: list[int] = []
-        self._forks = 0  # how many threads want to fork
+        self._wanted: list[tuple[int, int]] = []  # the thread of Python that asks, and how many
+        self._forks = 0  # how many threads of Python wait for their fork
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         if hasattr(os, "register_at_fork"):  # Windows does not fork
             os.register_at_fork(
-                before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._begin_anew
+                before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._after_fork_in_child
             )
 
     @property
@@ -95,22 +96,20 @@ class BlasThreads:
 
     @contextmanager
     def at_most(self, threads: int) -> Iterator[None]:
-        """Keep to so many threads; of several who ask for this at a time, the least number counts.
-
-        What is done inside may not fork if it asks for more than one.
-        """
+        """Keep to so many threads; of several who ask for this at a time, the least number counts."""
+        me = threading.get_ident()
         with self._lock:
-            if threads > 1:
-                self._changed.wait_for(lambda: not self._forks)
+            # What the fork waits for goes on, whatever it asks for within.
+            self._changed.wait_for(lambda: not self._forks or any(thread == me for thread, _ in self._wanted))
             if not self._wanted:
                 self._before = [library.num_threads for library in self._libraries]
-            self._wanted.append(threads)
+            self._wanted.append((me, threads))
             self._set()
         try:
             yield
         finally:
             with self._lock:
-                self._wanted.remove(threads)
+                self._wanted.remove((me, threads))
                 self._set()
                 self._changed.notify_all()
 
@@ -119,24 +118,20 @@ class BlasThreads:
             # From version 3.7 on threadpoolctl heeds one thread of Python only, lest others set it back; here the lock
             # sees to that.
             set_threads = getattr(library, "_real_set_num_threads", library.set_num_threads)
-            set_threads(min([before, *self._wanted]))
+            set_threads(min([before, *(threads for _, threads in self._wanted)]))
 
     def _before_fork(self) -> None:
-        """Take the lock, and wait until nobody computes with several threads."""
+        me = threading.get_ident()
         self._lock.acquire()
         self._forks += 1
-        self._changed.wait_for(lambda: max(self._wanted, default=1) == 1)
+        self._changed.wait_for(lambda: all(thread == me for thread, _ in self._wanted))
 
     def _after_fork(self) -> None:
         self._forks -= 1
         self._changed.notify_all()
         self._lock.release()
 
-    def _begin_anew(self) -> None:
-        """Put the threads back in a child, where those who asked for less are not there to do it."""
-        if self._wanted:
-            self._wanted.clear()
-            self._set()
+    def _after_fork_in_child(self) -> None:
         self._forks = 0
         self._lock.release()
 

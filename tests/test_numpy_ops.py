@@ -127,9 +127,10 @@ def test_blas_threads_are_lowered_and_put_back():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere children do not begin as copies")
-def test_a_fork_waits_for_threads_of_the_blas_and_the_child_has_its_own():
-    """OpenBLAS hangs if it is at work with several threads, in most runs of this without the wait."""
-    code = """
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_fork_waits_for_what_others_compute_and_the_child_has_all_threads(threads):
+    """Without that, OpenBLAS hangs in most runs of this with two threads."""
+    code = f"""
 import os, signal, threading, time
 import numpy as np
 from e5ref.numpy_ops import blas
@@ -137,23 +138,31 @@ from e5ref.numpy_ops import blas
 def counts():
     return [library.num_threads for library in blas._libraries]
 
-def multiply():
+def multiply(index):
     while True:
-        with blas.at_most(2):
-            square @ square
+        with blas.at_most({threads}):
+            busy[index] = True
+            with blas.at_most({threads}):
+                square @ square
+            busy[index] = False
 
-before, square = counts(), np.ones((256, 256), np.float32)
-for _ in range(2):
-    threading.Thread(target=multiply, daemon=True).start()
-for _ in range(20):
-    time.sleep(0.002)
+def fork(expected):
     child = os.fork()
     if not child:
         signal.alarm(20)  # a hang is a failure
         with blas.at_most(1):
             square @ square
-        os._exit(counts() != before)
+        os._exit(any(busy) or counts() != expected)
     assert os.waitpid(child, 0)[1] == 0
+
+before, square, busy = counts(), np.ones((256, 256), np.float32), [False, False]
+for index in range(2):
+    threading.Thread(target=multiply, args=[index], daemon=True).start()
+for _ in range(20):
+    time.sleep(0.002)
+    fork(before)
+with blas.at_most(1):  # for its own thread nobody has to wait
+    fork([1] * len(before))
 os._exit(0)
 """
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "2"}
