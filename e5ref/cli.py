@@ -147,43 +147,30 @@ def model_first(command: Command) -> Command:
     return click.argument("model_argument", required=False, metavar="")(model_option(run))
 
 
+def declare(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Declare several options as one, in the order in which help shows them."""
+    return lambda command: functools.reduce(lambda declared, option: option(declared), reversed(options), command)
+
+
+# Options that are arguments of `e5ref.load`.
+SETTINGS = ("revision", "dtype", "precision", "threads", "max_length", "truncation", "batch_size", "truncate_dim")
+
+
 def model_options(command: Command) -> Command:
     """Declare the options by which a model is chosen and run; the command gets `load`, which loads it."""
 
     @functools.wraps(command)
-    def run(
-        *,
-        model: str,
-        backend: Backend,
-        revision: str | None,
-        dtype: str,
-        precision: Precision | None,
-        threads: int | None,
-        max_length: int | None,
-        truncation: Truncation,
-        batch_size: int | None,
-        dim: int | None,
-        **options: Any,
-    ) -> None:
+    def run(*, model: str, backend: Backend, **options: Any) -> None:
+        settings = {name: options.pop(name) for name in SETTINGS}
+
         def load() -> E5:
             if backend == "jax":
                 _keep_programs()
-            return e5ref.load(
-                model,
-                backend=backend,
-                revision=revision,
-                dtype=dtype,
-                precision=precision,
-                threads=threads,
-                max_length=max_length,
-                truncation=truncation,
-                batch_size=batch_size,
-                truncate_dim=dim,
-            )
+            return e5ref.load(model, backend=backend, **settings)
 
         command(load=load, **options)
 
-    declared = (
+    return declare(
         model_option,
         revision_option,
         click.option(
@@ -214,10 +201,12 @@ def model_options(command: Command) -> Command:
             help="The most texts in one batch; vectors do not depend on it.  [default: as many as fill one]",
         ),
         click.option(
-            "--dim", type=click.IntRange(min=1), help="Keep this many dimensions, the first ones.  [default: all]"
+            "--dim",
+            "truncate_dim",
+            type=click.IntRange(min=1),
+            help="Keep this many dimensions, the first ones.  [default: all]",
         ),
-    )
-    return functools.reduce(lambda declared, option: option(declared), reversed(declared), run)
+    )(run)
 
 
 def _once(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
@@ -229,15 +218,8 @@ def _once(context: click.Context, option: click.Parameter, values: tuple[str, ..
 
 def input_options(what: str, *names: str, required: bool = False) -> Callable[[Command], Command]:
     """Declare where texts come from, `-i FILE|-` unless other names are given, and `--format`."""
-
-    def declare(command: Command) -> Command:
-        command = click.option(
-            "--format",
-            "form",
-            type=click.Choice(get_args(Format)),
-            help="A text a line, or JSON lines.  [default: what the file's name or its first line says]",
-        )(command)
-        return click.option(
+    return declare(
+        click.option(
             *(names or ("-i", "--input")),
             "source",
             metavar="FILE|-",
@@ -245,9 +227,14 @@ def input_options(what: str, *names: str, required: bool = False) -> Callable[[C
             multiple=True,
             callback=_once,
             help=f'{what}: one a line, or JSON lines with a "text"; - is standard input.',
-        )(command)
-
-    return declare
+        ),
+        click.option(
+            "--format",
+            "form",
+            type=click.Choice(get_args(Format)),
+            help="A text a line, or JSON lines.  [default: what the file's name or its first line says]",
+        ),
+    )
 
 
 prompt_option = click.option(
@@ -507,27 +494,20 @@ def evaluate() -> None:
     """Measure how good a checkpoint is, and set that beside what its authors published."""
 
 
-def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Declare the options that all evaluations share."""
-    for option in reversed(
-        (
-            click.option(
-                "--task", help="Which data set of mteb this is.  [default: the one it is called like, if any]"
-            ),
-            click.option(
-                "--protocol",
-                type=click.Choice(get_args(Protocol)),
-                help="How to ask the model: as its authors did, or as mteb's own wrapper does.  [default: authors]",
-            ),
-            click.option("--compare-protocols", is_flag=True, help="Ask in both ways."),
-            click.option("-o", "--output", type=Path, metavar="FILE", help="Write the reports to FILE too, in JSON."),
-            force_option,
-            json_option,
-            model_options,
-        )
-    ):
-        command = option(command)
-    return command
+# What all evaluations share.
+evaluation_options = declare(
+    click.option("--task", help="Which data set of mteb this is.  [default: the one it is called like, if any]"),
+    click.option(
+        "--protocol",
+        type=click.Choice(get_args(Protocol)),
+        help="How to ask the model: as its authors did, or as mteb's own wrapper does.  [default: authors]",
+    ),
+    click.option("--compare-protocols", is_flag=True, help="Ask in both ways."),
+    click.option("-o", "--output", type=Path, metavar="FILE", help="Write the reports to FILE too, in JSON."),
+    force_option,
+    json_option,
+    model_options,
+)
 
 
 @evaluate.command(short_help="Pairs of sentences: does the cosine follow what people say?")
