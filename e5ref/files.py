@@ -151,16 +151,21 @@ def json_objects(lines: Iterable[tuple[int, str]], name: str | Path) -> Iterator
     for number, line in lines:
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = None
+        value = parsed_json(line)
         if not isinstance(value, dict):
             reason = "is not a JSON object; each line must be a whole one"
             if line.lstrip().startswith("["):
                 reason = "starts a JSON array; make a line of each element with jq -c '.[]'"
             raise ValueError(f"{name}, line {number}: {reason}")
         yield number, value
+
+
+def parsed_json(text: str) -> Any:
+    """Parse JSON; None for anything else."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def json_string(value: Mapping[str, Any], field: str, wanted: str = "a string") -> str:

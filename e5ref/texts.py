@@ -1,16 +1,15 @@
 """Texts from a file or from standard input, one by one as they are read."""
 
 import itertools
-import json
 import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from e5ref.files import decoded_lines, json_objects, json_string, opened
+from e5ref.files import decoded_lines, json_objects, json_string, opened, parsed_json
 
 Format = Literal["text", "jsonl"]
 
@@ -59,7 +58,7 @@ def _format(name: str, line: str) -> Format:
     ending = name.lower().removesuffix(".gz")
     if ending.endswith((".jsonl", ".ndjson")):
         return "jsonl"
-    row = _parsed(line)
+    row = parsed_json(line)
     if isinstance(row, dict):
         warnings.warn(
             f"{name} is taken as JSON lines, since its first line is one; --format text takes each line as a text",
@@ -75,11 +74,3 @@ def _format(name: str, line: str) -> Format:
             "a text a line, or JSON lines; write its texts so, or say --format text if each line is a text"
         )
     return "text"
-
-
-def _parsed(line: str) -> Any:
-    """Parse JSON; None for anything else."""
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
