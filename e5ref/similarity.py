@@ -100,9 +100,9 @@ def _bits(width: int, n: int) -> int:
 
 
 def _exponents(vectors: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Return for each vector the e for which all of its numbers are below 2ᵉ. [m, D] -> [m, 1]."""
+    """Return for each vector an e for which all of its numbers are below 2ᵉ. [m, D] -> [m, 1]."""
     exponents: NDArray[np.int32] = np.frexp(np.abs(vectors).max(axis=1, keepdims=True, initial=0))[1]
-    return exponents
+    return np.maximum(exponents, -960)  # what divides the smallest of all numbers must not be infinite
 
 
 def _sliced(vectors: NDArray[np.float64], dtype: np.dtype[Any]) -> Sliced:

@@ -78,9 +78,15 @@ def test_equal_documents_rank_by_their_ids(copies, block, queries):
         assert [*found] == sorted(ids, key=lambda document: (row[copies[int(document[1:])]], document), reverse=True)
 
 
+def test_the_smallest_numbers_of_all():
+    smallest = np.array([[5e-324, 0, 0], [0, 1e-310, 1e-310], [3e-308, 0, 0]])
+    assert cosines(smallest, smallest).round(6).tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+    assert (dots(smallest, smallest) == 0).all()
+
+
 def test_no_vectors_and_vectors_of_different_widths():
-    assert cosines(np.empty((0, 4)), np.empty((3, 4))).shape == (0, 3)
-    assert cosines(np.empty((2, 4)), np.empty((0, 4))).shape == (2, 0)
+    assert cosines(np.zeros((0, 4)), np.zeros((3, 4))).shape == (0, 3)
+    assert cosines(np.zeros((2, 4)), np.zeros((0, 4))).shape == (2, 0)
     with pytest.raises(ValueError, match=r"must be as many in both, but are \(2, 4\) and \(3, 4\)"):
         pairwise_cosines(np.ones((2, 4)), np.ones((3, 4)))
 
