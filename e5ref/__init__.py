@@ -3,8 +3,9 @@
 from e5ref import numpy_model
 from e5ref.checkpoint import Checkpoint, EmbeddingSettings, known_checkpoints, read_checkpoint
 from e5ref.config import BertConfig, CheckpointError
-from e5ref.encoder import E5, E5Warning, Tokens, load
+from e5ref.encoder import E5, Tokens, load
 from e5ref.params import BertParams, build_params
+from e5ref.stream import E5Warning
 
 __version__ = "0.1.0"
 

@@ -1,139 +1,116 @@
-"""Texts of different lengths → batches; padded batches ↔ rows of real tokens."""
+"""Texts → the rows of a batch; a batch ↔ rows of real tokens.
+
+A batch is two arrays [B, T]. `input_ids` holds token ids. `attention_mask` says whose they are: 0 is padding, and k > 0
+is the k-th text of that row. A mask of 0 and 1, as in `transformers`, is the case of one text a row.
+"""
 
 import bisect
 import itertools
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.config import BertConfig
-from e5ref.numpy_ops import BLOCK_ELEMENTS, token_rows
+from e5ref.numpy_ops import BLOCK_ELEMENTS, text_lengths, text_starts, token_rows
 
 Ids = NDArray[np.integer]
 Floats = NDArray[np.floating]
-NumberedIds = tuple[int, Sequence[int] | NDArray[np.integer]]  # a text: its row among others, and its token ids
-
-# The part of a batch that real tokens must fill for `PaddedShapes` to make it before all texts have come.
-FULL = 0.85
 
 
-def token_batches(lengths: Sequence[int], *, tokens: int, max_texts: int | None = None) -> Iterator[list[int]]:
+class Batch(NamedTuple):
+    """Which texts stand in the rows of a batch: row after row, and in a row one behind another."""
+
+    texts: NDArray[np.int64]  # [n], their numbers
+    rows: NDArray[np.int64]  # [n], the row of each, ascending
+    shape: tuple[int, int]  # rows and their length, (B, T)
+
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """Which text of its row each one is, from 1 on. [n]."""
+        return np.arange(1, len(self.rows) + 1) - np.searchsorted(self.rows, self.rows)
+
+    def arrays(self, ids: Ids, offsets: Ids, pad_id: int = 0) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Lay the texts' ids into rows.
+
+        Args:
+            ids: of all texts, [tokens]; text i has ids[offsets[i] : offsets[i + 1]].
+            offsets: [all texts + 1].
+            pad_id: fills the rest of a row.
+
+        Returns:
+            input_ids [B, T] and attention_mask [B, T].
+        """
+        lengths = offsets[self.texts + 1] - offsets[self.texts]  # [n]
+        before = np.cumsum(lengths) - lengths  # [n], tokens of the batch before each text
+        columns = before - before[np.searchsorted(self.rows, self.rows)]
+        within = np.arange(lengths.sum()) - np.repeat(before, lengths)  # [tokens]
+        places = np.repeat(self.rows * self.shape[1] + columns, lengths) + within
+        input_ids, attention_mask = np.full(self.shape, pad_id, np.int32), np.zeros(self.shape, np.int32)
+        input_ids.ravel()[places] = ids[np.repeat(offsets[self.texts], lengths) + within]
+        attention_mask.ravel()[places] = np.repeat(self.numbers, lengths)
+        return input_ids, attention_mask
+
+
+def token_batches(lengths: Ids, *, tokens: int, max_texts: int | None = None) -> Iterator[NDArray[np.int64]]:
     """Split texts into batches of about equal work, the longest texts first.
 
     Args:
-        lengths: tokens of each text.
+        lengths: tokens of each text, [texts].
         tokens: how many make a batch full; its last text may bring more.
         max_texts: the most texts of one batch; None for no bound.
 
     Yields:
-        Indices into `lengths`, each once.
+        The numbers of a batch's texts; each is in one batch.
     """
-    batch: list[int] = []
-    held = 0
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        batch.append(index)
-        held += lengths[index]
-        if held >= tokens or len(batch) == max_texts:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
+    order = np.argsort(-lengths, kind="stable")
+    reached = np.cumsum(lengths[order])
+    start = 0
+    while start < len(order):
+        before = reached[start - 1] if start else 0
+        stop = min(int(np.searchsorted(reached, before + tokens)) + 1, start + (max_texts or len(order)))
+        yield order[start:stop]
+        start = stop
 
 
-@dataclass(frozen=True)
-class PaddedShapes:
-    """The fixed set of shapes (rows, length) that the JAX twin compiles a program for, and batches of these shapes.
+def pack(lengths: Ids, shape: tuple[int, int], most: int) -> Batch:
+    """Fill rows with texts: into each row again and again the longest that still fits.
 
-    Lengths stand eight to an octave, so that a row is padded by an eighth at most. Of each length there are batches of
-    1 row, of 8, of 64, …, and one that fills the token budget.
+    Args:
+        lengths: tokens of each text, ascending, [texts].
+        shape: rows and their length, which no text exceeds.
+        most: the most texts of a row.
 
-    Attributes:
-        max_length: the most tokens of a text.
-        max_tokens: the most tokens of a batch on one device, padding counted (one row may have more).
-        devices: among how many devices the rows are divided; each gets as many.
+    Returns:
+        The texts that found room; the longest is always among them.
     """
-
-    max_length: int
-    max_tokens: int
-    devices: int = 1
-
-    @cached_property
-    def lengths(self) -> list[int]:
-        """The lengths to which texts are padded, ascending; the last is `max_length`."""
-        lengths = [min(8, self.max_length)]
-        while lengths[-1] < self.max_length:
-            step = 1 << lengths[-1].bit_length() >> 4  # an eighth of the power of two below
-            lengths.append(min(lengths[-1] + step, self.max_length))
-        return lengths
-
-    def rows(self, length: int) -> list[int]:
-        """The numbers of rows that there are for a length, ascending."""
-        full = max(1, self.max_tokens // length)
-        multiple = 128 // math.gcd(length, 128)  # of rows, for rows × length to be a multiple of `jax_kernels`' tiles
-        if full >= 8 * multiple:  # an eighth of the rows is lost at most
-            full -= full % multiple
-        rows = [8**power for power in range(full.bit_length()) if 2 * 8**power <= full]
-        return [count * self.devices for count in (*rows, full)]
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield every shape."""
-        for length in self.lengths:
-            for rows in self.rows(length):
-                yield rows, length
-
-    def fit(self, texts: int, length: int) -> tuple[int, int]:
-        """Return the smallest shape for some texts, the longest of which has `length` tokens."""
-        padded = self.lengths[bisect.bisect_left(self.lengths, length)]
-        rows = self.rows(padded)
-        return rows[bisect.bisect_left(rows, texts)], padded
-
-    def batches(
-        self, pieces: Iterable[Sequence[NumberedIds]], *, total: int, max_texts: int | None = None
-    ) -> Iterator[list[NumberedIds]]:
-        """Split texts into batches that each `fit` a shape, beginning before all of them have come.
-
-        Until then a batch is made only where it fills `FULL` of the largest shape of its length (so none is with a
-        small `max_texts`); other texts wait for more like them. What has waited to the end is taken the longest first.
-
-        Args:
-            pieces: the texts, some at a time.
-            total: how many there are in all pieces.
-            max_texts: the most texts of one batch; None for no bound.
-
-        Yields:
-            The texts of a batch, each in one of them.
-        """
-
-        def negative_length(text: NumberedIds) -> int:
-            return -len(text[1])
-
-        waiting: list[NumberedIds] = []
-        for piece in pieces:
-            total -= len(piece)
-            waiting = sorted([*waiting, *piece], key=negative_length)
-            first = 0  # those before it go on waiting
-            while total and first < len(waiting):
-                _, length = self.fit(1, len(waiting[first][1]))
-                rows = self.rows(length)[-1]
-                batch = waiting[first : first + min(rows, max_texts or rows)]
-                if len(batch) >= FULL * rows and sum(len(ids) for _, ids in batch) >= FULL * rows * length:
-                    yield batch
-                    del waiting[first : first + len(batch)]
-                else:  # on to the next shorter shape
-                    shorter = max((other for other in self.lengths if other < length), default=0)
-                    first = bisect.bisect_left(waiting, -shorter, key=negative_length)
-        while waiting:
-            _, length = self.fit(1, len(waiting[0][1]))
-            # As many as the largest batch that they fill by half; the rest of its rows is padding.
-            fits = [rows for rows in self.rows(length) if rows < 2 * len(waiting)] or self.rows(length)[:1]
-            count = min(fits[-1], max_texts or len(waiting))
-            yield waiting[:count]
-            waiting = waiting[count:]
+    present, first = (array.tolist() for array in np.unique(lengths, return_index=True))
+    stop = dict(zip(present, [*first[1:], len(lengths)], strict=True))  # length -> behind the last one that is left
+    left = dict(zip(present, np.diff([*first, len(lengths)]).tolist(), strict=True))  # length -> how many are left
+    texts, rows, row = [], [], 0
+    while present and row < shape[0]:
+        room, free, alike, at = shape[1], most, shape[0] - row, len(present)
+        parts: list[tuple[int, int]] = []  # (length, how many of it) in the next row
+        while free and (at := bisect.bisect_right(present, room, hi=at)):
+            at -= 1
+            length = present[at]
+            count = min(left[length], room // length, free)
+            alike = min(alike, left[length] // count)  # rows that can be filled like this one
+            room, free = room - count * length, free - count
+            parts.append((length, count))
+        columns = []
+        for length, count in parts:
+            stop[length] -= alike * count
+            left[length] -= alike * count
+            columns.append(np.arange(stop[length], stop[length] + alike * count).reshape(alike, count))
+            if not left[length]:
+                present.remove(length)
+        block = np.hstack(columns)  # [rows that are alike, texts of each]
+        texts.append(block.ravel())
+        rows.append(np.repeat(np.arange(row, row + alike), block.shape[1]))
+        row += alike
+    return Batch(np.concatenate(texts), np.concatenate(rows), shape)
 
 
 def pad_ids(
@@ -175,7 +152,8 @@ def attention_blocks(attention_mask: Ids, heads: int) -> Iterator[AttentionBlock
     Texts of one length that follow each other are taken together, and the heads of a long text in parts.
     """
     first = start = 0
-    for length, run in itertools.groupby(attention_mask.sum(axis=1).tolist()):
+    lengths = text_lengths(attention_mask)  # [B, texts of a row]
+    for length, run in itertools.groupby(lengths[lengths > 0].tolist()):
         most_texts = max(1, BLOCK_ELEMENTS // (heads * length**2))
         parts = min(heads, -(-heads * length**2 // BLOCK_ELEMENTS))
         most_heads = -(-heads // parts)
@@ -191,18 +169,19 @@ def attention_blocks(attention_mask: Ids, heads: int) -> Iterator[AttentionBlock
 def pad_rows(rows: Floats, attention_mask: Ids) -> Floats:
     """Put rows back into their places in the padded batch, zeros elsewhere. [R, n], [B, T] -> [B, T, n]."""
     padded = np.zeros((*attention_mask.shape, rows.shape[-1]), rows.dtype)
-    padded[attention_mask == 1] = rows[token_rows(attention_mask)]
+    padded[attention_mask > 0] = rows[token_rows(attention_mask)]
     return padded
 
 
 def pad_squares(squares: Sequence[tuple[AttentionBlock, Floats]], attention_mask: Ids, heads: int) -> Floats:
     """Put the [n, N, t, t] of each block into their places in the padded batch, zeros elsewhere. -> [B, N, T, T]."""
-    texts, length = attention_mask.shape
-    padded = np.zeros((texts, heads, length, length), squares[0][1].dtype if squares else np.float32)
+    rows, length = attention_mask.shape
+    padded = np.zeros((rows, heads, length, length), squares[0][1].dtype if squares else np.float32)
+    places = np.argwhere(text_lengths(attention_mask))  # [texts, 2], the row of each, and which of its texts it is
     for block, square in squares:
-        for index, of_text in enumerate(square, block.first):
-            mask = attention_mask[index] == 1
-            padded[index, block.heads][:, np.outer(mask, mask)] = of_text.reshape(len(of_text), -1)
+        for (row, number), of_text in zip(places[block.first :], square, strict=False):
+            mask = attention_mask[row] == number + 1
+            padded[row, block.heads][:, np.outer(mask, mask)] = of_text.reshape(len(of_text), -1)
     return padded
 
 
@@ -221,19 +200,32 @@ def check_batch(input_ids: Ids, attention_mask: Ids, config: BertConfig) -> None
             f"input_ids and attention_mask must both be [B, T], but have shapes {input_ids.shape} and "
             f"{attention_mask.shape}"
         )
-    if not np.isin(attention_mask, (0, 1)).all():
-        raise ValueError("attention_mask must hold 1 for a real token and 0 for padding, and nothing else")
-    empty = np.flatnonzero(attention_mask.sum(axis=1) == 0)
+    empty = np.flatnonzero(~(attention_mask > 0).any(axis=1))
     if len(empty):
-        raise ValueError(f"attention_mask leaves text {empty[0]} without a single real token")
-    if input_ids.shape[1] > config.max_tokens:
-        raise ValueError(
-            f"input_ids has {input_ids.shape[1]} tokens a text, but the model {config.max_tokens} positions"
-        )
+        raise ValueError(f"attention_mask leaves row {empty[0]} without a single real token")
+    reached = np.maximum.accumulate(attention_mask, axis=1)  # [B, T]
+    skipped = np.diff(reached, axis=1, prepend=0) > 1
+    if (attention_mask < 0).any() or ((attention_mask > 0) & (attention_mask < reached)).any() or skipped.any():
+        raise ValueError("attention_mask must hold 0 for padding and 1, 2, … for the first, second, … text of a row")
+    positions = np.where(attention_mask > 0, np.arange(input_ids.shape[1]) - text_starts(attention_mask), 0)
+    longest = positions.max(initial=-1) + 1
+    if longest > config.max_tokens:
+        raise ValueError(f"input_ids has a text of {longest} tokens, but the model {config.max_tokens} positions")
     outside = (input_ids < 0) | (input_ids >= config.vocab_size)
     if outside.any():
-        text, token = np.argwhere(outside)[0]
+        row, token = np.argwhere(outside)[0]
         raise ValueError(
-            f"input_ids[{text}, {token}] is {input_ids[text, token]}, outside the vocabulary of {config.vocab_size}; "
+            f"input_ids[{row}, {token}] is {input_ids[row, token]}, outside the vocabulary of {config.vocab_size}; "
             "were the ids made by another model's tokenizer?"
         )
+
+
+def check_texts_per_row(attention_mask: Ids, texts_per_row: int) -> None:
+    """Check that no row has more texts than said, which pooling would leave out or give to the next row.
+
+    Raises:
+        ValueError: says how many a row has.
+    """
+    most = attention_mask.max(initial=0)
+    if most > texts_per_row:
+        raise ValueError(f"attention_mask numbers {most} texts of a row, but texts_per_row is {texts_per_row}")

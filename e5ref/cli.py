@@ -17,12 +17,13 @@ import numpy as np
 
 import e5ref
 from e5ref.checkpoint import DEFAULT_CHECKPOINT, Checkpoint, is_on_this_machine
-from e5ref.encoder import E5, Backend, Precision, Truncation, require_jax
+from e5ref.encoder import E5, Backend, Precision, require_jax
 from e5ref.evaluation.protocols import Protocol
 from e5ref.files import written_whole
 from e5ref.params import leaves
 from e5ref.prompts import count_doubled, doubled_prompts, find_prompt
 from e5ref.stopping import Stopped, end, stops_soon
+from e5ref.stream import Truncation
 from e5ref.texts import Format, read_texts
 from e5ref.vectors import SUFFIXES, with_texts, write_json_lines, write_vectors, written_names
 
@@ -455,8 +456,9 @@ def bench(
     """Measure e5ref beside its peers, on this machine.
 
     All embed the same inputs in turn: texts of 64, 128 and 512 tokens, and those of --texts. Each is first compared
-    with float64; one that is wrong is not timed. On a CPU, each also starts processes of its own, for the time until
-    the first vector and for the most memory. Tables are shown, and files written, after each input.
+    with float64; one that is wrong is not timed. Each also starts processes of its own, for the time until the first
+    vector and until all texts are embedded, the first time with nothing compiled, and for the most memory. Tables are
+    shown, and files written, after each input.
     """
     from tqdm import tqdm
 

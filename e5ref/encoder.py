@@ -1,50 +1,38 @@
 """E5: texts in, vectors out."""
 
 import importlib.metadata
-import itertools
-import sys
-import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from e5ref import numpy_model
-from e5ref.batching import NumberedIds, pad_ids
+from e5ref.batching import pad_ids
 from e5ref.checkpoint import DEFAULT_CHECKPOINT, Checkpoint, file_sha256, read_checkpoint
+from e5ref.engine import Engine
 from e5ref.extras import require
-from e5ref.numpy_engine import Batch, NumpyEngine
+from e5ref.numpy_engine import NumpyEngine
+from e5ref.numpy_model import l2_normalize
 from e5ref.progress import progress_bar
 from e5ref.prompts import find_prompt
 from e5ref.similarity import cosines, pairwise_cosines
-from e5ref.tokenizer import Encoded, TokenizedText, Tokenizer
+from e5ref.stream import (
+    CutTexts,
+    Truncation,
+    VectorStream,
+    as_text,
+    check_tokens,
+    check_unicode,
+    checked_texts,
+    embed,
+    number_of,
+    warn,
+)
+from e5ref.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from e5ref.jax_engine import JaxEngine
-
-Truncation = Literal["warn", "error", "allow"]
 Backend = Literal["numpy", "jax"]
 Precision = Literal["highest", "high", "bfloat16", "float16"]
-
-
-class E5Warning(UserWarning):
-    """Something that the vectors cannot show: a text was cut, dimensions were left out. Said each time, not once."""
-
-
-# Behind the caller's own filters, so that those decide first.
-warnings.simplefilter("always", E5Warning, append=True)
-
-
-# Texts of a window that were tokenized together: (row in the window, text) of each.
-_Piece = list[tuple[int, TokenizedText]]
-
-# Characters of a text in mean, up to which a window is full when it has its number of texts.
-WINDOW_CHARACTERS = 512
 
 
 class Tokens(TypedDict):
@@ -83,8 +71,8 @@ def load(
             and the like say, up to 16. Vectors do not depend on it.
         max_length: the most tokens of a text, [CLS] and [SEP] counted; None for the checkpoint's own.
         truncation: what to do about longer texts: "warn" and cut, "error", or "allow" (cut without a word).
-        batch_size: the most texts in one batch; None for as many as make a batch of full size. Vectors do not depend
-            on it.
+        batch_size: the most texts in one batch; None for as many as make a batch of full size. NumPy's vectors do not
+            depend on it.
         truncate_dim: keep this many dimensions, the first ones; None for all. Warns, because E5 is not trained for it.
 
     Returns:
@@ -143,13 +131,11 @@ class E5:
         self.tokenizer = Tokenizer(checkpoint.folder, checkpoint.config, max_length)
         self.engine = self._make_engine(backend, precision, threads)
 
-    def _make_engine(
-        self, backend: Backend, precision: Precision | None, threads: int | None
-    ) -> "NumpyEngine | JaxEngine":
+    def _make_engine(self, backend: Backend, precision: Precision | None, threads: int | None) -> Engine:
         if backend == "numpy":
             if precision is not None:
                 raise ValueError("precision is for backend='jax'; NumPy computes everything in dtype")
-            return NumpyEngine(self.checkpoint, pad_id=self.tokenizer.pad_id, threads=threads)
+            return NumpyEngine(self.checkpoint, threads=threads)
         if backend != "jax":
             raise ValueError(f"backend is {backend!r}, but must be 'numpy' or 'jax'")
         if threads is not None:
@@ -236,9 +222,9 @@ class E5:
             ((vector,),) = parts
             return vector
         width = truncate_dim or self.dimensions
-        if not isinstance(texts, Sized):
+        if (total := number_of(texts)) is None:
             return np.concatenate([np.empty((0, width), self.dtype), *parts])
-        vectors = np.empty((len(texts), width), self.dtype)
+        vectors = np.empty((total, width), self.dtype)
         stop = 0
         for part in parts:
             start, stop = stop, stop + len(part)
@@ -256,7 +242,7 @@ class E5:
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
         truncation: Truncation | None = None,
-    ) -> Iterator[NDArray[np.floating]]:
+    ) -> VectorStream:
         """Turn texts into vectors, part by part, in memory that does not grow with their number.
 
         A generator of texts is read as the work goes on. While the parts are taken, NumPy's BLAS has one thread.
@@ -264,57 +250,38 @@ class E5:
         Args:
             texts: as for `encode`, and so are the other arguments.
 
-        Yields:
-            The vectors of the next texts, [n, D], in the order given; n is a thousand or so, and fewer for long texts.
+        Returns:
+            An iterator that gives the vectors of the next texts, [n, D], in the order given; n is a thousand or
+            more, fewer at the beginning of a generator, and fewer for long texts. Its attribute `cut_texts` counts what
+            was cut.
 
         Raises:
             TypeError, ValueError: as `encode`, those of an argument at once.
         """
         settings = self.checkpoint.settings
-        width = self.checkpoint.config.hidden_size
-        texts = _checked_texts(texts)
         if prompt is None and prompt_name is None:
             prompt_name = settings.default_prompt_name
-        prefix = _checked_text("prompt", find_prompt(settings.prompts, prompt_name, prompt))
+        prompt = as_text("prompt", find_prompt(settings.prompts, prompt_name, prompt))
+        check_unicode([prompt], name="prompt")
+        cut_texts = CutTexts()
         normalize = settings.normalize if normalize_embeddings is None else normalize_embeddings
-        truncation = self.truncation if truncation is None else _checked_truncation(truncation)
-        max_texts = self.batch_size if batch_size is None else _checked_batch_size(batch_size)
+        vectors = embed(
+            checked_texts(texts),
+            self.tokenizer,
+            self.engine,
+            cut_texts,
+            width=self.checkpoint.config.hidden_size,
+            dtype=self.dtype,
+            prompt=prompt,
+            normalize=normalize,
+            truncation=self.truncation if truncation is None else _checked_truncation(truncation),
+            max_texts=self.batch_size if batch_size is None else _checked_batch_size(batch_size),
+            show_progress_bar=show_progress_bar,
+        )
         kept = self.truncate_dim if truncate_dim is None else self._checked_width(truncate_dim)
-
-        windows: deque[NDArray[np.floating]] = deque()  # begun, and not yielded yet
-        cut_texts = _CutTexts()
-
-        def numbered_ids(first: int, pieces: Iterable[_Piece]) -> Iterator[list[NumberedIds]]:
-            for piece in pieces:
-                cut_texts.add(first, piece)
-                if truncation == "error":
-                    cut_texts.refuse(self.tokenizer.max_length)
-                yield [(row, text.ids) for row, text in piece]
-
-        def batches(tokenized: Iterable[tuple[int, int, Iterator[_Piece]]]) -> Iterator[Batch]:
-            for first, count, pieces in tokenized:
-                windows.append(np.empty((count, width), self.dtype))
-                for batch in self.engine.batches(numbered_ids(first, pieces), total=count, max_texts=max_texts):
-                    yield Batch.of(batch, windows[-1])
-
-        def parts() -> Iterator[NDArray[np.floating]]:
-            finished = 0
-            total = len(texts) if isinstance(texts, Sized) else None
-            tokenized = self._tokenized_windows(texts, prefix)
-            # Who writes a stream may be slow: its first window is finished before more is read.
-            groups = [tokenized] if isinstance(texts, Sized) else [itertools.islice(tokenized, 1), tokenized]
-            with progress_bar(total, "embedding", "text", show=show_progress_bar) as progress:
-                runs = (self.engine.run(batches(group), normalize=normalize) for group in groups)
-                for batch in itertools.chain.from_iterable(runs):
-                    progress.update(len(batch.rows))
-                    finished += len(batch.rows)
-                    while windows and finished >= len(windows[0]):  # batches are finished in their order
-                        finished -= len(windows[0])
-                        yield _cut_vectors(windows.popleft(), kept, normalize)
-            if truncation == "warn":
-                cut_texts.warn(self.tokenizer.max_length)
-
-        return parts()
+        if kept is not None:
+            vectors = (l2_normalize(part[:, :kept]) if normalize else part[:, :kept] for part in vectors)
+        return VectorStream(vectors, cut_texts)
 
     def encode_query(self, texts: str | Iterable[str], **options: Any) -> NDArray[np.floating]:
         """Turn queries into vectors: `encode` with the checkpoint's query prompt (E5: "query: ") before each.
@@ -387,17 +354,15 @@ class E5:
         Raises:
             TypeError, ValueError: as `encode`.
         """
-        tokenized = [
-            _checked_tokens(first + row, text)
-            for first, window in self._windows(_checked_texts(texts))
-            for row, text in enumerate(self.tokenizer(window))
-        ]
-        input_ids, attention_mask = pad_ids([text.ids for text in tokenized], self.tokenizer.pad_id)
+        texts = [as_text(f"texts[{number}]", text) for number, text in enumerate(checked_texts(texts))]
+        tokens = self.tokenizer(check_unicode(texts))
+        check_tokens(tokens)
+        input_ids, attention_mask = pad_ids(tokens.texts(), self.tokenizer.pad_id)
         return Tokens(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            n_tokens=np.array([text.n_tokens for text in tokenized], np.int64),
-            truncated=np.array([text.truncated for text in tokenized], np.bool_),
+            n_tokens=tokens.n_tokens,
+            truncated=tokens.truncated,
         )
 
     def provenance(self, prompt: str) -> dict[str, str]:
@@ -423,33 +388,12 @@ class E5:
             "dtype": str(self.dtype),
             **({} if self.truncate_dim is None else {"truncate_dim": str(self.truncate_dim)}),
             **self.engine.provenance(),
+            "tokenized_by": self.tokenizer.implementation,
             **{
                 f"{package}_version": importlib.metadata.version(package)
-                for package in ("e5ref", "numpy", "tokenizers")
+                for package in dict.fromkeys(("e5ref", "numpy", "tokenizers", self.tokenizer.implementation))
             },
         }
-
-    def _windows(self, texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-        """Yield (index of the first text, texts) a window at a time, each text checked.
-
-        A window holds as many texts as the engine sorts together, or fewer long ones. Of texts that come from a stream
-        the first window is one that keeps the engine busy and no more, so that its vectors come soon.
-        """
-        size = self.engine.window_texts
-        most_characters = size * WINDOW_CHARACTERS
-        bound = most_characters if isinstance(texts, Sized) else min(most_characters, self.engine.first_characters)
-        window: list[str] = []
-        characters = 0
-        for index, text in enumerate(texts):
-            if not isinstance(text, str) and hasattr(text, "as_py"):
-                text = text.as_py()  # an element of an Arrow array
-            window.append(_checked_text(f"texts[{index}]", text))
-            characters += len(text)
-            if len(window) == size or characters >= bound:
-                yield index + 1 - len(window), window
-                window, characters, bound = [], 0, most_characters
-        if window:
-            yield index + 1 - len(window), window
 
     def _checked_width(self, truncate_dim: int | None) -> int | None:
         width = self.checkpoint.config.hidden_size
@@ -457,53 +401,8 @@ class E5:
             return None
         if not isinstance(truncate_dim, int | np.integer) or not 1 <= truncate_dim <= width:
             raise ValueError(f"truncate_dim is {truncate_dim!r}, but must be a whole number from 1 to {width}")
-        _warn(f"truncate_dim={truncate_dim} keeps {truncate_dim} of {width} dimensions; E5 is not trained for that")
+        warn(f"truncate_dim={truncate_dim} keeps {truncate_dim} of {width} dimensions; E5 is not trained for that")
         return int(truncate_dim)
-
-    def _tokenized_windows(self, texts: Iterable[str], prefix: str) -> Iterator[tuple[int, int, Iterator[_Piece]]]:
-        """Yield the index of a window's first text, how many it has, and its pieces, each once it is tokenized.
-
-        A thread tokenizes what comes next meanwhile, up to the end of the window after.
-        """
-        thread = ThreadPoolExecutor(1, "e5ref-tokenizer")
-
-        def begin(first: int, window: list[str]) -> Iterator[_Piece]:
-            # The longest first, by their characters, so that a piece holds texts of like lengths, which make batches.
-            order = sorted(range(len(window)), key=lambda row: -len(window[row]))
-            # Later windows are tokenized while others are computed: they come whole, and are padded less.
-            size = len(window) if first else self.engine.piece_texts
-            pieces = [order[start : start + size] for start in range(0, len(order), size)]
-            results: deque[Callable[[], list[TokenizedText]]] = deque()
-            for rows in pieces:
-                prompted = [prefix + window[row] for row in rows]
-                if first:
-                    results.append(thread.submit(self.tokenizer, prompted).result)
-                elif not results:  # needed at once: a query does without the thread
-                    results.append(partial(self.tokenizer, prompted))
-                else:  # the thread does only what needs no Python, so that nothing keeps it from the next piece
-                    results.append(partial(read, thread.submit(self.tokenizer.encode, prompted)))
-            # Taken out one by one: what the tokenizer made is large, and is let go of once it is read.
-            return (list(zip(rows, results.popleft()(), strict=True)) for rows in pieces)
-
-        def read(encoded: Future[Encoded]) -> list[TokenizedText]:
-            return self.tokenizer.read(encoded.result())
-
-        try:
-            begun: deque[tuple[int, int, Iterator[_Piece]]] = deque()
-            for first, window in self._windows(texts):
-                begun.append((first, len(window), begin(first, window)))
-                if len(begun) > 1 or not (first or isinstance(texts, Sized)):
-                    yield begun.popleft()
-            yield from begun
-        finally:
-            thread.shutdown(cancel_futures=True)
-
-
-def _cut_vectors(vectors: NDArray[np.floating], width: int | None, normalize: bool) -> NDArray[np.floating]:
-    """Keep the first dimensions only; None keeps all."""
-    if width is None:
-        return vectors
-    return numpy_model.l2_normalize(vectors[:, :width]) if normalize else vectors[:, :width]
 
 
 def _with_prompt(prompt_name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -512,87 +411,9 @@ def _with_prompt(prompt_name: str, options: dict[str, Any]) -> dict[str, Any]:
     return options if chosen else {**options, "prompt_name": prompt_name}
 
 
-class _CutTexts:
-    """Counts the texts that were cut, and remembers the longest of them."""
-
-    def __init__(self) -> None:
-        self.cut = self.total = self.n_tokens = 0
-        self.index: int | None = None
-        self.more_than = ""
-
-    def add(self, first: int, piece: _Piece) -> None:
-        self.total += len(piece)
-        for row, text in piece:
-            self.cut += _checked_tokens(first + row, text).truncated
-            if text.truncated and text.n_tokens > self.n_tokens:
-                self.index, self.n_tokens = first + row, text.n_tokens
-                self.more_than = "" if text.exact else "more than "
-
-    def refuse(self, max_length: int) -> None:
-        if self.cut:
-            raise ValueError(
-                f"texts[{self.index}] has {self.more_than}{self.n_tokens} tokens, more than max_length {max_length}; "
-                "split it, or allow truncation"
-            )
-
-    def warn(self, max_length: int) -> None:
-        if self.cut:
-            _warn(
-                f"{self.cut} of {self.total} texts are longer than {max_length} tokens and were cut; the longest, "
-                f"texts[{self.index}], has {self.more_than}{self.n_tokens} (truncation 'allow' silences this, 'error' "
-                "refuses)"
-            )
-
-
 def require_jax() -> None:
     """Raise `ModuleNotFoundError`, with what to install, if there is no JAX."""
     require("jax", "backend 'jax' (the extra is cuda on NVIDIA, tpu on TPU)", "jax")
-
-
-def _checked_texts(texts: Any) -> Iterable[str]:
-    """Return texts as an iterable, one str as a list of one; refuse what is neither, or a table."""
-    if isinstance(texts, str):
-        return [texts]
-    # Those of pandas and Polars, and of Arrow; iterating over the former would give the names of the columns.
-    columns = getattr(texts, "column_names", getattr(texts, "columns", None))
-    if columns is not None:
-        names = [str(name) for name in columns]
-        example = "text" if "text" in names else next(iter(names), "text")
-        raise TypeError(
-            f"texts is a {type(texts).__name__} with the columns {', '.join(names) or 'none'}; give one of them, such "
-            f"as texts[{example!r}]"
-        )
-    refused = isinstance(texts, bytes | bytearray | Mapping | Set) or (isinstance(texts, np.ndarray) and not texts.ndim)
-    if refused or not isinstance(texts, Iterable):
-        raise TypeError(f"texts must be a str or an iterable of str in order, not {type(texts).__name__}")
-    return texts
-
-
-def _checked_text(name: str, text: str) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"{name} is {type(text).__name__}, not str")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{name} is not valid Unicode: a lone surrogate at position {error.start}; decode the text again, or "
-            "replace it: text.encode(errors='replace').decode()"
-        ) from None
-    return text
-
-
-def _checked_tokens(index: int, text: TokenizedText) -> TokenizedText:
-    if not text.ids and not text.exact:
-        raise ValueError(f"texts[{index}] has hardly a token in a million characters; take out what is not text")
-    return text
-
-
-def _warn(message: str) -> None:
-    """Warn at the line outside this file that called."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back and frame.f_code.co_filename == __file__:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, E5Warning, stacklevel=level)
 
 
 def _checked_batch_size(batch_size: int | None) -> int | None:

@@ -1,21 +1,25 @@
-"""Runs batches of token ids through the JAX twin: weights on every device, fixed shapes, several batches in flight."""
+"""Runs batches of token ids through the JAX twin: weights on every device, few programs, several batches in flight."""
 
 import importlib.metadata
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
 
 from e5ref import jax_model
-from e5ref.batching import NumberedIds, PaddedShapes, pad_ids
+from e5ref.batching import Batch, pack
 from e5ref.checkpoint import Checkpoint
-from e5ref.numpy_engine import Batch
+from e5ref.engine import Window
+from e5ref.numpy_engine import usable_cores
+from e5ref.params import BertParams
 
 if TYPE_CHECKING:
     from e5ref.encoder import Precision
@@ -29,30 +33,81 @@ PRECISIONS: "dict[Precision, tuple[str | None, str]]" = {
     "float16": ("float16", "highest"),
 }
 
-# Tokens of a batch on one device, padding counted. A CPU's matrix products run at their full rate from about a thousand
-# on, and smaller batches are padded less; an accelerator needs many to be busy.
-MAX_TOKENS = {"cpu": 1024}
-MAX_TOKENS_ACCELERATOR = 65_536
+# Tokens of an accelerator's full batch, and of one for what full batches leave.
+FULL_TOKENS, REST_TOKENS = 65_536, 8192
 
-# Texts that are tokenized together for each accelerator: enough for all cores, few enough for it to begin soon.
-PIECE_TEXTS = 1024
+# A row has room for a text for each of so many tokens.
+TOKENS_OF_A_TEXT = 8
 
 # Batches that are on the device or on their way there before the host waits for the first of them.
 IN_FLIGHT = 8
 
 
+class Shapes(NamedTuple):
+    """The shapes of batches, (rows, length); XLA compiles a program for each.
+
+    Attributes:
+        few: for texts that are alone and fit into one row, the smallest first.
+        rest: for up to four batches of it, such as what full batches leave.
+        full: for many texts: the most tokens of a text, and the shape for such texts and shorter ones. Up to half of
+            the longest, several texts fill a row; of longer ones a row of an accelerator holds one.
+    """
+
+    few: list[tuple[int, int]]
+    rest: tuple[int, int]
+    full: list[tuple[int, tuple[int, int]]]
+
+    def __call__(self, lengths: NDArray[np.int64], *, alone: bool) -> tuple[int, int]:
+        """Choose the shape of the next batch.
+
+        Args:
+            lengths: tokens of each text that is left, ascending.
+            alone: whether there was no batch before, whose program is there already.
+        """
+        longest, tokens = lengths[-1], lengths.sum()
+        fit = [shape for shape in self.few if alone and shape[1] >= tokens]
+        fit += [self.rest] if 4 * math.prod(self.rest) >= tokens else []
+        fit += [shape for most, shape in self.full if longest <= most]
+        return fit[0]
+
+    def all(self) -> list[tuple[int, int]]:
+        """List all shapes."""
+        return list(dict.fromkeys([*self.few, self.rest, *(shape for _, shape in self.full)]))
+
+
+def batch_shapes(platform: str, max_length: int, devices: int = 1) -> Shapes:
+    """Return the shapes of batches.
+
+    On a CPU a batch is one row, since attention is no dearer in a long one. Products run at their full rate from about
+    a thousand tokens on. An accelerator computes attention of a row whole, and so has rows of several lengths.
+
+    Args:
+        platform: what JAX calls the devices: "cpu", "gpu", "tpu".
+        max_length: the most tokens of a text.
+        devices: among how many the rows are divided.
+    """
+    longest = max(512, 1 << (max_length - 1).bit_length())
+    if platform == "cpu":
+        few = [(devices, length) for length in (16, 32, 64, 112, 224, longest)]
+        rest = devices, 2 * longest
+        return Shapes(few, rest, [(longest // 2, rest), (longest, (devices, 3 * longest))])
+    rest = REST_TOKENS // longest * devices, longest
+    rows = {32: 64, 128: 256, longest // 2: longest} | {
+        part: part for part in range(longest * 5 // 8, longest + 1, longest // 8)
+    }
+    full = [(most, (FULL_TOKENS // length * devices, length)) for most, length in rows.items()]
+    return Shapes([(devices, 64)], rest, full)
+
+
 class JaxEngine:
-    """What `E5` asks of a twin, as `NumpyEngine` does it, on all devices of this process.
+    """An `Engine` of the JAX twin, on all devices of this process.
+
+    A row holds several texts, so that the shapes of batches, and with them XLA's programs, do not depend on the texts.
 
     Attributes:
         precision: one of `PRECISIONS`.
-        shapes: the shapes of batches, each of which XLA compiles a program for.
-        window_texts: how many texts to sort by length together.
-        piece_texts: how many of the first window to tokenize together.
-        first_characters: no bound here: smaller windows would want programs for more shapes.
+        shapes: the shapes of batches.
     """
-
-    first_characters = math.inf
 
     def __init__(self, checkpoint: Checkpoint, *, pad_id: int, max_length: int, precision: "Precision") -> None:
         """Put the weights of `checkpoint` on all devices.
@@ -79,11 +134,10 @@ class JaxEngine:
         devices = jax.local_devices()
         self.platform = devices[0].platform
         self._product = PRECISIONS["highest"][1] if self._float64 else product_precision(precision, devices[0])
-        max_tokens = MAX_TOKENS.get(self.platform, MAX_TOKENS_ACCELERATOR)
-        self.shapes = PaddedShapes(max_length, max_tokens, len(devices))
-        self.window_texts = max(4096, max_tokens * len(devices) // 2)
-        # An accelerator begins while later pieces are tokenized. On a CPU all cores do one thing and then the other.
-        self.piece_texts = self.window_texts if self.platform == "cpu" else PIECE_TEXTS * len(devices)
+        self.shapes = batch_shapes(self.platform, max_length, len(devices))
+        # An accelerator begins soon, and has work until the next, longer window is tokenized.
+        self.first_texts = 4096 * len(devices)
+        self.window_texts = self.first_texts if self.platform == "cpu" else 8 * self.first_texts
         mesh = Mesh(np.array(devices), ("texts",))
         everywhere, self._divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("texts"))
         with self._settings():
@@ -91,16 +145,23 @@ class JaxEngine:
             self._params = jax.device_put(jax_model.stack_layers(params), everywhere)
         # Left to itself, XLA keeps some states of half precision in float32, at twice the memory traffic.
         options = {"xla_allow_excess_precision": False} if half and self.platform == "gpu" else {}
+
+        def embed(params: BertParams, ids: jax.Array, mask: jax.Array, normalize: bool) -> jax.Array:
+            return jax_model.embed(
+                params,
+                ids,
+                mask,
+                config=checkpoint.config,
+                pooling=checkpoint.settings.pooling,
+                normalize=normalize,
+                texts_per_row=texts_per_row(ids.shape),
+            )
+
         # Each device runs the whole program on its share of the rows; none waits for another.
-        self._programs = {
+        self._embed = {
             normalize: jax.jit(
                 jax.shard_map(
-                    partial(
-                        jax_model.embed,
-                        config=checkpoint.config,
-                        pooling=checkpoint.settings.pooling,
-                        normalize=normalize,
-                    ),
+                    partial(embed, normalize=normalize),
                     mesh=mesh,
                     in_specs=(everywhere.spec, self._divided.spec, self._divided.spec),
                     out_specs=self._divided.spec,
@@ -110,36 +171,45 @@ class JaxEngine:
             )
             for normalize in (True, False)
         }
+        self._compilers = ThreadPoolExecutor(usable_cores(), "e5ref-compiler")
+        self._programs: dict[tuple[tuple[int, int], bool], Future[jax.stages.Compiled]] = {}
 
-    def batches(
-        self, pieces: Iterable[Sequence[NumberedIds]], *, total: int, max_texts: int | None
-    ) -> Iterator[list[NumberedIds]]:
-        """Split texts that come some at a time, `total` in all, into batches of at most `max_texts`."""
-        return self.shapes.batches(pieces, total=total, max_texts=max_texts)
+    def batches(self, lengths: NDArray[np.int64], *, max_texts: int | None = None) -> Iterator[Batch]:
+        """Divide texts, of these numbers of tokens, into batches of `shapes`, the longest first."""
+        left = np.argsort(lengths, kind="stable")
+        while len(left):
+            texts = left[-max_texts:] if max_texts else left
+            shape = self.shapes(lengths[texts], alone=len(left) == len(lengths))
+            batch = pack(lengths[texts], shape, texts_per_row(shape))
+            yield batch._replace(texts=texts[batch.texts])
+            left = np.delete(left, len(left) - len(texts) + batch.texts)
 
-    def run(self, batches: Iterable[Batch], *, normalize: bool) -> Iterator[Batch]:
-        """Compute the vectors of each batch, write them where they belong, and yield the batch.
+    def run(self, windows: Iterable[Window], *, normalize: bool, max_texts: int | None = None) -> Iterator[int]:
+        """Do what `Engine.run` says.
 
         The host makes the next batches ready while the devices work; it waits for a result only when `IN_FLIGHT`
         others are under way.
         """
-        under_way: deque[tuple[Batch, jax.Array]] = deque()
-        for batch in batches:
-            shape = self.shapes.fit(len(batch.ids), max(map(len, batch.ids)))
-            vectors = self._embed(*pad_ids(batch.ids, self._pad_id, shape), normalize=normalize)
-            vectors.copy_to_host_async()
-            under_way.append((batch, vectors))
-            if len(under_way) > IN_FLIGHT:
-                yield self._finished(*under_way.popleft())
+        under_way: deque[tuple[Window, Batch, jax.Array]] = deque()
+        for window in windows:
+            batches = list(self.batches(window.tokens.lengths, max_texts=max_texts))
+            programs = {batch.shape: self._program(batch.shape, normalize) for batch in batches}  # side by side
+            for batch in batches:
+                arrays = batch.arrays(window.tokens.ids, window.tokens.offsets, self._pad_id)
+                vectors = programs[batch.shape].result()(self._params, *jax.device_put(arrays, self._divided))
+                vectors.copy_to_host_async()
+                under_way.append((window, batch, vectors))
+                if len(under_way) > IN_FLIGHT:
+                    yield self._finish(*under_way.popleft())
         while under_way:
-            yield self._finished(*under_way.popleft())
+            yield self._finish(*under_way.popleft())
 
     def warm_up(self) -> Iterator[int]:
         """Compile the program of every shape; yield the number of all shapes after each."""
         normalize = self._checkpoint.settings.normalize
-        shapes = list(self.shapes)
-        for shape in shapes:
-            self._embed(np.zeros(shape, np.int64), np.ones(shape, np.int64), normalize=normalize).block_until_ready()
+        shapes = self.shapes.all()
+        for program in as_completed([self._program(shape, normalize) for shape in shapes]):
+            program.result()
             yield len(shapes)
 
     def provenance(self) -> dict[str, str]:
@@ -151,19 +221,25 @@ class JaxEngine:
             **{f"{package}_version": importlib.metadata.version(package) for package in ("jax", "jaxlib")},
         }
 
-    def _embed(self, input_ids: np.ndarray, attention_mask: np.ndarray, *, normalize: bool) -> jax.Array:
-        """Start the computation of a batch."""
-        arrays = jax.device_put((input_ids.astype(np.int32), attention_mask.astype(np.bool_)), self._divided)
-        with self._settings():
-            return self._programs[normalize](self._params, *arrays)
+    def _program(self, shape: tuple[int, int], normalize: bool) -> "Future[jax.stages.Compiled]":
+        """Return the program for batches of a shape; who asks first, or after a failure, has it compiled."""
+        program = self._programs.get((shape, normalize))
+        if program is None or (program.done() and program.exception()):
+            program = self._programs[shape, normalize] = self._compilers.submit(self._compile, shape, normalize)
+        return program
 
-    def _finished(self, batch: Batch, vectors: jax.Array) -> Batch:
-        """Wait for the vectors of a batch; rows that only filled it are left out."""
-        result = np.asarray(vectors)[: len(batch.ids)]
+    def _compile(self, shape: tuple[int, int], normalize: bool) -> jax.stages.Compiled:
+        ids = jax.ShapeDtypeStruct(shape, np.int32, sharding=self._divided)
+        with self._settings():
+            return self._embed[normalize].lower(self._params, ids, ids).compile()
+
+    def _finish(self, window: Window, batch: Batch, vectors: jax.Array) -> int:
+        """Wait for the vectors of a batch, write them where they belong, and return how many there are."""
+        result = np.asarray(vectors)[batch.rows * texts_per_row(batch.shape) + batch.numbers - 1]
         if not np.isfinite(result).all():
             raise ValueError(f"numbers grew too large for precision {self.precision!r}; take 'bfloat16' or 'highest'")
-        batch.vectors[batch.rows] = result
-        return batch
+        window.vectors[batch.texts] = result
+        return len(batch.texts)
 
     @contextmanager
     def _settings(self) -> Iterator[None]:
@@ -172,6 +248,11 @@ class JaxEngine:
             stack.enter_context(jax.default_matmul_precision(self._product))
             stack.enter_context(jax.enable_x64(self._float64))
             yield
+
+
+def texts_per_row(shape: tuple[int, ...]) -> int:
+    """Return the most texts of a row, (rows, length)."""
+    return max(1, shape[1] // TOKENS_OF_A_TEXT)
 
 
 def product_precision(precision: "Precision", device: jax.Device) -> str:

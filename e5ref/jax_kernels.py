@@ -3,11 +3,12 @@
 XLA lets cuBLAS multiply, which writes a product to memory; a second kernel reads it, adds the bias, takes the GELU and
 writes it again. For E5's sizes that takes longer than the product. `linear_layers` adds the bias and takes the GELU
 while the product is still in registers, and makes one product of the layers that share an input. `attention` reads
-query, key and value once and keeps everything else on the chip, as cuDNN's does, but in tiles that fit E5's heads.
+query, key and value once and keeps everything else on the chip, as cuDNN's does, but in tiles that fit E5's heads. Of
+several texts in a row, it computes little more than the scores within each.
 
 They are written in Pallas' language for these GPUs, Mosaic GPU. What they deal in: *warpgroups*, 128 threads that
 multiply together; *SMEM*, 227 KiB on each multiprocessor; copies between it and memory that run beside the threads; and
-*barriers*, on which one waits until others have arrived. `jax_model` calls them where they can be used.
+*barriers*, on which one waits until others have arrived. `jax_ops` calls them where they can be used.
 """
 
 import math
@@ -24,11 +25,13 @@ from e5ref.params import Affine
 
 Array = jax.Array
 Ref = Any  # an array in memory or SMEM, which a kernel reads and writes
+State = tuple[Array, Array, Array]  # of 64 queries: context so far [ROWS, H], highest score and total of weights [ROWS]
 
 ROWS = 64  # of a product, for one warpgroup: what one matrix instruction takes
 BLOCK = 64  # columns of what is copied at a time: 128 bytes
 KEYS = 128  # whose scores a warpgroup has in registers at a time
 WARPGROUPS = 2  # of `linear_layers` that multiply
+DOWN, ALONG = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)  # a number of each row, each column of sums
 SMEM_BYTES = 227 << 10
 
 # Columns of a tile of the product → blocks of either factor that SMEM has room for.
@@ -148,7 +151,7 @@ def _linear(x: Ref, weight: Ref, bias: Ref, *outputs: Ref, width: int, with_gelu
                 for part in range(width // BLOCK):
                     first = column * width + part * BLOCK
                     result = product[:, part * BLOCK : (part + 1) * BLOCK]
-                    biases = plgpu.load(bias, pl.ds(first, BLOCK), layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
+                    biases = plgpu.load(bias, pl.ds(first, BLOCK), layout=ALONG, optimized=False)
                     result += jax.lax.broadcast_in_dim(biases, result.shape, (1,))
                     if with_gelu:
                         result = gelu(result)
@@ -186,83 +189,109 @@ def _linear(x: Ref, weight: Ref, bias: Ref, *outputs: Ref, width: int, with_gelu
     )
 
 
-def attention(query: Array, key: Array, value: Array, lengths: Array) -> Array:
-    """Compute softmax(Q Kᵀ / √H) V, where the first tokens of each row are real. Softmax and sums are in float32.
+def attention(query: Array, key: Array, value: Array, attention_mask: Array) -> Array:
+    """Compute softmax(Q Kᵀ / √H) V among the tokens of each text. Softmax and sums are in float32.
 
     Args:
         query: [B, T, N, H] of half precision; T is a multiple of 8 from 64 to 512, H is 32 or 64.
         key: [B, T, N, H].
         value: [B, T, N, H].
-        lengths: real tokens of each row, one at least, [B] of int32.
+        attention_mask: k > 0 for the tokens of the row's k-th text, 0 for padding, [B, T] of int32. Several texts stand
+            one behind another, each in one piece; of a single one, padding may stand anywhere.
 
     Returns:
-        [B, T, N, H]; numbers without meaning where there is no token.
+        [B, T, N, H]; finite numbers without meaning for padding.
     """
-    texts, tokens, heads, size = query.shape
-    # Several warpgroups keep a multiprocessor busy. Short rows leave room in SMEM for several texts, where one for each
-    # was fastest; for longer rows it was as many as make four of the texts that there is room for.
+    rows, tokens, heads, size = query.shape
+    # Several warpgroups keep a multiprocessor busy. Short rows leave room in SMEM for several rows, where one for each
+    # was fastest; for longer rows it was as many as make four of the rows that there is room for.
     warpgroups = 1 if tokens <= 256 else -(-4 * 3 * tokens * size * query.dtype.itemsize // SMEM_BYTES)
+    count = KEYS if tokens >= KEYS else KEYS // 2  # keys of a block
     return plgpu.kernel(
-        _attention,
+        partial(_attention, count=count),
         out_type=jax.ShapeDtypeStruct(query.shape, query.dtype),
-        grid=(heads, texts),
-        grid_names=("head", "text"),
+        grid=(heads, rows),
+        grid_names=("head", "row"),
         num_threads=warpgroups,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
-    )(query, key, value, lengths)
+    )(query, key, value, attention_mask, _blocks(attention_mask, count))
 
 
-def _attention(query: Ref, key: Ref, value: Ref, lengths: Ref, output: Ref) -> None:
-    """For one head of one text: all of it is in SMEM, and each warpgroup takes 64 queries at a time.
+def _blocks(attention_mask: Array, count: int) -> Array:
+    """Find the keys that each tile of `ROWS` queries meets, in blocks of `count`: those of all texts that it touches.
 
-    query, key, value and output are [B, T, N, H], lengths [B].
+    attention_mask is [B, T]. A tile of padding alone meets none.
+
+    Returns:
+        [B, tiles, 4] of int32: the first key, a multiple of 8; how many blocks from there; how many of them lead up to
+        those that need no mask; how many need none, as they are of one text, and so are all queries but padding.
+    """
+    tokens = attention_mask.shape[1]
+    numbers, position = attention_mask[:, None], jnp.arange(tokens, dtype=jnp.int32)  # [B, 1, T], [T]
+    is_query = position // ROWS == jnp.arange(-(-tokens // ROWS))[:, None]  # [tiles, T]
+    last = jnp.where(is_query, numbers, 0).max(axis=2, keepdims=True)  # [B, tiles, 1]: text
+    first = jnp.where(is_query & (numbers > 0), numbers, jnp.iinfo(jnp.int32).max).min(axis=2, keepdims=True)
+    is_met = (first <= numbers) & (numbers <= last)  # [B, tiles, T]
+    ends = is_met & (numbers != jnp.pad(numbers[..., 1:], ((0, 0), (0, 0), (0, 1))))  # a text, or before a hole in it
+    begin = jnp.where(is_met, position, tokens).min(axis=2)  # [B, tiles]
+    stop = jnp.where(is_met, position + 1, 0).max(axis=2)
+    unbroken = jnp.where((first == last)[..., 0], jnp.where(ends, position + 1, tokens).min(axis=2), 0)
+
+    aligned = begin // 8 * 8
+    leading = (begin > aligned).astype(jnp.int32)
+    unmasked = jnp.maximum((unbroken - aligned) // count - leading, 0)
+    return jnp.stack([aligned, jnp.maximum(-((aligned - stop) // count), 0), leading, unmasked], axis=2)
+
+
+def _attention(query: Ref, key: Ref, value: Ref, attention_mask: Ref, blocks: Ref, output: Ref, *, count: int) -> None:
+    """For one head of one row: all of it is in SMEM, and each warpgroup takes 64 queries at a time.
+
+    query, key, value and output are [B, T, N, H], attention_mask [B, T], blocks [B, tiles, 4].
     """
     _, tokens, _, size = query.shape
-    head, text = jax.lax.axis_index("head"), jax.lax.axis_index("text")
+    head, row = jax.lax.axis_index("head"), jax.lax.axis_index("row")
     warpgroup, warpgroups = jax.lax.axis_index("warpgroup"), jax.lax.axis_size("warpgroup")
-    length = lengths[text]
     exponent = math.log2(math.e) / math.sqrt(size)  # powers of 2 are what the GPU has
 
-    # Keys are taken `KEYS` at a time, for as long as all of them are tokens. Of the last ones some may be none, and
-    # where `KEYS`, or in short rows `size`, does not divide the row, they are taken from its end: then keys that have
-    # had their turn are left out too. (start, how many, the first that counts)
-    whole = (length - 1) // KEYS
-    if tokens < KEYS:
-        fit = tokens // size * size
-        last_keys = [(0, fit, 0)] + ([(tokens - size, size, fit)] if fit < tokens else [])
-    else:
-        last_keys = [(pl.multiple_of(jnp.minimum(whole * KEYS, tokens - KEYS), 8), KEYS, whole * KEYS)]
+    def numbers(start: Array, length: int, layout: Any) -> Array:  # of texts
+        return plgpu.load(attention_mask, (row, pl.ds(start, length)), layout=layout, optimized=False)
 
     # [T, H] three times, [warpgroups, ROWS, H], and a barrier
     def run(queries: Ref, keys: Ref, values: Ref, finished: Ref, is_full: Ref) -> None:
         @pl.when(warpgroup == 0)
         def copy() -> None:
             for source, copied in ((query, queries), (key, keys), (value, values)):
-                plgpu.copy_gmem_to_smem(source.at[text, :, head], copied, is_full)
+                plgpu.copy_gmem_to_smem(source.at[row, :, head], copied, is_full)
 
         plgpu.barrier_wait(is_full)
 
         def attend(turn: Array, _: None) -> None:
-            # Where 64 does not divide the row, the last queries are taken from its end: some are computed and written
-            # twice, with the same bits.
-            start = jnp.minimum((warpgroup + turn * warpgroups) * ROWS, tokens - ROWS)
-            rows = pl.ds(pl.multiple_of(start, 8), ROWS)
+            # Where 64 does not divide the row, the last queries are taken from its end: some are computed twice, but
+            # written by the tile before, which knows their keys.
+            tile = warpgroup + turn * warpgroups
+            start = pl.multiple_of(jnp.minimum(tile * ROWS, tokens - ROWS), 8)
+            first_key, all_blocks, leading, unmasked = (blocks[row, tile, index] for index in range(4))
 
-            def add_keys(
-                state: tuple[Array, Array, Array], start: Any, count: int, first: Any = None
-            ) -> tuple[Array, Array, Array]:
+            def add_keys(state: State, index: Array, own: Array | None = None) -> State:
+                """Add a block of keys; given the numbers of the queries' own texts, each query sees its text's only."""
                 context, highest, total = state
-                block = pl.ds(start, count)
+                first = first_key + index * count
+                begin = pl.multiple_of(jnp.minimum(first, tokens - count), 8)
+                block = pl.ds(begin, count)
+                if own is not None:
+                    # A block that would end behind the row ends with it: keys that have had their turn are left out.
+                    place = begin + plgpu.broadcasted_iota(jnp.int32, (count,), 0, layout=ALONG)
+                    others = jnp.where(place >= first, numbers(begin, count, ALONG), -1)
 
                 def multiply_keys(sums: Ref) -> Array:  # [ROWS, H] @ [H, keys]
-                    plgpu.wgmma(sums, queries.at[rows], keys.at[block].transpose((1, 0)))
+                    plgpu.wgmma(sums, queries.at[pl.ds(start, ROWS)], keys.at[block].transpose((1, 0)))
                     return sums[...]
 
                 scores = pl.run_scoped(multiply_keys, plgpu.ACC((ROWS, count), jnp.float32))
-                if first is not None:
-                    number = start + plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=plgpu.Layout.WGMMA)
-                    scores = jnp.where((number >= first) & (number < length), scores, -1e30)
+                if own is not None:
+                    others = jax.lax.broadcast_in_dim(others, scores.shape, (1,))
+                    scores = jnp.where(others == _across(own, count), scores, -1e30)
                 before, highest = highest, jnp.maximum(highest, scores.max(axis=1) * exponent)
                 weights = jnp.exp2(scores * exponent - _across(highest, count))
                 shrink = jnp.exp2(before - highest)
@@ -273,20 +302,27 @@ def _attention(query: Ref, key: Ref, value: Ref, lengths: Ref, output: Ref) -> N
                 context = pl.run_state(multiply_values)(plgpu.ACC.init(context * _across(shrink, size)))
                 return context, highest, total * shrink + weights.sum(axis=1)
 
-            highest, total = jnp.full((ROWS,), -jnp.inf, jnp.float32), jnp.zeros((ROWS,), jnp.float32)
+            # The highest score starts below all real ones, yet so far above masked ones that these always weigh 0.
+            # Among masked ones alone, what rounding leaves of 1e30 would decide, and could be infinite.
+            highest, total = jnp.full((ROWS,), -1e20, jnp.float32), jnp.zeros((ROWS,), jnp.float32)
             state = jnp.zeros((ROWS, size), jnp.float32), highest, total
-            if tokens > KEYS:
-                state = jax.lax.fori_loop(
-                    0, whole, lambda block, state: add_keys(state, pl.multiple_of(block * KEYS, KEYS), KEYS), state
-                )
-            for keys_of_row in last_keys:
-                state = add_keys(state, *keys_of_row)
-            context, highest, total = state
+            state = jax.lax.fori_loop(0, unmasked, lambda index, state: add_keys(state, leading + index), state)
+            own = numbers(start, ROWS, DOWN)
+
+            def add_masked(index: Array, state: State) -> State:
+                return add_keys(state, jnp.where(index < leading, index, index + unmasked), own)
+
+            context, _, total = jax.lax.fori_loop(0, all_blocks - unmasked, add_masked, state)
+            total = jnp.maximum(total, 1e-30)  # padding may have met no keys
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the queries before may still be on their way out
-            own = finished.at[warpgroup]
-            own[...] = (context * _across(1 / total, size)).astype(query.dtype)
+            done = finished.at[warpgroup]
+            done[...] = (context * _across(1 / total, size)).astype(query.dtype)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(own, output.at[text, rows, head])
+            for length in {ROWS, tokens % ROWS or ROWS}:
+                part = done.at[pl.ds(ROWS - length, length)]
+                place = output.at[row, pl.ds(pl.multiple_of(start + ROWS - length, 8), length), head]
+                is_own = start + ROWS - length == tile * ROWS
+                pl.when(is_own)(partial(plgpu.copy_smem_to_gmem, part, place))
 
         turns = (-(-tokens // ROWS) - warpgroup + warpgroups - 1) // warpgroups
         jax.lax.fori_loop(0, turns, attend, None)

@@ -3,18 +3,18 @@
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from e5ref import numpy_model
-from e5ref.batching import NumberedIds, pad_ids, token_batches
+from e5ref.batching import Batch, token_batches
 from e5ref.checkpoint import Checkpoint
+from e5ref.engine import Window
 from e5ref.numpy_ops import blas, rows_are_independent, threads_do_not_matter
 
 # A thread holds Python's lock for a fiftieth to a twentieth of its time, so that more would mostly wait for each other:
@@ -27,9 +27,6 @@ THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
 # Tokens of a batch with which products run at the BLAS's full rate: more would only cost memory.
 FULL_TOKENS = 1536
 
-# Characters of a token in mean, in English.
-TOKEN_CHARACTERS = 4
-
 # Tokens up to which all threads work on one batch together; more are divided among the threads.
 SHARED_TOKENS = 256
 
@@ -37,21 +34,8 @@ SHARED_TOKENS = 256
 LEAST_TOKENS = 64
 
 
-class Batch(NamedTuple):
-    """Token ids of some texts, and where their vectors belong."""
-
-    ids: Sequence[Sequence[int] | NDArray[np.integer]]
-    vectors: NDArray[np.floating]  # [n, D], of a whole window of texts
-    rows: list[int]  # the rows of `vectors` that are those of `ids`
-
-    @classmethod
-    def of(cls, texts: Sequence[NumberedIds], vectors: NDArray[np.floating]) -> "Batch":
-        """Make one of what an engine's `batches` yields; the texts' rows are those of `vectors`."""
-        return cls([ids for _, ids in texts], vectors, [row for row, _ in texts])
-
-
 class NumpyEngine:
-    """What `E5` asks of a twin. `JaxEngine` has the same methods.
+    """An `Engine` of the NumPy twin. A batch is one row, in which texts stand one behind another without padding.
 
     Threads compute whole batches side by side, each with a BLAS of one thread: NumPy lets go of Python's lock inside
     its loops, so that everything runs in parallel and not the matrix products alone. A batch that is alone and small,
@@ -59,19 +43,15 @@ class NumpyEngine:
 
     Attributes:
         threads: how many cores to use.
-        window_texts: how many texts to sort by length together: enough to fill every batch well, few enough to hold.
-        piece_texts: how many of the first window to tokenize together.
-        first_characters: characters of texts that keep every thread busy once.
     """
 
-    window_texts = piece_texts = 1024
+    first_texts = window_texts = 1024
 
-    def __init__(self, checkpoint: Checkpoint, *, pad_id: int, threads: int | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, threads: int | None = None) -> None:
         """Run the weights of `checkpoint`.
 
         Args:
             checkpoint: the weights, float32 or float64.
-            pad_id: fills short rows of a batch.
             threads: how many cores to use; None for as many as `THREAD_VARIABLES` say, or else `usable_cores`, up to
                 `MAX_THREADS`.
 
@@ -85,43 +65,39 @@ class NumpyEngine:
             if not any(map(os.environ.get, THREAD_VARIABLES)):
                 threads = min(threads, usable_cores())
         self.threads = threads
-        self.first_characters = self.threads * FULL_TOKENS * TOKEN_CHARACTERS
         self._checkpoint = checkpoint
-        self._pad_id = pad_id
 
-    def batches(
-        self, pieces: Iterable[Sequence[NumberedIds]], *, total: int, max_texts: int | None
-    ) -> Iterator[list[NumberedIds]]:
-        """Split texts that come some at a time, `total` in all, into batches of at most `max_texts`."""
-        texts = list(itertools.chain.from_iterable(pieces))
-        lengths = [len(ids) for _, ids in texts]
-        all_tokens = sum(lengths)
+    def batches(self, lengths: NDArray[np.int64], *, max_texts: int | None = None) -> Iterator[Batch]:
+        """Divide texts, of these numbers of tokens, into batches, the longest first."""
+        all_tokens = int(lengths.sum())
         rounds = -(-all_tokens // (self.threads * FULL_TOKENS))  # in each of which every thread gets a batch
         tokens = -(-all_tokens // (self.threads * max(rounds, 1)))
         if tokens < SHARED_TOKENS:
             tokens = max(tokens, SHARED_TOKENS if self._threads_do_not_matter else LEAST_TOKENS)
         # Where the BLAS rounds a text's rows differently by what stands beside them, it gets one text at a time; trying
         # that out takes longer than a query.
-        if total > 1 and not self.rows_are_independent:
+        if len(lengths) > 1 and not self.rows_are_independent:
             max_texts = 1
-        for batch in token_batches(lengths, tokens=tokens, max_texts=max_texts):
-            yield [texts[index] for index in batch]
+        for texts in token_batches(lengths, tokens=tokens, max_texts=max_texts):
+            yield Batch(texts, np.zeros(len(texts), np.int64), (1, int(lengths[texts].sum())))
 
-    def run(self, batches: Iterable[Batch], *, normalize: bool) -> Iterator[Batch]:
-        """Compute the vectors of each batch, write them where they belong, and yield the batches in their order."""
-        batches = iter(batches)
-        first, second = next(batches, None), next(batches, None)
+    def run(self, windows: Iterable[Window], *, normalize: bool, max_texts: int | None = None) -> Iterator[int]:
+        """Do what `Engine.run` says."""
+        jobs = (
+            (window, batch) for window in windows for batch in self.batches(window.tokens.lengths, max_texts=max_texts)
+        )
+        first, second = next(jobs, None), next(jobs, None)
         if first is None:
             return
         if second is None:
-            alone = sum(map(len, first.ids)) <= SHARED_TOKENS and self._threads_do_not_matter
-            yield self._embed(first, normalize, self.threads if alone else 1)
+            alone = first[1].shape[1] <= SHARED_TOKENS and self._threads_do_not_matter
+            yield self._embed(*first, normalize, self.threads if alone else 1)
             return
         workers = ThreadPoolExecutor(self.threads, "e5ref")
         try:
-            under_way: deque[Future[Batch]] = deque()
-            for batch in itertools.chain([first, second], batches):
-                under_way.append(workers.submit(self._embed, batch, normalize, 1))
+            under_way: deque[Future[int]] = deque()
+            for window, batch in itertools.chain([first, second], jobs):
+                under_way.append(workers.submit(self._embed, window, batch, normalize, 1))
                 if len(under_way) > 2 * self.threads:
                     yield under_way.popleft().result()
             while under_way:
@@ -155,19 +131,18 @@ class NumpyEngine:
     def _dtype(self) -> str:
         return str(self._checkpoint.params.embeddings.word.dtype)
 
-    def _embed(self, batch: Batch, normalize: bool, blas_threads: int) -> Batch:
-        """Compute the vectors of a batch and write them where they belong."""
-        input_ids, attention_mask = pad_ids(batch.ids, self._pad_id)
+    def _embed(self, window: Window, batch: Batch, normalize: bool, blas_threads: int) -> int:
+        """Compute the vectors of a batch, write them where they belong, and return how many there are."""
         with blas.at_most(blas_threads):
-            batch.vectors[batch.rows] = numpy_model.embed(
+            window.vectors[batch.texts] = numpy_model.embed(
                 self._checkpoint.params,
-                input_ids,
-                attention_mask,
+                *batch.arrays(window.tokens.ids, window.tokens.offsets),
                 config=self._checkpoint.config,
                 pooling=self._checkpoint.settings.pooling,
                 normalize=normalize,
+                texts_per_row=len(batch.texts),
             )
-        return batch
+        return len(batch.texts)
 
 
 def usable_cores(root: Path = Path("/")) -> int:

@@ -21,9 +21,20 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from e5ref.batching import AttentionBlock, attention_blocks, check_batch, pad_rows, pad_squares
+from e5ref.batching import AttentionBlock, attention_blocks, check_batch, check_texts_per_row, pad_rows, pad_squares
 from e5ref.config import BertConfig
-from e5ref.numpy_ops import Array, in_row_blocks, matmul_heads, matmul_rows, normal_tail, rows_of, softmax, token_rows
+from e5ref.numpy_ops import (
+    Array,
+    in_row_blocks,
+    matmul_heads,
+    matmul_rows,
+    normal_tail,
+    rows_of,
+    softmax,
+    text_lengths,
+    text_starts,
+    token_rows,
+)
 from e5ref.params import BertParams, Embeddings, Layer
 
 Ids = NDArray[np.integer]
@@ -64,14 +75,17 @@ def embed_tokens(params: Embeddings, input_ids: Ids, attention_mask: Ids, *, con
     """Token, position and token-type embedding, summed and normalised (section 3.4; BERT, figure 2).
 
     [B, T], [B, T] -> [R, D]. BERT numbers positions by column; XLM-RoBERTa counts the tokens that are not padding,
-    from the padding id + 1 on. All of an E5 text is of token type 0.
+    from the padding id + 1 on. Both start anew with each text. All of an E5 text is of token type 0.
     """
-    positions = np.broadcast_to(np.arange(input_ids.shape[1]), input_ids.shape)  # [B, T]
+    starts = text_starts(attention_mask)  # [B, T]
+    positions = np.arange(input_ids.shape[1]) - starts  # [B, T]
     if config.position_offset:
         is_token = input_ids != config.pad_token_id
-        positions = np.cumsum(is_token, axis=1) * is_token + config.pad_token_id  # [B, T]
+        counts = np.cumsum(is_token, axis=1)  # [B, T]
+        counts -= np.take_along_axis(counts - is_token, starts, axis=1)
+        positions = counts * is_token + config.pad_token_id
 
-    real = attention_mask == 1  # [B, T]
+    real = attention_mask > 0  # [B, T]
     embeddings = params.word[input_ids[real]] + params.token_type[0]  # [tokens, D] + [D] -> [tokens, D]
     embeddings += params.position[positions[real]]
     return layer_norm(rows_of(embeddings, token_rows(attention_mask)), *params.layer_norm, config.layer_norm_eps)
@@ -147,8 +161,8 @@ def forward(
     Args:
         params: the weights.
         input_ids: token ids, [B, T], any integer dtype.
-        attention_mask: [B, T], 1 for a real token and 0 for padding; where that stands on the left, BERT's positions
-            shift, as they do in transformers.
+        attention_mask: [B, T], 0 for padding and k > 0 for a token of the row's k-th text; so with one text a row 1 for
+            a real token. If padding stands on the left, BERT's positions shift, as they do in transformers.
         config: the sizes and constants.
         tap: called as `tap(name, array)` at every named point, with padded arrays: "embeddings" [B, T, D]; for each
             layer "layers.0.query", "layers.0.key", "layers.0.value", "layers.0.context", "layers.0.attention_output",
@@ -159,8 +173,8 @@ def forward(
         The last hidden states, [B, T, D], in the weights' dtype; 0 where there is padding.
 
     Raises:
-        ValueError: shapes that differ, an id outside the vocabulary, a mask of anything but 0 and 1, a text without
-            a real token, or more tokens than the checkpoint has positions.
+        ValueError: shapes that differ, an id outside the vocabulary, a mask that does not number a row's texts, a row
+            without a real token, or a text of more tokens than the checkpoint has positions.
     """
     check_batch(input_ids, attention_mask, config)
     hidden_states = embed_tokens(params.embeddings, input_ids, attention_mask, config=config)  # [R, D]
@@ -172,23 +186,31 @@ def forward(
     return pad_rows(hidden_states, attention_mask)  # [R, D] -> [B, T, D]
 
 
-def average_pool(last_hidden_state: Array, attention_mask: Ids) -> Array:
-    """Average the hidden states of the real tokens (E5, section 3; the model card's function of this name).
+def average_pool(last_hidden_state: Array, attention_mask: Ids, texts_per_row: int = 1) -> Array:
+    """Average the hidden states of each text's tokens (E5, section 3; the model card's function of this name).
 
-    [B, T, D], [B, T] -> [B, D]. A row of padding alone gives 0. Summed in float64: adding 512 states one by one in
-    float32 would cost more than any layer does.
+    [B, T, D], [B, T] -> [B · K, D], K texts a row; one that is not there gives 0. Summed in float64: adding 512 states
+    one by one in float32 would cost more than any layer does.
     """
-    states = np.where(attention_mask[..., None] == 1, last_hidden_state, 0)  # [B, T, D]
-    counts = np.maximum(attention_mask.sum(axis=1, keepdims=True), 1)  # [B, 1]
-    return (states.sum(axis=1, dtype=np.float64) / counts).astype(states.dtype)
+    check_texts_per_row(attention_mask, texts_per_row)
+    counts = text_lengths(attention_mask, texts_per_row).ravel()  # [B · K]
+    states = last_hidden_state[attention_mask > 0]  # [tokens, D], text after text
+    is_there = counts > 0
+    first = (np.cumsum(counts) - counts)[is_there]  # [texts], the first token of each
+    vectors = np.zeros((len(counts), states.shape[1]), states.dtype)
+    vectors[is_there] = np.add.reduceat(states, first, dtype=np.float64) / counts[is_there, None]
+    return vectors
 
 
-def cls_pool(last_hidden_state: Array, attention_mask: Ids) -> Array:
-    """Take the hidden state of the first real token, [CLS]; not E5's way, but that of some of its kin.
+def cls_pool(last_hidden_state: Array, attention_mask: Ids, texts_per_row: int = 1) -> Array:
+    """Take the hidden state of each text's first token, [CLS]; not E5's way, but that of some of its kin.
 
-    [B, T, D], [B, T] -> [B, D].
+    [B, T, D], [B, T] -> [B · K, D], K texts a row; numbers without meaning for one that is not there.
     """
-    return last_hidden_state[np.arange(len(attention_mask)), attention_mask.argmax(axis=1)]
+    check_texts_per_row(attention_mask, texts_per_row)
+    is_of_text = attention_mask[:, None] == np.arange(1, texts_per_row + 1)[:, None]  # [B, K, T]
+    rows = np.arange(len(attention_mask)).repeat(texts_per_row)  # [B · K]
+    return last_hidden_state[rows, is_of_text.argmax(axis=2).ravel()]
 
 
 def l2_normalize(vectors: Array) -> Array:
@@ -205,6 +227,7 @@ def embed(
     config: BertConfig,
     pooling: str = "mean",
     normalize: bool = True,
+    texts_per_row: int = 1,
     tap: Tap | None = None,
 ) -> Array:
     """Token ids in, vectors out: `forward`, pooled and normalised.
@@ -212,23 +235,24 @@ def embed(
     Args:
         params: the weights.
         input_ids: token ids, [B, T].
-        attention_mask: [B, T], 1 for a real token and 0 for padding.
+        attention_mask: [B, T], as in `forward`.
         config: the sizes and constants.
         pooling: "mean" (E5) or "cls".
         normalize: whether to scale the vectors to unit L2 norm (E5 does).
-        tap: as in `forward`; also gets "pooled" [B, D] and, if it is computed, "normalized" [B, D].
+        texts_per_row: K, the most texts of a row.
+        tap: as in `forward`; also gets "pooled" [B · K, D] and, if it is computed, "normalized" [B · K, D].
 
     Returns:
-        The vectors, [B, D], in the weights' dtype.
+        The vectors, [B · K, D], in the weights' dtype: the k-th text of row b at b · K + k - 1.
 
     Raises:
-        ValueError: an unknown pooling, and as `forward`.
+        ValueError: an unknown pooling, more texts in a row than said, and as `forward`.
     """
     if pooling not in ("mean", "cls"):
         raise ValueError(f"pooling is {pooling!r}, but must be 'mean' or 'cls'")
     last_hidden_state = forward(params, input_ids, attention_mask, config=config, tap=tap)  # [B, T, D]
     pool = average_pool if pooling == "mean" else cls_pool
-    vectors = pool(last_hidden_state, attention_mask)  # [B, D]
+    vectors = pool(last_hidden_state, attention_mask, texts_per_row)  # [B · K, D]
     if tap is not None:
         tap("pooled", vectors)
     if normalize:

@@ -1,11 +1,14 @@
-"""Texts → token ids. How many tokens a text has, and whether it was cut, is reported and never hidden."""
+"""Texts → token ids, in one flat array. How many tokens a text has, and whether it was cut, is never hidden."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tokenizers import BertWordPieceTokenizer, Encoding
+from numpy.typing import NDArray
+from tokenizers import BertWordPieceTokenizer
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -25,21 +28,40 @@ MOST_PARTS = 16
 # what follows changes a choice hundreds of tokens before only in a word that repeats a pattern from there to its end.
 UNSURE_TOKENS = 512
 
+# Fewer texts at once go through `tokenizers`: nanotoken takes 50 ms to start and to be checked.
+MANY_TEXTS = 256
 
-class TokenizedText(NamedTuple):
-    """One text as the encoder gets it."""
+# nanotoken must read these as `tokenizers` does, and so it must long words, much of the vocabulary and added tokens.
+AWKWARD = (
+    "| |a|HOW MUCH Protein?|3.14159 -- $1,000.00 (50%) <html> a_b#c`~^+=|don't e-mail@x.org “”…–—|naïve café, Trần Hưng"
+    "|nai\u0308ve cafe\u0301|\u0301| \u0323\u0301a\u0328|ÀÉÎõü|日本語の文章と中文句子、한국어|𠀀𪚥|ＦＵ ① Ⅳ ㎏|กิน|हिन्दी"
+    "|مرحبا שָׁלוֹם|Ελλάς ΣΑΣ Σ|Привет Йод|I ❤️ 🙂👩\u200d👩\u200d👧🏳️\u200d🌈|İstanbul ıssız|STRASSE straße ẞ|ﬁne ﷺ Ǆ ŉ"
+    "|a\0b\1c\x7fd\x85e\ufffdf|\0|one\ntwo\r\nthree\tfour\u2028five\x0bsix\x0cseven\x1ceight|a\u200bb\u200dc\ufeffd\u00ade"
+    "|a\u00a0b\u3000c\u2003d|[CLS] hello [SEP] [PAD][MASK]x[UNK] <s> </s>|[CLS [SEP ]PAD[ [sep]|\ue000\U000f0000|\u0378"
+)
 
-    ids: list[int]  # with [CLS] and [SEP], cut to max_length; none if the beginning of a long text is not enough
-    n_tokens: int  # how many the text has uncut
-    truncated: bool
-    exact: bool  # whether n_tokens is exact; a text that is too long to count has more
 
+class TokenIds(NamedTuple):
+    """Token ids of texts, text after text."""
 
-class Encoded(NamedTuple):
-    """What the tokenizer made of texts."""
+    ids: NDArray[np.int32]  # [tokens], with [CLS] and [SEP], each text cut to max_length
+    offsets: NDArray[np.int64]  # [texts + 1]; text i has ids[offsets[i] : offsets[i + 1]]
+    n_tokens: NDArray[np.int64]  # [texts], how many each has uncut; 0, and no ids, if too little of a long text is text
+    exact: NDArray[np.bool_]  # [texts], whether n_tokens is exact; a text that is too long to count has more
 
-    encodings: list[Encoding]
-    cut: set[int]  # rows of the texts of which only the beginning is encoded
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """How many ids each text has. [texts]."""
+        return np.diff(self.offsets)
+
+    @property
+    def truncated(self) -> NDArray[np.bool_]:
+        """Whether each text was cut. [texts]."""
+        return ~self.exact | (self.n_tokens > self.lengths)
+
+    def texts(self) -> list[NDArray[np.int32]]:
+        """Return each text's ids, as views."""
+        return [self.ids[start:stop] for start, stop in itertools.pairwise(self.offsets.tolist())]
 
 
 class Tokenizer:
@@ -71,11 +93,11 @@ class Tokenizer:
                 f"{self.path}: has {size} tokens, but the word embedding only {config.vocab_size} rows (vocab_size in "
                 "config.json); tokenizer and weights are of different checkpoints"
             )
-        self._specials = self._tokenizer.num_special_tokens_to_add(is_pair=False)
-        if not isinstance(max_length, int | np.integer) or not self._specials < max_length <= config.max_tokens:
+        specials = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        if not isinstance(max_length, int | np.integer) or not specials < max_length <= config.max_tokens:
             raise ValueError(
-                f"max_length is {max_length!r}, but must lie between {self._specials + 1} ({self._specials} special "
-                f"tokens and one of the text) and {config.max_tokens} (the checkpoint's positions)"
+                f"max_length is {max_length!r}, but must lie between {specials + 1} ({specials} special tokens and one "
+                f"of the text) and {config.max_tokens} (the checkpoint's positions)"
             )
         self.max_length = int(max_length)
         self.long_text = WHOLE_CHARACTERS * max(max_length, UNSURE_TOKENS)
@@ -83,63 +105,101 @@ class Tokenizer:
         self.pad_id = next((pad_id for pad_id in pad_ids if pad_id is not None), config.pad_token_id)
         # WordPiece makes one [UNK] of a long run of letters, and nothing of white space, if no added token begins or
         # ends in one.
-        added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
-        self._runs_are_unknown = isinstance(self._tokenizer.model, WordPiece) and not any(
-            edge.isalnum() or edge.isspace() for content in added for edge in (content[:1], content[-1:])
+        self._added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        self._wordpiece = isinstance(self._tokenizer.model, WordPiece)
+        self._runs_are_unknown = self._wordpiece and not any(
+            edge.isalnum() or edge.isspace() for content in self._added for edge in (content[:1], content[-1:])
         )
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(self.max_length)
+        self._tokenizer.no_truncation()
+        try:  # the special tokens that end a text, which stay when it is cut
+            self._ending = self._tokenizer.encode("a").special_tokens_mask[::-1].index(0)
+        except Exception as error:  # tokenizers raises Exception itself
+            raise CheckpointError(f"{self.path}: makes no token of 'a' ({error}); fetch the file anew") from None
 
-    def __call__(self, texts: Sequence[str]) -> list[TokenizedText]:
+    @property
+    def implementation(self) -> str:
+        """The package that tokenizes many texts: "tokenizers", or "nanotoken", which gives the same ids."""
+        return "nanotoken" if self._fast else "tokenizers"
+
+    def __call__(self, texts: Sequence[str]) -> TokenIds:
         """Tokenize texts. Anything but text that can be written as UTF-8 must have been refused before."""
-        return self.read(self.encode(texts))
-
-    def encode(self, texts: Sequence[str]) -> Encoded:
-        """Do the part of the work that runs on all cores and needs no Python: a thread of its own can do it."""
-        long_rows = [row for row, text in enumerate(texts) if len(text) > self.long_text]
+        fast = self._fast if len(texts) >= MANY_TEXTS else None
         beginnings = list(texts)
+        long_rows = [row for row, text in enumerate(texts) if len(text) > self.long_text]
         for row in long_rows:  # a special token after the cut may swallow the white space before it
             beginnings[row] = texts[row][: self.long_text].rstrip()
-        encodings = self._tokenizer.encode_batch_fast(beginnings)
-        cut = set(long_rows)
-        for row in long_rows:
-            if not self._fills(encodings[row]):
-                shortened, whole = shorten(texts[row], self.long_text, wordpiece=self._runs_are_unknown)
-                (encodings[row],) = self._tokenizer.encode_batch_fast([shortened])
-                if whole and (len(shortened) == len(texts[row]) or not self._fills(encodings[row])):
-                    cut.remove(row)
-        return Encoded(encodings, cut)
+        exact = np.ones(len(texts), np.bool_)
+        exact[long_rows] = False
+        ids, offsets = self._encode(beginnings, fast)
+        too_few = self.max_length + UNSURE_TOKENS
+        if short_rows := [row for row in long_rows if offsets[row + 1] - offsets[row] <= too_few]:
+            whole = {}
+            for row in short_rows:
+                beginnings[row], whole[row] = shorten(texts[row], self.long_text, wordpiece=self._runs_are_unknown)
+            ids, offsets = self._encode(beginnings, fast)
+            for row in short_rows:
+                unchanged = len(beginnings[row]) == len(texts[row])
+                exact[row] = whole[row] and (unchanged or offsets[row + 1] - offsets[row] <= too_few)
 
-    def read(self, encoded: Encoded) -> list[TokenizedText]:
-        """Read what `encode` made."""
-        return [self._tokenized(encoding, row in encoded.cut) for row, encoding in enumerate(encoded.encodings)]
+        n_tokens = offsets[1:] - offsets[:-1]
+        rows_to_cut = np.flatnonzero((n_tokens > self.max_length) | ~exact).tolist()
+        if not rows_to_cut:
+            return TokenIds(ids, offsets, n_tokens, exact)
+        kept, lengths = np.ones(len(ids), np.bool_), n_tokens.copy()
+        for row in rows_to_cut:
+            lengths[row] = self.max_length if exact[row] or n_tokens[row] > too_few else 0
+            ending = self._ending if lengths[row] else 0
+            kept[offsets[row] + lengths[row] - ending : offsets[row + 1] - ending] = False
+        n_tokens[~exact] -= UNSURE_TOKENS
+        n_tokens[lengths == 0] = 0
+        return TokenIds(ids[kept], np.concatenate([[0], np.cumsum(lengths)]), n_tokens, exact)
 
-    def token_strings(self, ids: Sequence[int]) -> list[str]:
+    def _encode(self, texts: list[str], fast: Any) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return the ids of texts uncut [tokens], and the offsets [texts + 1]; by `fast` if it is not None."""
+        if fast is not None:  # one thread of it is faster than any device, and leaves the cores to the NumPy twin
+            fast_ids, offsets = fast.encode_batch(texts, parallel=False)
+            return fast_ids.view(np.int32), offsets
+        ids = [np.empty(0, np.int32)]
+        lengths: list[int] = []
+        # An Encoding takes hundreds of bytes a token, so those of a million characters are let go of before the next.
+        characters = itertools.accumulate(map(len, texts))
+        for _, piece in itertools.groupby(texts, lambda _: next(characters) >> 20):
+            encodings = self._tokenizer.encode_batch_fast(list(piece))
+            ids.append(np.fromiter(itertools.chain.from_iterable(encoding.ids for encoding in encodings), np.int32))
+            lengths += map(len, encodings)
+        return np.concatenate(ids), np.fromiter(itertools.accumulate(lengths, initial=0), np.int64)
+
+    @cached_property
+    def _fast(self) -> Any:
+        """nanotoken's form of this tokenizer; None if it is not installed, or refuses or misreads it."""
+        if not self._wordpiece:
+            return None
+        try:
+            from nanotoken import WordPieceTokenizer
+
+            fast = WordPieceTokenizer.from_json(self._tokenizer.to_str())
+            words = [letter * n for letter in ("a", "é", "e\u0301", "中", " ", "a ") for n in (50, 99, 100, 101, 1000)]
+            vocabulary = " ".join(self.token_strings(range(0, self._tokenizer.get_vocab_size(), 50)))
+            added = [f"a{token}b {token.title()}, {token}{token} {token[:-1]}" for token in self._added]
+            texts = [*AWKWARD.split("|"), *words, vocabulary, *added] * 2  # the second time out of nanotoken's cache
+            (ids, offsets), (true_ids, true_offsets) = self._encode(texts, fast), self._encode(texts, None)
+            return fast if np.array_equal(ids, true_ids) and np.array_equal(offsets, true_offsets) else None
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # which a panic of Rust is; whatever it is, `tokenizers` needs no nanotoken
+            return None
+
+    def token_strings(self, ids: Iterable[int]) -> list[str]:
         """Return the tokens that ids stand for, such as "[CLS]" and "##ing"; "" for an id that stands for none."""
         return [self._tokenizer.id_to_token(token_id) or "" for token_id in ids]
 
     def save(self, path: Path) -> None:
         """Write a tokenizer.json from which other libraries cut and pad as e5ref does."""
         tokenizer = FastTokenizer.from_str(self._tokenizer.to_str())
+        tokenizer.enable_truncation(self.max_length)
         tokenizer.enable_padding(pad_id=self.pad_id, pad_token=tokenizer.id_to_token(self.pad_id) or "[PAD]")
         tokenizer.save(str(path))
-
-    def _fills(self, encoding: Encoding) -> bool:
-        return self._count(encoding) > self.max_length + UNSURE_TOKENS
-
-    def _count(self, encoding: Encoding) -> int:
-        # What was cut off comes in pieces with their own specials.
-        return len(encoding) + sum(len(piece) - self._specials for piece in encoding.overflowing)
-
-    def _tokenized(self, encoding: Encoding, cut: bool) -> TokenizedText:
-        ids = encoding.ids
-        if cut and not self._fills(encoding):
-            return TokenizedText([], 0, truncated=True, exact=False)
-        if cut:
-            return TokenizedText(ids, self._count(encoding) - UNSURE_TOKENS, truncated=True, exact=False)
-        # Only a text that fills its room can have been truncated.
-        n_tokens = len(ids) if len(ids) < self.max_length else self._count(encoding)
-        return TokenizedText(ids, n_tokens, n_tokens > len(ids), True)
 
 
 def shorten(text: str, size: int, *, wordpiece: bool) -> tuple[str, bool]:

@@ -63,7 +63,7 @@ def cudnn(monkeypatch) -> list[str]:
     """Let the JAX twin think that it runs on NVIDIA; what it asks of cuDNN is done in XLA, and listed."""
     import jax
 
-    from e5ref import jax_model
+    from e5ref import jax_ops
 
     asked = []
     fused = jax.nn.dot_product_attention
@@ -73,7 +73,7 @@ def cudnn(monkeypatch) -> list[str]:
         return fused(*arrays, implementation="xla", **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", in_xla)
-    monkeypatch.setattr(jax_model, "get_backend", lambda: type("Cuda", (), {"platform_version": "PJRT C API\nCUDA 13"}))
+    monkeypatch.setattr(jax_ops, "get_backend", lambda: type("Cuda", (), {"platform_version": "PJRT C API\nCUDA 13"}))
     return asked
 
 

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from e5ref import E5, bench, read_checkpoint
 from e5ref.bench import contenders, measure
@@ -98,7 +99,11 @@ def test_all_installed_contenders_agree_and_are_timed(in_process):
             assert 0 < speed["min"] <= speed["median"] <= speed["max"]
             assert 0 < row["share"] < 1
             assert (row["latency_ms"] is not None) == (inputs["name"] == "texts")
+            assert ("part_of_ids" in row) == (inputs["name"] == "texts" and not row["is_peer"])
     assert json.loads(json.dumps(result)) == result
+    titles = [part for part in tables(result) if " texts, " in part]
+    assert ["end to end: from a list of str" in title for title in titles] == [True, False, False]
+    assert ["from token ids at hand: the engine alone" in title for title in titles] == [False, True, True]
     for part in tables(result):
         assert len({len(line) for line in part.splitlines() if line.startswith("|")}) <= 1  # the columns are aligned
 
@@ -141,7 +146,8 @@ def test_what_is_found_grows_input_by_input(in_process, no_rates):
         for inputs in result["inputs"]:
             inputs["rows"].append(inputs["rows"][0] | {"precision": "int8", "is_peer": True})
     process = {"contender": "e5ref numpy", "is_peer": False, "precision": "float32", "peak_mib": 5.0, "ratios": {}}
-    results[-1]["processes"] = [process | {"first_vector_s": {"median": 1.0, "min": 1.0, "max": 1.0}}]
+    figures = {"first_vector_s": {"median": 1.0, "min": 1.0, "max": 1.0}, "cold_first_vector_s": None}
+    results[-1]["processes"] = [process | figures]
     seen = [tables(result) for result in results]
     for less, more in itertools.pairwise(seen):
         assert more[: len(less)] == less
@@ -193,7 +199,11 @@ def test_processes_of_their_own(no_rates):
     result = bench.bench(TINY, ["numpy", "transformers"], texts=TEXTS, lengths=(), rounds=2)
     ours, theirs = result["processes"]
     assert (ours["contender"], theirs["contender"]) == ("e5ref numpy", "transformers float32")
-    assert 0 < ours["first_vector_s"]["min"] <= ours["first_vector_s"]["median"] <= ours["first_vector_s"]["max"]
+    for row in (ours, theirs):
+        first, all_texts = row["first_vector_s"], row["all_texts_s"]
+        assert 0 < first["min"] <= first["median"] <= first["max"]
+        assert all(first[key] < all_texts[key] for key in first)
+        assert row["cold_first_vector_s"] is row["cold_all_texts_s"] is None  # they compile nothing
     assert ours["ratios"]["transformers float32"] > 1
     assert theirs["ratios"] == {"transformers float32": 1.0}
     if Path("/proc/self/status").exists():
@@ -202,17 +212,129 @@ def test_processes_of_their_own(no_rates):
         assert ours["peak_mib"] is theirs["peak_mib"] is None
 
 
+def test_cold_is_an_empty_folder_of_programs(folder, tmp_path, monkeypatch):
+    """The query has one; so have the texts, embedded before the query; and what comes then compiles nothing."""
+    start, starts = measure._start, []
+
+    def programs(environment):
+        return set(Path(environment["JAX_COMPILATION_CACHE_DIR"]).rglob("*-cache"))
+
+    def start_and_look(arguments, environment):
+        before = programs(environment)
+        found = start(arguments, environment)
+        files = [Path(file).name for file in arguments[4:]]
+        starts.append((files, bool(before), bool(programs(environment) - before)))
+        return found
+
+    monkeypatch.setattr(measure, "_start", start_and_look)
+    contender = Contender("e5ref jax highest", lambda texts: np.zeros(0), None, is_peer=False, compiles=True)
+    with tqdm(disable=True) as progress:
+        (row,) = measure.measure_processes({contender: "jax-highest"}, folder, tmp_path, TEXTS[:3], 1, progress)
+    query, texts = "query.json", "texts.json"
+    assert starts == [
+        ([query], False, True),
+        ([texts, query], False, True),
+        ([query, texts], True, False),
+    ]
+    assert row["cold_first_vector_s"] > 0
+    assert row["cold_all_texts_s"] > 0
+
+
+@pytest.mark.parametrize("texts", [TEXTS[:4], []])
+@pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
+def test_processes_on_an_accelerator(device, texts, monkeypatch, no_rates):
+    """A TPU's are left out; those that compile are cold first, the texts without the query before them."""
+    folders, lengths = [], [] if texts else [16]
+
+    def start(arguments, environment):
+        loader, name, _, _, *files = arguments
+        assert {"numpy": "e5ref numpy", "planted": "planted, compiled"}[loader] == name
+        folder = environment["TORCHINDUCTOR_CACHE_DIR"]
+        cold = loader == "planted" and folder not in folders
+        folders.append(folder)
+        assert len({environment[name] for name in measure.PROGRAM_FOLDERS}) == len(measure.PROGRAM_FOLDERS)
+        steps = {"query.json": 1.0 + 10 * cold, "texts.json": 4.0 + 100 * cold}
+        return list(itertools.accumulate(steps[Path(file).name] for file in files)), 5.0
+
+    monkeypatch.setattr(measure, "_start", start)
+    peer = planted("planted, compiled", lambda vectors: vectors, device=device, compiles=True)
+    monkeypatch.setitem(bench.CONTENDERS, "planted", peer)
+    monkeypatch.setattr(measure, "FIXED_TOKENS_ACCELERATOR", 256)
+    result = bench.bench(TINY, ["numpy", "planted"], texts=texts, lengths=lengths, rounds=2)
+    ours, *theirs = result["processes"]
+    assert ours["cold_first_vector_s"] is None
+    assert bool(theirs) == (device != "tpu")
+    assert len(folders) == 2 + (2 + 1 + bool(texts)) * len(theirs)
+    for row in theirs:
+        assert row["first_vector_s"] == {"median": 1.0, "min": 1.0, "max": 1.0}
+        assert row["cold_first_vector_s"] == 11.0
+        assert row.get("all_texts_s", {}).get("median") == (5.0 if texts else None)
+        assert row.get("cold_all_texts_s") == (104.0 if texts else None)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables(result)[-1].splitlines()]
+    columns = [index for index, name in enumerate(cells[0]) if name.endswith(", cold")]
+    shown = [[line[index] for index in columns] for line in (cells[0], *cells[2:])]
+    expected = (
+        [["first vector, cold", "all texts, cold"], ["1.00", "5.00"], ["11.00", "104.00"]] if theirs else [[], []]
+    )
+    assert shown == (expected if texts else [line[:1] for line in expected])
+    assert ("nothing compiled" in chart([result])) == bool(theirs)
+
+
+def test_transformers_takes_three_forms_on_a_gpu_and_a_process_is_one(folder, tmp_path, monkeypatch, capsys):
+    """A GPU is pretended: what goes there stays."""
+    import torch
+
+    move, loaded = torch.Tensor.to, []
+    load_network = contenders.load_network
+
+    def load(checkpoint, attention, precision):
+        loaded.append(precision)
+        return load_network(checkpoint, attention, precision)
+
+    def to(tensor, device, *arguments, **options):
+        return tensor if str(device) == "cuda" else move(tensor, device, *arguments, **options)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch, "compile", lambda network: loaded.append("compiled") or network)
+    monkeypatch.setattr(contenders, "load_network", load)
+    encoder = E5(read_checkpoint(folder), truncation="allow")
+    write_exports(encoder, ["transformers"], tmp_path)
+    forms = list(CONTENDERS["transformers"](folder, tmp_path))
+    names = ["transformers float32", "transformers bfloat16", "transformers bfloat16, compiled"]
+    assert [form.name for form in forms] == names
+    assert [(form.device, form.precision, form.compiles) for form in forms] == [
+        ("gpu", "float32", False),
+        ("gpu", "bfloat16", False),
+        ("gpu", "bfloat16", True),
+    ]
+    assert loaded == []
+    texts = tmp_path / "texts.json"
+    texts.write_text(json.dumps(TEXTS[:2]))
+    for name, expected in zip(names, (["float32"], ["bfloat16"], ["bfloat16", "compiled"]), strict=True):
+        loaded.clear()
+        contenders.main(["transformers", name, str(folder), str(tmp_path), str(texts), str(texts)])
+        assert loaded == expected
+        assert capsys.readouterr().out.splitlines()[:-1] == [contenders.READY] * 2
+    expected = encoder.encode(TEXTS)
+    for form in forms:
+        assert np.abs(form.of_texts(TEXTS) - expected).max() < measure.BOUNDS[form.precision]
+
+
 def test_a_process_that_fails_says_why(folder, tmp_path):
-    with pytest.raises(ChildProcessError, match=r"'numpy' failed in a process of its own: .*no such folder"):
-        measure._start(["numpy", str(folder / "none"), str(tmp_path), str(tmp_path)], {})
+    ours = ["numpy", "e5ref numpy"]
+    with pytest.raises(ChildProcessError, match=r"'e5ref numpy' failed in a process of its own: .*no such folder"):
+        measure._start([*ours, str(folder / "none"), str(tmp_path), str(tmp_path)], {})
+    (tmp_path / "query.json").write_text(json.dumps([contenders.QUERY]))
+    files = [str(tmp_path / name) for name in ("query.json", "texts.json")]
     with pytest.raises(ChildProcessError, match=r"No such file .*texts\.json"):  # after its first vector
-        measure._start(["numpy", str(folder), str(tmp_path), str(tmp_path / "texts.json")], {})
+        measure._start([*ours, str(folder), str(tmp_path), *files], {})
 
 
 def test_peers_start_without_e5ref_and_the_exporter(prepared, tmp_path):
-    (tmp_path / "texts.json").write_text("[]")
+    (tmp_path / "texts.json").write_text(json.dumps([contenders.QUERY]))
     code = "import runpy, sys; runpy.run_path(sys.argv[0], run_name='__main__'); print(*sys.modules)"
-    arguments = [contenders.__file__, "onnxruntime", *map(str, prepared), str(tmp_path / "texts.json")]
+    arguments = [contenders.__file__, "onnxruntime", "onnxruntime", *map(str, prepared), str(tmp_path / "texts.json")]
     code = f"import sys; sys.argv = {arguments!r}; {code}"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     loaded = {name.split(".")[0] for name in output.splitlines()[-1].split()}
@@ -227,11 +349,13 @@ def test_the_chart_shows_each_input_and_contender(monkeypatch, in_process, no_ra
     image = ElementTree.fromstring(chart([result, result]))
     written = [element.text for element in image.findall(".//{*}text")]
     assert written.count("e5ref numpy") == written.count("A & B") == 4
+    assert written.count("from their ids") == 2  # ours, on the texts
     assert "random weights, 1 layers of 32. 16 tokens: 16 texts, 256 tokens" in written
     assert "wrong" not in written
     bars = [element for element in image.findall(".//{*}rect") if element.get("class") in ("ours", "peer")]
-    speeds = [row["tokens_per_second"] for row in result["inputs"][0]["rows"] if row["right"]]
-    top = max(speed["max"] for speed in speeds)
+    rows = [row for row in result["inputs"][0]["rows"] if row["right"]]
+    speeds = [row["tokens_per_second"] for row in rows]
+    top = max(speed["max"] for speed in [*speeds, rows[0]["ids_tokens_per_second"]])
     widths = [float(bar.get("width")) for bar in bars[:2]]
     assert widths == pytest.approx([400 * speed["median"] / top for speed in speeds], abs=0.1)
     height = float(image.get("height"))
@@ -274,6 +398,21 @@ def test_a_run_gives_the_ratios_of_its_rounds(monkeypatch, in_process, no_rates)
     assert ours["tokens_per_second"] == {"median": 128.0, "min": 51.2, "max": 256.0}
     assert ours["texts_per_second"] == 8.0
     assert ours["share"] is None
+
+
+def test_from_texts_is_set_beside_from_ids(monkeypatch, in_process, no_rates):
+    """Round by round ours takes 4, 2 and 5 s from texts and 1 s from ids: also where the order turns round."""
+    seconds = iter([4.0, 1.0, 3.0, 3.0, 2.0, 1.0, 5.0, 1.0, 3.0])
+    monkeypatch.setitem(bench.CONTENDERS, "planted", planted("planted", lambda vectors: vectors))
+    monkeypatch.setattr(measure, "_seconds", lambda call, times: [next(seconds)] if times == 1 else [0.0] * times)
+    result = bench.bench(TINY, ["planted", "numpy"], texts=TEXTS, lengths=(), rounds=3)
+    ours, theirs = result["inputs"][0]["rows"]
+    tokens = result["inputs"][0]["tokens"]
+    assert ours["ids_tokens_per_second"] == {"median": tokens, "min": tokens, "max": tokens}
+    assert ours["part_of_ids"] == 0.25
+    assert ours["tokens_per_second"]["median"] == tokens / 4
+    assert theirs["tokens_per_second"] == {"median": tokens / 3, "min": tokens / 3, "max": tokens / 3}
+    assert "| 25% |" in " ".join(tables(result)[-1].split())
 
 
 def test_flops_of_e5_small(folder):

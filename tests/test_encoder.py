@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 import e5ref
-from e5ref import E5, encoder, numpy_engine, numpy_model, numpy_ops
+from e5ref import E5, numpy_engine, numpy_model, numpy_ops, stream
 from e5ref.batching import pad_ids
 from e5ref.progress import progress_bar
 from tests.awkward import TEXTS
@@ -173,7 +173,7 @@ def test_neighbours_do_not_matter_with_trained_weights(model, texts):
 def test_padding_does_not_matter(wide, extra, others):
     """More padding, and texts beside, leave a text's bits alone."""
     model = wide
-    text = model.tokenizer(["how much protein"])[0].ids
+    text = model.tokenizer(["how much protein"]).ids
     input_ids, attention_mask = pad_ids([text, *([5] * length for length in others)], model.tokenizer.pad_id)
     wider = [np.pad(array, ((0, 0), (0, extra))) for array in (input_ids, attention_mask)]
     checkpoint = model.checkpoint
@@ -186,7 +186,7 @@ def test_padding_does_not_matter(wide, extra, others):
 
 
 IN_PLAIN_ORDER = """
-places = lambda mask: np.arange(mask.sum())
+places = lambda mask: np.arange((mask > 0).sum())
 e5ref.numpy_model.token_rows = e5ref.batching.token_rows = places
 """
 
@@ -215,36 +215,33 @@ print("rows independent, bits are the same:", independent, same)
     assert in_another_blas(core, code) == expected
 
 
-def test_batches_of_more_than_one_window(tiny, monkeypatch):
+@pytest.fixture
+def small_windows(tiny, monkeypatch):
+    """Let windows have a few texts."""
+
+    def set_to(texts):
+        monkeypatch.setattr(tiny.engine, "first_texts", texts)
+        monkeypatch.setattr(tiny.engine, "window_texts", texts)
+
+    set_to(7)
+    return set_to
+
+
+def test_batches_of_more_than_one_window(tiny, small_windows):
     texts = [f"cat {'a ' * (n % 7)}" for n in range(50)]
+    small_windows(1000)
     expected = tiny.encode(texts)
-    monkeypatch.setattr(tiny.engine, "window_texts", 7)
+    small_windows(7)
     np.testing.assert_array_equal(tiny.encode(text for text in texts), expected)
-
-
-def test_texts_that_are_tokenized_piece_by_piece(tiny, monkeypatch):
-    """Longer ones come first, and each vector still stands where its text does."""
-    texts = [f"{n} cat {'a ' * (n * 5 % 17)}" for n in range(50)]
-    expected = tiny.encode(texts)
-    monkeypatch.setattr(tiny.engine, "window_texts", 20)
-    monkeypatch.setattr(tiny.engine, "piece_texts", 6)
-    encode, pieces = tiny.tokenizer.encode, []
-    monkeypatch.setattr(tiny.tokenizer, "encode", lambda piece: pieces.append(piece) or encode(piece))
-    np.testing.assert_array_equal(tiny.encode(texts), expected)
-    for window in (texts[:20], texts[20:40], texts[40:]):
-        own = sorted((piece for piece in pieces if piece[0] in window), key=lambda piece: -len(piece[0]))
-        lengths = [len(text) for piece in own for text in piece]
-        assert lengths == sorted(map(len, window), reverse=True)
     with pytest.raises(ValueError, match=r"texts\[30\] has \d+ tokens"):
         tiny.encode([*texts[:30], "a " * 1000, *texts[30:]], truncation="error")
 
 
-def test_a_stream_gives_the_same_part_by_part(tiny, monkeypatch):
+def test_a_stream_gives_the_same_part_by_part(tiny, small_windows):
     texts = [f"cat {'a ' * (n % 7)}" for n in range(50)]
     expected = tiny.encode(texts)
-    monkeypatch.setattr(tiny.engine, "window_texts", 7)
     parts = list(tiny.encode_stream(text for text in texts))
-    assert [len(part) for part in parts] == [7] * 7 + [1]
+    assert [len(part) for part in parts] == [1] + [7] * 7
     np.testing.assert_array_equal(np.concatenate(parts), expected)
     (vector,) = tiny.encode_stream("cat", prompt_name="query")
     np.testing.assert_array_equal(vector[0], tiny.encode("query: cat"))
@@ -253,9 +250,8 @@ def test_a_stream_gives_the_same_part_by_part(tiny, monkeypatch):
         tiny.encode_stream(["cat"], batch_size=0)  # at once, and not when the first part is taken
 
 
-def test_a_stream_reads_a_generator_as_it_goes(tiny, monkeypatch):
+def test_a_stream_reads_a_generator_as_it_goes(tiny, small_windows):
     """What is held is a few windows of texts and batches, however many texts there are."""
-    monkeypatch.setattr(tiny.engine, "window_texts", 7)
     read = 0
 
     def texts():
@@ -266,14 +262,13 @@ def test_a_stream_reads_a_generator_as_it_goes(tiny, monkeypatch):
 
     ahead = []
     for number, part in zip(range(1, 60), tiny.encode_stream(texts()), strict=False):
-        assert len(part) == 7
+        assert len(part) == (1 if number == 1 else 7)
         ahead.append(read - 7 * number)
     assert max(ahead) <= 7 * (2 * tiny.engine.threads + 4)
     assert max(ahead[40:]) <= max(ahead[:20])
 
 
-def test_a_stream_that_is_left_ends_its_work(tiny, monkeypatch):
-    monkeypatch.setattr(tiny.engine, "window_texts", 7)
+def test_a_stream_that_is_left_ends_its_work(tiny, small_windows):
     before = numpy_ops.blas.threads
     stream = tiny.encode_stream("cat" for _ in itertools.count())
     next(stream)
@@ -282,9 +277,9 @@ def test_a_stream_that_is_left_ends_its_work(tiny, monkeypatch):
     assert numpy_ops.blas.threads == before
 
 
-def test_long_texts_fill_a_window_sooner(tiny, monkeypatch):
-    monkeypatch.setattr(encoder, "WINDOW_CHARACTERS", 10)
-    monkeypatch.setattr(tiny.engine, "window_texts", 4)
+def test_long_texts_fill_a_window_sooner(tiny, small_windows, monkeypatch):
+    monkeypatch.setattr(stream, "WINDOW_CHARACTERS", 10)
+    small_windows(4)
     texts = ["cat", "a" * 50, "b" * 39, "", "", "c"]
     assert [len(part) for part in tiny.encode_stream(texts)] == [2, 4]
 
@@ -306,8 +301,7 @@ def test_few_texts_are_divided_where_threads_cannot_share_a_batch(tiny_bert, mon
     monkeypatch.setattr(numpy_engine, "threads_do_not_matter", lambda *_: shared)
     monkeypatch.setattr(numpy_engine, "rows_are_independent", lambda *_: True)
     engine = e5ref.load(tiny_bert, threads=8).engine
-    texts = list(enumerate([[0] * 12] * 21))
-    assert len(list(engine.batches([texts], total=21, max_texts=None))) == batches
+    assert len(list(engine.batches(np.full(21, 12)))) == batches
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere children do not begin as copies")
@@ -489,7 +483,7 @@ def test_batch_size_is_a_bound(wide, monkeypatch, batch_size, sizes):
     seen = []
     embed = numpy_model.embed
     monkeypatch.setattr(
-        numpy_model, "embed", lambda p, ids, mask, **kw: seen.append(len(ids)) or embed(p, ids, mask, **kw)
+        numpy_model, "embed", lambda p, ids, mask, **kw: seen.append(mask.max()) or embed(p, ids, mask, **kw)
     )
     wide.encode(["a"] * 5, batch_size=batch_size)
     assert sorted(seen, reverse=True) == sizes  # threads begin them in any order
@@ -512,7 +506,7 @@ def test_xlm_roberta_from_text(tmp_path):
     texts = ["query: eat", "", "abc def <pad> ghi", "query: abcdefghi eat", "日本 🙂"]
     peer, ours = SentenceTransformer(str(folder), device="cpu"), e5ref.load(folder)
     ids = AutoTokenizer.from_pretrained(folder)(texts)["input_ids"]
-    assert [text.ids for text in ours.tokenizer(texts)] == ids
+    assert [text.tolist() for text in ours.tokenizer(texts).texts()] == ids
     assert np.abs(ours.encode(texts) - peer.encode(texts)).max() <= VECTORS["float32"]
 
 
@@ -683,19 +677,39 @@ def test_settings_of_the_model_are_those_of_each_call(tiny_bert, tiny):
             e5ref.load(tiny_bert, **options)
 
 
-def test_of_a_stream_the_first_vectors_come_before_a_whole_window(tiny):
-    """A window is 1,024 texts; what keeps each thread busy once is enough to begin with."""
+def test_of_a_stream_the_first_vectors_come_at_once(tiny):
+    """Of a generator, whose next text may be long in coming, but not of what can be counted and taken apart."""
     taken = 0
 
     def texts():
         nonlocal taken
         while True:
             taken += 1
-            yield "cat " * 100
+            yield "cat"
 
-    first = next(tiny.encode_stream(texts()))
-    assert len(first) == -(-tiny.engine.first_characters // 400) < 1024
-    assert taken == len(first)
+    stream = tiny.encode_stream(texts())
+    for texts_of_window, read in ((1, 1), (16, 17), (256, 273)):
+        assert len(next(stream)) == texts_of_window
+        assert taken == read
+    assert len(next(tiny.encode_stream(["cat"] * 300))) == 300
+
+
+def test_a_length_that_is_a_guess(tiny):
+    """As of a progress bar around a generator."""
+
+    class Guess:
+        def __len__(self):
+            return 8
+
+        def __iter__(self):
+            return iter(["cat", "dog"])
+
+    np.testing.assert_array_equal(tiny.encode(Guess()), tiny.encode(["cat", "dog"]))
+
+
+def test_a_warning_where_there_is_no_module(tiny):
+    with pytest.warns(e5ref.E5Warning, match="1 of 1 texts"):
+        exec("model.encode('a ' * 999)", {"model": tiny})
 
 
 def test_a_progress_bar_in_a_notebook(tiny, capsys, monkeypatch):
@@ -713,7 +727,7 @@ def test_a_progress_bar_in_a_notebook(tiny, capsys, monkeypatch):
 def test_progress_bar(tiny, capsys, monkeypatch):
     tiny.encode(["cat"])
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(encoder, "progress_bar", partial(progress_bar, delay=0))
+    monkeypatch.setattr(stream, "progress_bar", partial(progress_bar, delay=0))
     tiny.encode(["cat"] * 3, show_progress_bar=False)
     tiny.encode(["cat"] * 3)  # standard error is no terminal here
     assert capsys.readouterr().err == ""
@@ -732,8 +746,8 @@ def test_known_answer_of_e5_small_v2():
     assert np.abs(vector[[0, 1, 382, 383]] - expected).max() <= VECTORS["float32"]
 
 
-def test_a_generator_is_not_read_ahead(tiny, monkeypatch):
-    monkeypatch.setattr(tiny.engine, "window_texts", 2)
+def test_a_generator_is_not_read_ahead(tiny, small_windows):
+    small_windows(2)
     seen = []
 
     def texts():

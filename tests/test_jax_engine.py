@@ -1,5 +1,6 @@
 """E5 on JAX: from text to vector, shapes and programs, devices and processes."""
 
+import math
 import os
 import re
 import socket
@@ -15,10 +16,10 @@ import pytest
 
 import e5ref
 from e5ref import jax_engine
-from e5ref.batching import PaddedShapes
 from e5ref.encoder import Precision
+from e5ref.engine import Window
 from e5ref.extras import install_command
-from e5ref.numpy_engine import Batch
+from e5ref.tokenizer import TokenIds
 from tests.conftest import write_random_bert
 from tests.tolerances import COSINE_HALF, VECTORS, VECTORS_HALF
 
@@ -158,15 +159,15 @@ def run_python(code: str, **environment: str) -> str:
     return result.stdout
 
 
-def test_no_more_programs_than_shapes(tiny_bert, programs):
-    """A corpus of any mix of lengths compiles each shape once, and what is warm compiles nothing."""
-    model = e5ref.load(tiny_bert, backend="jax", max_length=16, truncation="allow")
+def test_few_programs_for_any_corpus(tiny_bert, programs):
+    """A corpus of any mix of lengths compiles each shape once at most, and what is warm compiles nothing."""
+    model = e5ref.load(tiny_bert, backend="jax", truncation="allow")
     del programs[:]  # loading compiles how weights are stacked
     random = np.random.default_rng(0)
-    corpora = [["a " * length for length in random.integers(0, 20, size)] for size in (1, 2, 3, 9, 50, 333, 700)]
+    corpora = [["a " * length for length in random.integers(0, 40, size)] for size in (1, 2, 3, 9, 50, 333, 700)]
     for texts in corpora:
         model.encode(texts)
-    assert 0 < len(programs) <= len(list(model.engine.shapes))
+    assert 0 < len(programs) <= len(model.engine.shapes.all()) <= 8
     del programs[:]
     for texts in corpora:
         model.encode(texts[::-1])
@@ -176,7 +177,7 @@ def test_no_more_programs_than_shapes(tiny_bert, programs):
 def test_warm_up_leaves_nothing_to_compile(tiny_bert, programs):
     model = e5ref.load(tiny_bert, backend="jax", max_length=9)
     del programs[:]  # loading compiles how weights are stacked
-    assert model.warm_up() == len(list(model.engine.shapes)) == len(programs)
+    assert model.warm_up() == len(model.engine.shapes.all()) == len(programs)
     del programs[:]
     for size in (1, 2, 5, 40, 300):
         model.encode(["a b c " * (number % 4) for number in range(size)], truncation="allow")
@@ -187,136 +188,116 @@ def test_numpy_warms_up_too(tiny_bert):
     assert e5ref.load(tiny_bert).warm_up() == 1
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("devices", [1, 4])
-@pytest.mark.parametrize("max_length", [3, 64, 100, 512, 514])
-def test_shapes(max_length, devices):
-    shapes = PaddedShapes(max_length, 1024, devices)
-    assert shapes.lengths[-1] == max_length
-    assert shapes.lengths == sorted(set(shapes.lengths))
-    assert len(list(shapes)) == len(set(shapes)) <= 130
-    for length in range(1, max_length + 1):
-        rows, padded = shapes.fit(1, length)
-        assert length <= padded <= max(8, length * 1.125)
-        assert rows == devices
-    for rows, length in shapes:
-        assert rows % devices == 0
-        assert rows * length <= max(1024, length) * devices
+@pytest.mark.parametrize("max_length", [3, 64, 512, 514, 1024])
+def test_shapes(platform, max_length, devices):
+    shapes = jax_engine.batch_shapes(platform, max_length, devices)
+    assert len(shapes.all()) == len(set(shapes.all())) <= 8
+    assert shapes.rest[1] >= max_length
+    assert shapes.full[-1][0] >= max_length
+    assert [most for most, _ in shapes.full] == sorted(most for most, _ in shapes.full)
+    assert all(rows % devices == 0 for rows, _ in shapes.all())
+    assert all(length >= most for most, (_, length) in shapes.full)
+    if platform != "cpu":
+        for _, (rows, length) in shapes.full:
+            assert 0.99 * 65_536 < rows * length / devices <= 65_536
+            assert rows * length % (128 * devices) == length % 8 == 0  # which fits the tiles of the kernels
 
 
+@pytest.mark.parametrize(
+    ("platform", "lengths", "shape"),
+    [
+        ("cpu", [12], (1, 16)),
+        ("cpu", [17], (1, 32)),
+        ("cpu", [80], (1, 112)),
+        ("cpu", [80] * 3, (1, 512)),
+        ("cpu", [80] * 7, (1, 1024)),
+        ("cpu", [80] * 5000, (1, 1024)),
+        ("cpu", [350] * 5000, (1, 1536)),
+        ("gpu", [12], (1, 64)),
+        ("gpu", [65], (16, 512)),
+        ("gpu", [12] * 6, (16, 512)),
+        ("gpu", [12] * 2500, (16, 512)),  # four times
+        ("gpu", [12] * 3000, (1024, 64)),
+        ("gpu", [33] * 3000, (256, 256)),
+        ("gpu", [5] * 10_000 + [129], (128, 512)),
+        ("gpu", [256] * 300, (128, 512)),
+        ("gpu", [257] * 300, (204, 320)),
+        ("gpu", [385] * 300, (146, 448)),
+        ("gpu", [512] * 300, (128, 512)),
+    ],
+)
+def test_the_shape_of_the_next_batch(platform, lengths, shape):
+    shapes = jax_engine.batch_shapes(platform, 512)
+    assert shapes(np.array(lengths), alone=True) == shape
+    if len(lengths) == 1:  # what is left of many texts wants no program of its own
+        assert shapes(np.array(lengths), alone=False) == shapes.rest
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("max_texts", [None, 1, 3, 100])
-def test_batches_hold_each_text_once_in_the_shape_they_fit(max_texts):
-    shapes = PaddedShapes(512, 1024, 2)
+def test_batches_hold_each_text_once(tiny, platform, max_texts, monkeypatch):
+    monkeypatch.setattr(tiny.engine, "shapes", jax_engine.batch_shapes(platform, 512, 2))
     random = np.random.default_rng(0)
-    for size in (0, 1, 2, 7, 100, 1000):
-        texts = list(enumerate([0] * length for length in random.integers(1, 513, size)))
-        for pieces in ([texts], [texts[:50], texts[50:90], texts[90:]]):
-            batches = list(shapes.batches(pieces, total=size, max_texts=max_texts))
-            assert sorted(row for batch in batches for row, _ in batch) == list(range(size))
-            for batch in batches:
-                rows, length = shapes.fit(len(batch), max(len(ids) for _, ids in batch))
-                assert (rows, length) in set(shapes)
-                assert len(batch) <= min(rows, max_texts or rows)
+    for size in (0, 1, 2, 7, 100, 700):
+        lengths = random.integers(1, 513, size)
+        batches = list(tiny.engine.batches(lengths, max_texts=max_texts))
+        assert sorted(text for batch in batches for text in batch.texts) == list(range(size))
+        for batch in batches:
+            assert batch.shape in tiny.engine.shapes.all()
+            assert np.bincount(batch.rows, lengths[batch.texts]).max() <= batch.shape[1]
+            assert len(batch.texts) <= (max_texts or len(batch.texts))
 
 
-def test_little_of_a_large_job_is_padding():
-    shapes = PaddedShapes(512, 1024)
-    lengths = np.random.default_rng(0).lognormal(4.3, 0.4, 4096).astype(int).clip(8, 512).tolist()
-    batches = shapes.batches([list(enumerate([0] * length for length in lengths))], total=len(lengths))
-    computed = sum(np.prod(shapes.fit(len(batch), len(batch[0][1]))) for batch in batches)
-    assert sum(lengths) / computed > 0.93
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_little_of_full_batches_is_padding(tiny, platform, monkeypatch):
+    monkeypatch.setattr(tiny.engine, "shapes", jax_engine.batch_shapes(platform, 512))
+    lengths = np.random.default_rng(0).lognormal(4.3, 0.4, 32_768).astype(int).clip(8, 512)
+    batches = list(tiny.engine.batches(lengths))
+    full = batches[: -len(batches) // 10]  # what is left at the end has no others to fill its rows
+    assert sum(lengths[batch.texts].sum() for batch in full) > 0.97 * sum(math.prod(batch.shape) for batch in full)
 
 
-def test_batches_begin_before_all_texts_have_come():
-    """While pieces arrive there come full batches; a few texts of other lengths wait instead of padding them out."""
-    shapes = PaddedShapes(512, 8192)
-    random = np.random.default_rng(0)
-    pieces, arrived = [], 0
-    for tokens in (120, 100, 80, 60):
-        lengths = [400, 300, *random.normal(tokens, 10, 300).astype(int)]
-        pieces.append(list(enumerate(([0] * length for length in lengths), arrived)))
-        arrived += len(lengths)
-    seen = 0
-
-    def come():
-        nonlocal seen
-        for piece in pieces:
-            seen += 1
-            yield piece
-
-    waste, pieces_seen, rows_seen = [], [], []
-    for batch in shapes.batches(come(), total=arrived):
-        rows_seen += [row for row, _ in batch]
-        rows, length = shapes.fit(len(batch), len(batch[0][1]))
-        waste.append(1 - sum(len(ids) for _, ids in batch) / (rows * length))
-        pieces_seen.append(seen)
-    early = [part for part, number in zip(waste, pieces_seen, strict=True) if number < 4]
-    assert sorted(rows_seen) == list(range(arrived))
-    assert set(pieces_seen) == {1, 2, 3, 4}
-    assert len(early) >= 8
-    assert max(early) <= 0.15
-
-
-@pytest.mark.parametrize("max_length", [73, 145, 289, 417, 512])
-def test_early_batches_fit_a_shape(max_length):
-    """Of 73 tokens, say, there are batches of one row more than of 72, which is a multiple of what kernels take."""
-    shapes = PaddedShapes(max_length, jax_engine.MAX_TOKENS_ACCELERATOR)
-    texts = list(enumerate([[0] * (max_length - 1)] * 2500))
-    batches = list(shapes.batches([texts[:1000], texts[1000:2000], texts[2000:]], total=len(texts)))
-    assert sum(map(len, batches)) == len(texts)
-    assert {shapes.fit(len(batch), max_length - 1) for batch in batches} <= set(shapes)
-
-
-def test_vectors_where_batches_begin_early(tiny_bert):
-    """As on an accelerator, where texts of the first window come in pieces: each vector stands where its text does."""
+def test_a_program_that_could_not_be_compiled_is_tried_again(tiny_bert, monkeypatch):
     model = e5ref.load(tiny_bert, backend="jax")
-    model.engine.shapes = PaddedShapes(model.tokenizer.max_length, 256)
-    model.engine.window_texts, model.engine.piece_texts = 150, 40
-    texts = [f"cat {'a ' * (n * 7 % 12)}" for n in range(400)]
-    with pytest.MonkeyPatch.context() as patch:
-        batches, early = PaddedShapes.batches, []
-
-        def watched(self, pieces, *, total, max_texts):
-            come = 0
-            early.append([])
-
-            def counted():
-                nonlocal come
-                for piece in pieces:
-                    come += len(piece)
-                    yield piece
-
-            for batch in batches(self, counted(), total=total, max_texts=max_texts):
-                early[-1].append(come < total)
-                yield batch
-
-        patch.setattr(PaddedShapes, "batches", watched)
-        vectors = model.encode(texts)
-    assert [any(of_window) for of_window in early] == [True, False, False]  # later ones are tokenized by then
-    assert np.abs(vectors - e5ref.load(tiny_bert).encode(texts)).max() <= VECTORS["float32"]
-
-
-def test_full_batches_of_an_accelerator_fit_the_tiles_of_the_kernels():
-    shapes = PaddedShapes(512, jax_engine.MAX_TOKENS_ACCELERATOR)
-    full = [(shapes.rows(length)[-1], length) for length in shapes.lengths]
-    assert all(rows * length % 128 == 0 for rows, length in full)
-    assert all(rows * length > 0.98 * jax_engine.MAX_TOKENS_ACCELERATOR for rows, length in full)
+    with monkeypatch.context() as patch:
+        patch.setattr(model.engine, "_compile", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model.encode("cat")
+    assert model.encode("cat").shape == (32,)
 
 
 def test_the_host_does_not_wait_for_each_batch(tiny):
     """Results are asked for only when several batches are under way."""
     made = []
 
-    def batches():
+    def windows():
         for number in range(20):
             made.append(number)
-            yield Batch([[2, 5, 3]], np.empty((1, 32), np.float32), [0])
+            ids = TokenIds(np.array([2, 5, 3], np.int32), np.array([0, 3]), np.array([3]), np.array([True]))
+            yield Window(ids, np.empty((1, 32), np.float32))
 
-    run = tiny.engine.run(batches(), normalize=True)
+    run = tiny.engine.run(windows(), normalize=True)
     next(run)
     assert len(made) == jax_engine.IN_FLIGHT + 1
     next(run)
     assert len(made) == jax_engine.IN_FLIGHT + 2
-    assert len(list(run)) == 18
+    assert sum(run) == 18
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_vectors_stand_where_their_texts_do(tiny_bert, platform, monkeypatch):
+    """In several windows, of several batches each; in rows of a CPU and in those of an accelerator."""
+    monkeypatch.setattr(jax_engine, "FULL_TOKENS", 1024)
+    monkeypatch.setattr(jax_engine, "REST_TOKENS", 512)
+    model = e5ref.load(tiny_bert, backend="jax")
+    model.engine.shapes = jax_engine.batch_shapes(platform, model.tokenizer.max_length)
+    model.engine.first_texts, model.engine.window_texts = 60, 150
+    texts = [f"cat {'a ' * (n * 7 % 60)}" for n in range(400)]
+    windows = list(model.encode_stream(texts))
+    assert [len(window) for window in windows] == [60, 150, 150, 40]
+    assert np.abs(np.concatenate(windows) - e5ref.load(tiny_bert).encode(texts)).max() <= VECTORS["float32"]
 
 
 def test_the_programs_own_settings_are_left_as_they_were(tiny_bert):
@@ -334,14 +315,12 @@ def test_the_batch_is_divided_among_the_devices(tiny_bert, tiny, tmp_path):
 import re, numpy as np, e5ref, jax
 model = e5ref.load({str(tiny_bert)!r}, backend="jax", truncation="allow")
 engine = model.engine
-arrays = np.ones((32, 16), np.int64), np.ones((32, 16), np.int64)
-vectors = engine._embed(*arrays, normalize=True)
+program = engine._program((32, 16), True).result()
+vectors = program(engine._params, *jax.device_put([np.ones((32, 16), np.int32)] * 2, engine._divided))
 shares = sorted((shard.device.id, shard.data.shape) for shard in vectors.addressable_shards)
-assert shares == [(device, (8, 32)) for device in range(4)], shares
-with engine._settings():
-    program = engine._programs[True].lower(engine._params, *arrays).compile().as_text()
-assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", program)
-assert "f32[8," in program and "f32[32,16" not in program
+assert shares == [(device, (16, 32)) for device in range(4)], shares  # 8 rows of 2 texts
+assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", program.as_text())
+assert "f32[8," in program.as_text() and "f32[32,16" not in program.as_text()
 np.save({str(tmp_path / "vectors.npy")!r}, model.encode({TEXTS * 3!r}))
 """
     run_python(code, XLA_FLAGS=FOUR_DEVICES)

@@ -6,6 +6,7 @@ What they compute needs such a GPU; elsewhere those tests are skipped, and all o
 import math
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,12 @@ import numpy as np
 import pytest
 
 import e5ref
-from e5ref import jax_kernels, jax_model
+from e5ref import jax_kernels, jax_model, jax_ops
 from e5ref.params import Affine, leaves
-from tests.test_numpy_model import ragged_batch
+from tests.test_numpy_model import packed_batch, ragged_batch
 from tests.tolerances import GELU_KERNEL, PRODUCT_HALF, VECTORS_HALF
 
-needs_hopper = pytest.mark.skipif(not jax_model.is_hopper(), reason="needs an NVIDIA Hopper GPU (H100, H200)")
+needs_hopper = pytest.mark.skipif(not jax_ops.is_hopper(), reason="needs an NVIDIA Hopper GPU (H100, H200)")
 
 # Width in and out, layers, GELU: of e5-small's, e5-base's and e5-large's shape.
 LINEAR = [(384, 384, 3, False), (384, 1536, 1, True), (768, 768, 3, False), (1024, 4096, 1, True)]
@@ -42,15 +43,27 @@ def linear_inputs(rows, width, out, count, dtype):
     return jnp.asarray(random.normal(size=(rows // 32, 32, width)), dtype), layers
 
 
-def attention_inputs(texts, tokens, heads, size, dtype):
+def masks(tokens):
+    """Rows of one text, padded in every way, and of several, packed. -> [B, T]."""
+    lengths = [[1], [tokens], [tokens // 2 + 3, tokens // 2 - 5], [3, tokens - 6, 3]]  # of the texts of each row
+    lengths += [[], [min(tokens, jax_kernels.KEYS)], [tokens - 1], [8, tokens - 8], [3] * 17, [3] * (tokens // 3)]
+    lengths += [[64] * (tokens // 64), [65, 62, 30]]  # up to a tile's edge, and a token across
     random = np.random.default_rng(tokens)
-    arrays = [random.normal(0, 1.5, (texts, tokens, heads, size)) for _ in range(3)]
-    arrays[0][1] *= 10  # scores of hundreds, which e to their power would be too large
+    lengths += [random.multinomial(tokens - 9, np.full(count, 1 / count)) for count in (3, 7)]
+    rows = [np.repeat(np.arange(len(row)) + 1, row) for row in lengths]
+    rows = np.array([np.append(row, np.zeros(tokens))[:tokens] for row in rows])
+    left, holes = np.ones((2, tokens), rows.dtype)
+    left[: tokens // 2 - 1] = 0
+    holes[[0, 7, tokens - 10, tokens - 1]] = 0
+    return np.vstack([rows, left, holes])
+
+
+def attention_inputs(rows, tokens, heads, size, dtype):
+    random = np.random.default_rng(tokens)
+    arrays = [random.normal(0, 1.5, (rows, tokens, heads, size)) for _ in range(3)]
+    arrays[0][1::3] *= 10  # scores of hundreds, which e to their power would be too large
     arrays = [jnp.asarray(array, dtype) for array in arrays]
-    lengths = random.integers(1, tokens + 1, max(texts, 4))
-    lengths[:4] = 1, tokens, min(tokens, jax_kernels.KEYS), tokens - 1
-    lengths = lengths[:texts]
-    return arrays, jnp.asarray(lengths, jnp.int32)
+    return arrays, jnp.asarray(np.resize(masks(tokens), (rows, tokens)), jnp.int32)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -70,8 +83,8 @@ def test_linear_layers_can_be_built_for_the_gpu(case, dtype):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("case", ATTENTION)
 def test_attention_can_be_built_for_the_gpu(case, dtype):
-    arrays, lengths = attention_inputs(2, *case, dtype)
-    lowered = jax.jit(jax_kernels.attention).trace(*arrays, lengths).lower(lowering_platforms=("cuda",))
+    arrays, attention_mask = attention_inputs(2, *case, dtype)
+    lowered = jax.jit(jax_kernels.attention).trace(*arrays, attention_mask).lower(lowering_platforms=("cuda",))
     assert lowered.out_info.shape == arrays[0].shape
     assert "mosaic_gpu" in lowered.as_text()
 
@@ -98,20 +111,22 @@ def test_linear_layers_on_the_gpu(case, dtype, rows):
         assert (np.abs(np.asarray(result, np.float32) - exact) <= PRODUCT_HALF[dtype] * (1 + jnp.abs(exact))).all()
 
 
-def assert_attention(texts, tokens, heads, size, dtype):
+def assert_attention(rows, tokens, heads, size, dtype):
     """Compare with float32. Softmax's weights are rounded, and the result is: each by half a unit of what it is."""
-    arrays, lengths = attention_inputs(texts, tokens, heads, size, dtype)
-    result = np.asarray(jax.jit(jax_kernels.attention)(*arrays, lengths), np.float32)
-    is_token = jnp.arange(tokens) < lengths[:, None]
-    query, key, value = (array.astype(jnp.float32).transpose(0, 2, 1, 3) for array in arrays)
+    arrays, attention_mask = attention_inputs(rows, tokens, heads, size, dtype)
+    result = jax.jit(lambda *inputs: jax_kernels.attention(*inputs))(*arrays, attention_mask)  # compiled anew
+    result = np.asarray(result, np.float32)
+    query, key, value = (array.astype(jnp.float32) for array in arrays)
+    is_seen = attention_mask[:, :, None] == attention_mask[:, None, :]
+    scores = jnp.einsum("bqnh,bknh->bnqk", query, key, precision="highest") / math.sqrt(size)
+    weights = jax.nn.softmax(jnp.where(is_seen[:, None], scores, -jnp.inf))
 
     def attention(value):
-        context, _ = jax_model.dot_product_attention(query, key, value, is_token)
-        return np.asarray(context.transpose(0, 2, 1, 3))
+        return np.asarray(jnp.einsum("bnqk,bknh->bqnh", weights, value, precision="highest"))
 
     exact, of_sizes = attention(value), attention(jnp.abs(value))
     assert np.isfinite(result).all()
-    error = np.where(is_token[..., None, None], np.abs(result - exact), 0)
+    error = np.where(attention_mask[..., None, None] > 0, np.abs(result - exact), 0)
     assert (error <= PRODUCT_HALF[dtype] * (of_sizes + np.abs(exact))).all()
 
 
@@ -168,19 +183,81 @@ def interpreted(monkeypatch):
     def iota(dtype, shape, dimension, *, layout):
         return jax.lax.broadcasted_iota(dtype, shape, dimension)
 
+    def load(source, index, *, layout, optimized):
+        return source[index]
+
     monkeypatch.setattr(pallas, "run_scoped", run_scoped_or_plain)
     monkeypatch.setattr(pallas, "run_state", run_state)
     monkeypatch.setattr(mosaic, "ACC", Sums)
     monkeypatch.setattr(mosaic, "wgmma", wgmma)
     monkeypatch.setattr(mosaic, "broadcasted_iota", iota)
+    monkeypatch.setattr(mosaic, "load", load)
     with interpreter.force_gpu_interpret_mode():
         yield
 
 
-@pytest.mark.parametrize(("tokens", "size"), [(72, 32), (104, 64), (128, 32), (144, 32), (288, 32), (512, 32)])
-def test_attention_interpreted(tokens, size, interpreted):
-    """Also with two warpgroups, for 512 tokens; the interpreter lets them take turns."""
-    assert_attention(4, tokens, 1, size, "bfloat16")
+@pytest.mark.parametrize(
+    ("rows", "tokens", "size"),
+    [(16, 72, 32), (16, 104, 64), (16, 128, 32), (16, 144, 32), (16, 288, 32), (4, 264, 64), (4, 512, 32)],
+)
+def test_attention_interpreted(rows, tokens, size, interpreted):
+    """Also with two warpgroups, from 264 tokens on; the interpreter lets them take turns."""
+    assert len(masks(tokens)) == 16
+    assert_attention(rows, tokens, 1, size, "bfloat16")
+
+
+def test_blocks_of_keys():
+    """Worked by hand: the first key, blocks, those that lead up to the ones without a mask, these."""
+    rows = np.zeros((3, 320), np.int32)
+    rows[0, :10], rows[0, 10:310] = 1, 2
+    rows[1, :256] = 1
+    rows[2, 8:200] = rows[2, 201:] = 1
+    assert jax_kernels._blocks(jnp.asarray(rows), 128).tolist() == [
+        [[0, 3, 0, 0]] + 4 * [[8, 3, 1, 1]],
+        4 * [[0, 2, 0, 2]] + [[320, 0, 0, 0]],
+        5 * [[8, 3, 0, 1]],
+    ]
+
+
+def across_texts(blocks, attention_mask, count):
+    return blocks(jnp.minimum(attention_mask, 1), count)
+
+
+def without_last_text(blocks, attention_mask, count):
+    return blocks(jnp.where(attention_mask == attention_mask.max(axis=1, keepdims=True), 0, attention_mask), count)
+
+
+def without_last_block(blocks, attention_mask, count):
+    return blocks(attention_mask, count) - jnp.array([0, 1, 0, 0])
+
+
+def without_first_mask(blocks, attention_mask, count):
+    first, total, leading, unmasked = jnp.moveaxis(blocks(attention_mask, count), 2, 0)
+    return jnp.stack([first, total, leading * 0, jnp.maximum(leading + unmasked, 1)], axis=2)
+
+
+def without_other_tiles(blocks, attention_mask, count):
+    """A text that reaches over a tile's edge is met from there on only."""
+    first, total, *rest = jnp.moveaxis(blocks(attention_mask, count), 2, 0)
+    own = jnp.arange(first.shape[1], dtype=jnp.int32) * jax_kernels.ROWS
+    return jnp.stack([jnp.maximum(first, own), total, *rest], axis=2)
+
+
+MISTAKES = [across_texts, without_last_text, without_last_block, without_first_mask, without_other_tiles]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_attention_to_the_wrong_keys_is_seen(mistake, interpreted, monkeypatch):
+    monkeypatch.setattr(jax_kernels, "_blocks", partial(mistake, jax_kernels._blocks))
+    with pytest.raises(AssertionError):
+        assert_attention(len(masks(144)), 144, 1, 32, "bfloat16")
+
+
+def test_a_kernel_apart_from_the_plain_form_is_seen(interpreted, monkeypatch):
+    wrong = SimpleNamespace(log2=math.log2, e=math.e, sqrt=lambda number: 1.02 * math.sqrt(number))
+    monkeypatch.setattr(jax_kernels, "math", wrong)
+    with pytest.raises(AssertionError):
+        assert_attention(len(masks(72)), 72, 1, 32, "bfloat16")
 
 
 @pytest.fixture
@@ -196,16 +273,13 @@ def calls(monkeypatch, cudnn):
         results = [jax_model.linear(x, *layer) for layer in layers]
         return jax.lax.stop_gradient([jax_model.gelu(result) if with_gelu else result for result in results])
 
-    def attention(query, key, value, lengths):
+    def attention(query, key, value, attention_mask):
         calls.append(query.shape)
-        heads_first = (array.transpose(0, 2, 1, 3) for array in (query, key, value))
-        is_token = jnp.arange(query.shape[1]) < lengths[:, None]
-        context, _ = jax_model.dot_product_attention(*heads_first, is_token)
-        return jax.lax.stop_gradient(context.transpose(0, 2, 1, 3))
+        return jax.lax.stop_gradient(plain(query, key, value, attention_mask))
 
     monkeypatch.setattr(jax_kernels, "linear_layers", linear_layers)
     monkeypatch.setattr(jax_kernels, "attention", attention)
-    monkeypatch.setattr(jax_model, "is_hopper", lambda: True)
+    monkeypatch.setattr(jax_ops, "is_hopper", lambda: True)
     return calls
 
 
@@ -221,15 +295,19 @@ def small_model():
     return e5ref.build_params(tensor, config), config
 
 
+def plain(*inputs):
+    return jax_model.dot_product_attention(*inputs)[0]
+
+
 def embed(params, batch, config):
-    """Embed a batch, compiled anew."""
-    return jax.jit(partial(jax_model.embed, config=config))(params, *batch)
+    """Embed a batch of up to three texts a row, compiled anew."""
+    return jax.jit(partial(jax_model.embed, config=config, texts_per_row=3))(params, *batch)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_twin_calls_them(small_model, dtype, calls):
     params, config = small_model
-    batch = ragged_batch([64, 1, 30, 63], 40)
+    batch = packed_batch([[64], [1], [30, 34], [-3, 20, -1, 39, 1]], 40)
     exact = embed(params, batch, config)
     assert not calls  # in float32
     vectors = embed(jax_model.round_matrices(params, dtype), batch, config)
@@ -259,37 +337,37 @@ def test_linear_layers_that_the_kernel_cannot_take(rows, width, outs, calls):
 
 @pytest.mark.parametrize(("tokens", "size"), [(68, 32), (520, 32), (64, 16)])
 def test_attention_that_the_kernel_cannot_take(tokens, size, calls, cudnn):
-    arrays, lengths = attention_inputs(2, tokens, 2, size, "bfloat16")
-    is_token = jnp.arange(tokens) < lengths[:, None]
-    jax_model.fast_attention(*(array.transpose(0, 2, 1, 3) for array in arrays), is_token)
+    arrays, attention_mask = attention_inputs(2, tokens, 2, size, "bfloat16")
+    jax_ops.attention(plain, *arrays, attention_mask)
     assert cudnn == ["cudnn"]
     assert not calls
 
 
 @pytest.mark.parametrize("is_hopper", [True, False])
-def test_padding_on_the_left_is_nan_where_attention_takes_lengths(small_model, is_hopper, calls, cudnn, monkeypatch):
-    monkeypatch.setattr(jax_model, "is_hopper", lambda: is_hopper)
+def test_padding_on_the_left_or_inside_is_padding(small_model, is_hopper, calls, cudnn, monkeypatch):
+    monkeypatch.setattr(jax_ops, "is_hopper", lambda: is_hopper)
     params, config = small_model
-    input_ids, attention_mask = ragged_batch([64, 1, 30, 63], 40)
-    vectors = embed(jax_model.round_matrices(params, "bfloat16"), (input_ids, attention_mask[:, ::-1]), config)
+    batch = packed_batch([[64], [-63, 1], [-20, 30, -14], [63]], 40)
+    batch[1][3, 5:60] = 0
+    exact = embed(params, batch, config)
+    vectors = embed(jax_model.round_matrices(params, "bfloat16"), batch, config)
     assert bool(calls) == is_hopper
     assert bool(cudnn) != is_hopper
-    assert np.isnan(vectors).all(axis=1).tolist() == [False, True, True, True]
-    assert np.isfinite(vectors[0]).all()
+    assert np.abs(vectors - exact).max() <= VECTORS_HALF["bfloat16"]
 
 
 def test_they_are_differentiated_as_what_they_stand_for(small_model, calls, monkeypatch):
     params, config = small_model
     half = jax_model.round_matrices(params, "bfloat16")
-    batch = ragged_batch([64, 1, 30, 63], 40)
+    batch = packed_batch([[64], [1], [30, 34], [-3, 20, -1, 39, 1]], 40)
 
     def gradients():
         return jax.jit(jax.grad(lambda params: (embed(params, batch, config) ** 3).sum()))(half)
 
     through_kernels = gradients()
     assert calls
-    monkeypatch.setattr(jax_model, "is_hopper", lambda: False)
-    monkeypatch.setattr(jax_model, "takes_lengths", lambda *_: False)
+    monkeypatch.setattr(jax_ops, "is_hopper", lambda: False)
+    monkeypatch.setattr(jax_ops, "is_nvidia", lambda: False)
     for ours, plain in zip(leaves(through_kernels), leaves(gradients()), strict=True):
         ours, plain = np.asarray(ours, np.float32), np.asarray(plain, np.float32)
         assert np.linalg.norm(ours - plain) <= 0.03 * np.linalg.norm(plain)

@@ -66,36 +66,6 @@ def test_with_and_without_recording_compiled_or_not(tiny_bert):
             np.testing.assert_allclose(vectors, recorded, rtol=0, atol=VECTORS["float32"])
 
 
-@pytest.fixture(scope="module")
-def attention_inputs() -> tuple[jax.Array, ...]:
-    """Query, key and value [5, 2, 7, 8], and which are tokens [5, 7]."""
-    random = np.random.default_rng(0)
-    is_token = np.arange(7) < np.array([[7], [1], [0], [4], [7]])
-    return *(jnp.asarray(random.normal(size=(5, 2, 7, 8)).astype(np.float32)) for _ in range(3)), jnp.asarray(is_token)
-
-
-@pytest.mark.parametrize("scores", [0, 10**6])
-def test_attention_text_by_text_is_attention(attention_inputs, scores, monkeypatch):
-    monkeypatch.setattr(jax_model, "CPU_SCORES", scores)
-    expected, _ = jax_model.dot_product_attention(*attention_inputs)
-    np.testing.assert_allclose(jax_model.fast_attention(*attention_inputs), expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_cudnn_is_asked_for_the_same_attention(attention_inputs, dtype, cudnn, monkeypatch):
-    """What is handed to JAX's fused attention means the same as ours; its cuDNN form itself needs an NVIDIA card."""
-    monkeypatch.setattr(jax_model, "LENGTHS_FROM_TOKENS", 7)
-    query, key, value, is_token = attention_inputs
-    halves = [array.astype(dtype) for array in (query, key, value)]
-    expected, _ = jax_model.dot_product_attention(*halves, is_token)
-    actual = jax_model.fast_attention(*halves, is_token)
-    real = np.asarray(is_token)[:, None, :, None]
-    difference = np.abs(np.where(real, actual.astype(np.float32) - expected.astype(np.float32), 0)).max()
-    assert difference < {"bfloat16": 3e-2, "float16": 4e-3}[dtype]
-    jax_model.fast_attention(*attention_inputs)  # float32 is not for cuDNN
-    assert cudnn == ["cudnn"]
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_gelu_in_half_precision_is_off_by_its_rounding(dtype):
     x = jnp.linspace(-20, 20, 100_001).astype(dtype)
@@ -143,7 +113,7 @@ def test_products_are_as_exact_as_they_can_be_unless_told(tiny_bert):
         assert "HIGH" in program()
     text = jax_model.compiled_embed.lower(checkpoint.params, *ragged_batch([5], 40), config=checkpoint.config).as_text()
     products = [line for line in text.splitlines() if "dot_general" in line]
-    assert len(products) == 8  # of one layer: four projections, two of attention, two of the feed-forward network
+    assert len(products) == 9  # of a layer: four projections, two of attention, two of feed-forward; and of pooling
     assert all("HIGHEST" in line for line in products)
 
 
@@ -151,7 +121,7 @@ def test_products_are_as_exact_as_they_can_be_unless_told(tiny_bert):
     ("input_ids", "attention_mask", "message"),
     [
         ([[1, 2]], [[1, 1, 1]], r"shapes \(1, 2\) and \(1, 3\)"),
-        ([[1, 2], [1, 2]], [[1, 1], [0, 0]], "text 1 without"),
+        ([[1, 2], [1, 2]], [[1, 1], [0, 0]], "row 1 without"),
         ([[1, 5]], [[1, 1]], r"input_ids\[0, 1\] is 5, outside"),
     ],
 )
@@ -171,6 +141,20 @@ def test_unknown_pooling_is_refused(tiny_bert):
     checkpoint = e5ref.read_checkpoint(tiny_bert)
     with pytest.raises(ValueError, match="pooling is 'max'"):
         jax_model.embed(checkpoint.params, *ragged_batch([5], 40), config=checkpoint.config, pooling="max")
+
+
+def test_pooling_of_packed_texts_by_hand():
+    """Two texts, with padding between; one, whose row is full; none."""
+    states = jnp.array([[[1.0], [3.0], [99.0], [5.0]], [[2.0], [4.0], [6.0], [8.0]], [[99.0], [99.0], [99.0], [99.0]]])
+    attention_mask = jnp.array([[1, 1, 0, 2], [1, 1, 1, 1], [0, 0, 0, 0]])
+    assert jax_model.average_pool(states, attention_mask, 3)[:, 0].tolist() == [2, 5, 0, 5, 0, 0, 0, 0, 0]
+    assert jax_model.cls_pool(states, attention_mask, 3)[jnp.array([0, 1, 3]), 0].tolist() == [1, 5, 2]
+
+
+@pytest.mark.parametrize("pool", [jax_model.average_pool, jax_model.cls_pool])
+def test_more_texts_than_said_are_refused(pool):
+    with pytest.raises(ValueError, match="numbers 3 texts of a row, but texts_per_row is 2"):
+        pool(jnp.ones((1, 3, 2)), jnp.array([[1, 2, 3]]), 2)
 
 
 def test_pooling_and_norm_by_hand():

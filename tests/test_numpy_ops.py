@@ -229,6 +229,25 @@ def test_rows_of_any_mask(monkeypatch, dtype):
     np.testing.assert_array_equal(rows[places], tokens)
 
 
+def test_lengths_and_starts_of_packed_texts_by_hand():
+    """The first text of a row counts from the row's start; the others from their first token, also behind a hole."""
+    mask = np.array([[1, 1, 2, 2, 2, 3], [0, 1, 0, 2, 0, 2], [1, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]])
+    assert numpy_ops.text_lengths(mask).tolist() == [[2, 3, 1], [1, 2, 0], [3, 0, 0], [0, 0, 0]]
+    assert numpy_ops.text_lengths(mask, 4)[:, 3].tolist() == [0] * 4
+    starts = [[0, 0, 2, 2, 2, 5], [0, 0, 0, 3, 3, 3], [0] * 6, [0] * 6]
+    for dtype in ("int64", "uint8", "uint64"):
+        assert numpy_ops.text_starts(mask.astype(dtype)).tolist() == starts
+        assert numpy_ops.text_lengths(mask.astype(dtype)).tolist() == numpy_ops.text_lengths(mask).tolist()
+
+
+def test_rows_alternate_within_each_packed_text(monkeypatch):
+    """A token's place among twelve is by its position in its text, whatever row the text is in."""
+    monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: True)
+    packed = numpy_ops.token_rows(np.array([[1, 1, 1, 0, 2, 2, 2, 2, 2, 3]]))
+    np.testing.assert_array_equal(packed, numpy_ops.token_rows(np.array([[1] * 3 + [0] * 2, [1] * 5, [1] + [0] * 4])))
+    assert (packed % 12 // 6).tolist() == [0, 1, 0, 0, 1, 0, 1, 0, 0]
+
+
 def test_rows_of_no_text(monkeypatch):
     monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: True)
     places = numpy_ops.token_rows(np.zeros((0, 5), int))

@@ -1,13 +1,17 @@
 """Ids against transformers' own tokenizers; counts and truncation."""
 
+import json
 import math
 import shutil
 import sys
+import unicodedata
 import zipfile
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as FastTokenizer
@@ -28,10 +32,32 @@ def theirs(folder, texts, max_length):
     return tokenizer(texts, max_length=max_length, truncation=True)["input_ids"]
 
 
-def test_awkward_texts_in_minilms_vocabulary(minilm):
-    ours = Tokenizer(minilm, CONFIG, 512)(list(TEXTS.values()))
-    assert dict(zip(TEXTS, (text.ids for text in ours), strict=True)) == dict(
-        zip(TEXTS, theirs(minilm, list(TEXTS.values()), 512), strict=True)
+class Text(NamedTuple):
+    ids: list[int]
+    n_tokens: int
+    truncated: bool
+    exact: bool
+
+
+def one_by_one(tokens):
+    facts = (lists(tokens), tokens.n_tokens.tolist(), tokens.truncated.tolist(), tokens.exact.tolist())
+    return [Text(*text) for text in zip(*facts, strict=True)]
+
+
+def assert_equal(ours, expected):
+    for array, expected_array in zip(ours, expected, strict=True):
+        np.testing.assert_array_equal(array, expected_array, strict=True)
+
+
+def lists(tokens):
+    return [ids.tolist() for ids in tokens.texts()]
+
+
+@pytest.mark.parametrize("max_length", [3, 4, 7, 64, 512])
+def test_awkward_texts_in_minilms_vocabulary(minilm, max_length):
+    ours = Tokenizer(minilm, CONFIG, max_length)(list(TEXTS.values()))
+    assert dict(zip(TEXTS, lists(ours), strict=True)) == dict(
+        zip(TEXTS, theirs(minilm, list(TEXTS.values()), max_length), strict=True)
     )
 
 
@@ -45,46 +71,45 @@ def e5_tokenizer(shared, tmp_path):
 
 def test_awkward_texts_in_e5s_vocabulary(e5_tokenizer):
     ours = Tokenizer(e5_tokenizer, CONFIG, 512)(list(TEXTS.values()))
-    assert [text.ids for text in ours] == theirs(e5_tokenizer, list(TEXTS.values()), 512)
+    assert lists(ours) == theirs(e5_tokenizer, list(TEXTS.values()), 512)
+
+
+def human_rights(shared):
+    with zipfile.ZipFile(shared / "udhr" / "udhr2.zip") as archive:
+        declarations = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".txt")]
+    assert len(declarations) >= 388
+    return declarations + [paragraph for text in declarations for paragraph in text.split("\n")]
 
 
 def test_human_rights_in_all_languages(e5_tokenizer, shared):
-    with zipfile.ZipFile(shared / "udhr" / "udhr2.zip") as archive:
-        declarations = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".txt")]
-    paragraphs = [paragraph for text in declarations for paragraph in text.split("\n")]
-    assert len(declarations) >= 388
-    ours = Tokenizer(e5_tokenizer, CONFIG, 512)(declarations + paragraphs)
-    expected = theirs(e5_tokenizer, declarations + paragraphs, 512)
-    assert [text.ids for text in ours] == expected
+    texts = human_rights(shared)
+    assert lists(Tokenizer(e5_tokenizer, CONFIG, 512)(texts)) == theirs(e5_tokenizer, texts, 512)
 
 
 def test_known_ids(e5_tokenizer):
     """ "query: hi" is five tokens: [CLS] query : hi [SEP]."""
-    (text,) = Tokenizer(e5_tokenizer, CONFIG, 512)(["query: hi"])
-    assert text.ids == [101, 23032, 1024, 7632, 102]
+    assert Tokenizer(e5_tokenizer, CONFIG, 512)(["query: hi"]).ids.tolist() == [101, 23032, 1024, 7632, 102]
 
 
 def test_settings_inside_the_file_are_overridden(minilm):
     """all-MiniLM's tokenizer.json pads to 128 and truncates at 128."""
-    short, long = Tokenizer(minilm, CONFIG, 512)(["a", "word " * 300])
-    assert (len(short.ids), len(long.ids)) == (3, 302)
+    assert Tokenizer(minilm, CONFIG, 512)(["a", "word " * 300]).lengths.tolist() == [3, 302]
 
 
 def test_vocab_txt_alone(minilm, tmp_path):
     shutil.copy(minilm / "vocab.txt", tmp_path)
-    ours = Tokenizer(tmp_path, CONFIG, 512)(list(TEXTS.values()))
-    assert ours == Tokenizer(minilm, CONFIG, 512)(list(TEXTS.values()))
+    assert_equal(*(Tokenizer(folder, CONFIG, 512)(list(TEXTS.values())) for folder in (tmp_path, minilm)))
 
 
 def test_vocab_txt_of_a_cased_model(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join([*WORDS, "Cat", "é"]))
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    (cased,) = Tokenizer(tmp_path, CONFIG, 512)(["Cat cat é"])
+    cased = Tokenizer(tmp_path, CONFIG, 512)(["Cat cat é"])
     (tmp_path / "tokenizer_config.json").write_text("{}")
-    (uncased,) = Tokenizer(tmp_path, CONFIG, 512)(["Cat cat é"])
+    uncased = Tokenizer(tmp_path, CONFIG, 512)(["Cat cat é"])
     cls, sep, cat, e = (WORDS.index(word) for word in ("[CLS]", "[SEP]", "cat", "e"))
-    assert cased.ids == [cls, len(WORDS), cat, len(WORDS) + 1, sep]
-    assert uncased.ids == [cls, cat, cat, e, sep]
+    assert cased.ids.tolist() == [cls, len(WORDS), cat, len(WORDS) + 1, sep]
+    assert uncased.ids.tolist() == [cls, cat, cat, e, sep]
 
 
 @pytest.mark.parametrize(
@@ -128,10 +153,51 @@ def write_unigram(folder):
 def test_xlm_robertas_tokenizer(tmp_path):
     write_unigram(tmp_path)
     tokenizer = Tokenizer(tmp_path, CONFIG, 6)
-    short, long = tokenizer(["query: eat", "query: abcdefg"])
+    tokens = tokenizer(["query: eat", "query: abcdefg"])
     assert tokenizer.pad_id == 1
-    assert short == ([0, 5, 6, 7, 2], 5, False, True)
-    assert long == ([0, 5, 6, 4, 8, 2], 12, True, True)
+    assert tokens.ids.tolist() == [0, 5, 6, 7, 2, 0, 5, 6, 4, 8, 2]
+    assert tokens.offsets.tolist() == [0, 5, 11]
+    assert tokens.n_tokens.tolist() == [5, 12]
+    assert tokens.truncated.tolist() == [False, True]
+    assert tokens.exact.all()
+    assert [array.dtype for array in tokens] == [np.int32, np.int64, np.int64, np.bool_]
+
+
+@pytest.mark.parametrize("many_texts", [0, 256])
+def test_no_texts(minilm, monkeypatch, many_texts):
+    monkeypatch.setattr(tokenizer_module, "MANY_TEXTS", many_texts)
+    tokens = Tokenizer(minilm, CONFIG, 512)([])
+    assert [array.shape for array in tokens] == [(0,), (1,), (0,), (0,)]
+    assert [array.dtype for array in tokens] == [np.int32, np.int64, np.int64, np.bool_]
+    assert tokens.texts() == []
+
+
+@pytest.mark.parametrize("template", ["<s> $A </s>", "<s> <s> $A", "$A </s> <unk> </s>", "$A"])
+@pytest.mark.parametrize("max_length", [4, 5, 11, 12])
+def test_special_tokens_stay_where_a_text_is_cut(tmp_path, template, max_length):
+    write_unigram(tmp_path)
+    tokenizer = FastTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", 0), ("</s>", 2), ("<unk>", 3)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    tokenizer.enable_truncation(max_length)
+    texts = ["", "a", "query: eat", "query: abcdefg", "<s> eat </s> a"]
+    encodings = tokenizer.encode_batch(texts)
+    tokens = Tokenizer(tmp_path, CONFIG, max_length)(texts)
+    assert lists(tokens) == [encoding.ids for encoding in encodings]
+    assert tokens.truncated.tolist() == [bool(encoding.overflowing) for encoding in encodings]
+
+
+def test_memory_does_not_grow_with_encodings(minilm):
+    """An Encoding takes hundreds of bytes a token, an id four."""
+    texts, pieces = ["the cat " * 200] * 1000, []
+    tokenizer = Tokenizer(minilm, CONFIG, 512)
+    encode = tokenizer._tokenizer.encode_batch_fast
+    tokenizer._tokenizer = SimpleNamespace(encode_batch_fast=lambda piece: pieces.append(len(piece)) or encode(piece))
+    assert tokenizer._encode(texts, None)[1][-1] == 1000 * 402
+    assert sum(pieces) == 1000
+    assert max(pieces) * len(texts[0]) <= 2**20 + len(texts[0])
 
 
 def test_counts_and_truncation(tiny_bert):
@@ -171,6 +237,12 @@ def test_a_broken_tokenizer(tiny_copy, content):
     (tiny_copy / "tokenizer.json").write_text(content)
     with pytest.raises(e5ref.CheckpointError, match=r"tokenizer\.json: cannot be read as a tokenizer"):
         e5ref.load(tiny_copy)
+
+
+def test_a_tokenizer_without_an_unknown_token(tmp_path):
+    FastTokenizer(models.WordPiece({"b": 0}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(e5ref.CheckpointError, match=r"makes no token of 'a' \(.*UNK.*\); fetch the file anew"):
+        Tokenizer(tmp_path, CONFIG, 512)
 
 
 def test_a_tokenizer_of_another_checkpoint(tiny_copy):
@@ -227,11 +299,17 @@ def tokenizers(minilm, tmp_path_factory):
 
 
 def check_long_text(tokenizers, text):
-    """Compare with the text uncut; return what it is tokenized to."""
+    """Compare with the text uncut, by all implementations; return what it is tokenized to."""
+    cut, whole = tokenizers
+    expected, neighbour = one_by_one(whole([text, "a cat"]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer_module, "UNSURE_TOKENS", 120)
         patch.setattr(tokenizer_module, "MOST_PARTS", 5)
-        (ours,), (expected,) = (tokenizer([text]) for tokenizer in tokenizers)
+        tokens = cut([text, "a cat", text])
+        patch.setattr(tokenizer_module, "MANY_TEXTS", 0)
+        assert_equal(cut([text, "a cat", text]), tokens)
+    ours = one_by_one(tokens)[0]
+    assert one_by_one(tokens) == [ours, neighbour, ours]
     if ours.exact:
         assert ours == expected
     elif ours.ids:
@@ -316,7 +394,135 @@ def test_long_texts_at_their_real_size(minilm):
     cut, whole = Tokenizer(minilm, CONFIG, 512), Tokenizer(minilm, CONFIG, 512)
     whole.long_text = sys.maxsize
     texts = ["cat " * 16_384, "cat " * 16_384 + ".", "", "a" * 100_000, " " * 65_000 + "a cat's " * 2000]
-    ours, expected = cut(texts), whole(texts)
+    ours, expected = one_by_one(cut(texts)), one_by_one(whole(texts))
     assert [text.ids for text in ours] == [text.ids for text in expected]
     assert [text.exact for text in ours] == [True, False, True, True, True]
     assert ours[1].n_tokens == 16_384 + 2 - 512
+
+
+@pytest.fixture
+def nanotoken(monkeypatch):
+    """Give the module, and let it tokenize all texts, however few."""
+    monkeypatch.setattr(tokenizer_module, "MANY_TEXTS", 0)
+    return pytest.importorskip("nanotoken", reason="the fast tokenizer comes with `pip install '.[fast]'`")
+
+
+def test_nanotoken_is_used_for_many_texts(minilm, nanotoken, monkeypatch):
+    monkeypatch.undo()
+    tokenizer = Tokenizer(minilm, CONFIG, 512)
+    tokenizer(["cat"] * 255)
+    assert "_fast" not in vars(tokenizer)  # it takes a while to start
+    tokenizer(["cat"] * 256)
+    assert isinstance(vars(tokenizer)["_fast"], nanotoken.WordPieceTokenizer)
+    assert tokenizer.implementation == "nanotoken"
+
+
+def both(tokenizer, texts):
+    """Tokenize by nanotoken, if it is used, and by `tokenizers`; `nanotoken` must be among the fixtures."""
+    ours = tokenizer(texts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "MANY_TEXTS", sys.maxsize)
+        return ours, tokenizer(texts)
+
+
+def test_nanotoken_gives_the_same_ids_of_human_rights(e5_tokenizer, shared, nanotoken):
+    tokenizer = Tokenizer(e5_tokenizer, CONFIG, 512)
+    assert tokenizer.implementation == "nanotoken"
+    assert_equal(*both(tokenizer, human_rights(shared)))
+
+
+SPECIAL = ["[CLS]", "[SEP]", "[MASK]", "[UNK]", "[PAD]", "##ing", " ", "\n", "\u0301", "\0", "a", "!", "中", "ẞ", "İ"]
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.lists(st.text() | st.sampled_from(SPECIAL)).map("".join)), max_length=st.integers(3, 20))
+def test_nanotoken_gives_the_same_ids_of_any_text(tokenizers, nanotoken, texts, max_length):
+    for kind in ("minilm", "added"):
+        tokenizer = tokenizers[kind][1]
+        assert tokenizer.implementation == "nanotoken"
+        tokenizer.max_length = max_length
+        assert_equal(*both(tokenizer, texts))
+        tokenizer.max_length = 8
+
+
+def test_nanotoken_gives_the_same_ids_of_every_character(minilm, nanotoken):
+    letters = [
+        chr(point) for point in range(sys.maxunicode) if unicodedata.category(chr(point)) not in ("Cn", "Co", "Cs")
+    ]
+    texts = [
+        " ".join(f"a{letter}E\u0301{letter}" for letter in letters[n : n + 99]) for n in range(0, len(letters), 99)
+    ]
+    assert_equal(*both(Tokenizer(minilm, CONFIG, 512), texts))
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("strip_accents", [None, True, False])
+@pytest.mark.parametrize("option", [None, "clean_text", "handle_chinese_chars"])
+def test_nanotoken_reads_all_options_of_the_normalizer(tmp_path, nanotoken, lowercase, strip_accents, option):
+    write_tokenizer(tmp_path, [*WORDS, "é", "É", "ı", "中", "##中"])
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["normalizer"] |= {"lowercase": lowercase, "strip_accents": strip_accents} | (
+        {option: False} if option else {}
+    )
+    edit_json(tmp_path / "tokenizer.json", **content)
+    tokenizer = Tokenizer(tmp_path, CONFIG, 64)
+    assert tokenizer.implementation == "nanotoken"
+    assert_equal(*both(tokenizer, [*TEXTS.values(), "É é E\u0301 中中 a中 \0a cat"]))
+
+
+def test_a_tokenizer_that_nanotoken_does_not_read(tmp_path, nanotoken):
+    write_tokenizer(tmp_path)
+    tokenizer = FastTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(nanotoken.UnsupportedTokenizerError):
+        nanotoken.WordPieceTokenizer.from_json(tokenizer.to_str())
+    tokenizer = Tokenizer(tmp_path, CONFIG, 64)
+    assert tokenizer.implementation == "tokenizers"
+    assert tokenizer(["a"] * 2).lengths.tolist() == [3, 3]
+
+
+class Nanotoken:
+    """Does as nanotoken's tokenizer, by `tokenizers`, but for one mistake."""
+
+    def __init__(self, mistake):
+        self.mistake, self.seen = mistake, False
+
+    def from_json(self, text):
+        if self.mistake == "the file is refused":
+            raise ValueError
+        self.tokenizer = FastTokenizer.from_str(text)
+        return self
+
+    def encode_batch(self, texts, parallel):
+        ids = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
+        if self.mistake == "it fails":
+            raise RuntimeError
+        if self.mistake in texts:  # that awkward one is misread
+            ids[texts.index(self.mistake)][-1] += 1
+        if self.mistake == "boundaries":
+            ids[1], ids[2] = [*ids[1], ids[2][0]], ids[2][1:]
+        if self.mistake == "the second time" and texts.count("") > 1:
+            ids[-1][1] += 1
+        if self.mistake in ("<mask>", "green"):  # read as [UNK]
+            wrong = {self.tokenizer.token_to_id(self.mistake): 1}
+            ids = [[wrong.get(token, token) for token in text] for text in ids]
+        return np.concatenate(ids).astype(np.uint32), np.cumsum([0, *map(len, ids)])
+
+
+AWKWARD = tokenizer_module.AWKWARD.split("|")
+MISTAKES = ["the file is refused", "it fails", "boundaries", "the second time", "<mask>", "green", "a" * 101]
+
+
+@pytest.mark.parametrize("mistake", [None, *MISTAKES, *AWKWARD])
+def test_another_implementation_must_give_the_same_ids(monkeypatch, tmp_path, mistake):
+    monkeypatch.setitem(sys.modules, "nanotoken", SimpleNamespace(WordPieceTokenizer=Nanotoken(mistake)))
+    words = [word for word in WORDS if word != "green"]
+    others = [f"word{n}" for n in range(50 - len(words))]
+    write_tokenizer(tmp_path, [*words, *others, "green"])  # every 50th of the vocabulary is read
+    add_tokens(tmp_path, "<mask>")
+    tokenizer = Tokenizer(tmp_path, CONFIG, 5)
+    assert tokenizer.implementation == ("tokenizers" if mistake in (*MISTAKES, *AWKWARD) else "nanotoken")
+    tokens = tokenizer(["a", "", "a <mask> eat cat"] * tokenizer_module.MANY_TEXTS)
+    expected = tokenizer(["a", "", "a <mask> eat cat"])
+    assert lists(tokens) == lists(expected) * tokenizer_module.MANY_TEXTS

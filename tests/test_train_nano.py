@@ -175,9 +175,10 @@ def test_held_out_pairs_are_not_trained_on(data, teacher, tmp_path, monkeypatch)
     tokenizer = e5ref.load(tmp_path, truncation="allow").tokenizer
     trained = {tuple(examples[0].query_ids[text]) for pair in examples[0].pairs for text in pair}
     assert len(seen) > 10
-    for text in tokenizer([f"query: {text}" for pair in seen for text in (pair.query, pair.passage)]):
-        if text.n_tokens > 12:  # two short texts may well have the same tokens
-            assert tuple(text.ids) not in trained
+    tokens = tokenizer([f"query: {text}" for pair in seen for text in (pair.query, pair.passage)])
+    for ids, count in zip(tokens.texts(), tokens.n_tokens, strict=True):
+        if count > 12:  # two short texts may well have the same tokens
+            assert tuple(ids.tolist()) not in trained
 
 
 def test_pairs(data):

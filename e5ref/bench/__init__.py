@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from e5ref.bench.contenders import CONTENDERS, PACKAGES, Contender
-from e5ref.bench.measure import attention_times, make_inputs, measure_inputs, measure_processes, product_rates
+from e5ref.bench.measure import (
+    attention_times,
+    count_processes,
+    make_inputs,
+    measure_inputs,
+    measure_processes,
+    product_rates,
+)
 from e5ref.bench.prepare import SHAPES, SIZES, write_exports, write_random_checkpoint
 from e5ref.checkpoint import read_checkpoint
 from e5ref.encoder import E5, require_jax
@@ -31,7 +38,7 @@ def bench(
     lengths: Sequence[int] = (64, 128, 512),
     rounds: int = 5,
 ) -> dict[str, Any]:
-    """Check contenders against the float64 reference, and measure how fast they are, and on a CPU how large.
+    """Check contenders against the float64 reference, and measure how fast they work and start, and how large they get.
 
     Args:
         model: a name of `SHAPES`, or sizes like those there, for random weights; else a hub name or a folder.
@@ -43,9 +50,11 @@ def bench(
 
     Returns:
         Everything found, ready for `json.dump`, `tables` and `chart`: facts of the machine, rates of matrix products,
-        for each input a row per contender, and "processes", a row per contender on the CPU: seconds from the start of
-        a fresh one to the first vector, and the most memory resident until it had embedded `texts`, in MiB (None
-        outside Linux). "share" is the part of the product's rate, in FLOPs, that a contender gets.
+        for each input a row per contender, and "processes", a row per contender but those on a TPU: seconds from the
+        start of a fresh one to the vector of a query and to those of `texts`, "cold_…" with nothing compiled (None for
+        who compiles nothing), and the most of the host's memory resident, in MiB (None outside Linux). "share" is the
+        part of the product's rate, in FLOPs, that a contender gets. For `texts`, which all embed from a list of str to
+        a NumPy array, "ids_tokens_per_second" is e5ref's rate on their ids, and "part_of_ids" what is left of that.
 
     Raises:
         ModuleNotFoundError: a contender is not installed; the message says what to install.
@@ -94,7 +103,8 @@ def bench_step_by_step(
                 entrants |= dict.fromkeys(CONTENDERS[name](checkpoint.folder, exports), name)
                 progress.update()
         entrants = dict(sorted(entrants.items(), key=lambda item: item[0].is_peer))
-        on_cpu = {entrant: name for entrant, name in entrants.items() if entrant.device == "cpu"}
+        # A TPU belongs to one process, and that is this one.
+        to_start = {entrant: name for entrant, name in entrants.items() if entrant.device != "tpu"}
         ours = {entrant.device for entrant in entrants if not entrant.is_peer}
         result: dict[str, Any] = {
             "machine": _machine(names),
@@ -105,16 +115,19 @@ def bench_step_by_step(
             "attention": attention_times(checkpoint.config) if ours - {"cpu"} else [],
             "inputs": [],
         }
-        inputs = make_inputs(encoder, texts, lengths, on_accelerator=len(on_cpu) < len(entrants))
-        turns = len(inputs) * len(entrants) * (1 + rounds) + len(on_cpu) * rounds
+        on_accelerator = any(entrant.device != "cpu" for entrant in entrants)
+        inputs = make_inputs(encoder, texts, lengths, on_accelerator=on_accelerator)
+        turns = len(inputs) * len(entrants) * (1 + rounds)
+        turns += sum(count_processes(entrant, texts, rounds) for entrant in to_start)
         with progress_bar(turns, "measuring", "it", delay=0) as progress:
             for one in inputs:
                 rows = measure_inputs(one, list(entrants), checkpoint.config, result["product_rates"], rounds, progress)
+                facts = {"name": one.name, "from_texts": one.texts is not None}
                 counts = {"texts": len(one.ids), "tokens": sum(map(len, one.ids))}
-                result["inputs"].append({"name": one.name, **counts, "rows": rows})
+                result["inputs"].append({**facts, **counts, "rows": rows})
                 yield result
             wrong = {row["contender"] for one in result["inputs"] for row in one["rows"] if not row["right"]}
-            right = {entrant: name for entrant, name in on_cpu.items() if entrant.name not in wrong}
+            right = {entrant: name for entrant, name in to_start.items() if entrant.name not in wrong}
             result["processes"] = measure_processes(right, checkpoint.folder, exports, texts, rounds, progress)
     yield result
 

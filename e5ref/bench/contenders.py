@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,7 @@ class Contender:
         is_peer: whether it is one that e5ref is compared with.
         device: "cpu", or what JAX calls an accelerator: "gpu", "tpu".
         devices: how many of them it uses.
+        compiles: whether a process waits for a compiler, unless another one before has left it what it needs.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Contender:
     is_peer: bool = True
     device: str = "cpu"
     devices: int = 1
+    compiles: bool = False
 
     @property
     def ceiling(self) -> tuple[str, str]:
@@ -83,7 +85,7 @@ def _e5ref(precision: "Precision | None", checkpoint: Path, exports: Path) -> It
 
         backend = {"backend": "jax", "precision": precision}
         facts = {"device": jax.default_backend(), "devices": jax.local_device_count()}
-        facts["precision"] = "float32" if precision == "highest" else precision
+        facts |= {"precision": "float32" if precision == "highest" else precision, "compiles": True}
     encoder = E5(read_checkpoint(checkpoint), truncation="allow", **backend)
     of_texts = partial(encoder.encode, prompt="", show_progress_bar=False)
     name = f"e5ref jax {precision}" if precision else "e5ref numpy"
@@ -122,25 +124,31 @@ def _transformers(checkpoint: Path, exports: Path) -> Iterator[Contender]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = _Tokenizer(exports)
 
-    def of_ids(network: Any, ids: Ids) -> Floats:
+    @cache  # loaded when first wanted: a process of its own is one of these contenders, and loads no other's
+    def network(precision: str, compiled: bool) -> Any:
+        if compiled:
+            return torch.compile(network(precision, False))
+        return load_network(checkpoint, "sdpa", precision).to(device)
+
+    def of_ids(precision: str, compiled: bool, ids: Ids) -> Floats:
+        run = network(precision, compiled)
         order: list[int] = []
         sums = []
         with torch.inference_mode():
             for rows, *arrays in _padded_batches(ids, tokenizer.pad_id, device):
                 input_ids, mask = (torch.from_numpy(array).to(device) for array in arrays)
-                states = network(input_ids=input_ids, attention_mask=mask).last_hidden_state
+                states = run(input_ids=input_ids, attention_mask=mask).last_hidden_state
                 sums.append((states.float() * mask[..., None]).sum(dim=1))
                 order += rows
             vectors = torch.nn.functional.normalize(torch.cat(sums)).cpu().numpy()
         return vectors[np.argsort(order)]
 
-    for precision in ("float32", "bfloat16") if device == "cuda" else ("float32",):
-        network = load_network(checkpoint, "sdpa", precision).to(device)
-        compiled = {", compiled": torch.compile(network)} if precision == "bfloat16" else {}
-        for suffix, form in {"": network, **compiled}.items():
-            embed = partial(of_ids, form)
-            name = f"transformers {precision}{suffix}"
-            yield Contender(name, tokenizer.before(embed), embed, precision, device=JAX_NAMES[device])
+    forms = [("float32", False), ("bfloat16", False), ("bfloat16", True)] if device == "cuda" else [("float32", False)]
+    for precision, compiled in forms:
+        embed = partial(of_ids, precision, compiled)
+        name = f"transformers {precision}{', compiled' if compiled else ''}"
+        of_texts = tokenizer.before(embed)
+        yield Contender(name, of_texts, embed, precision, device=JAX_NAMES[device], compiles=compiled)
 
 
 def _sentence_transformers(checkpoint: Path, exports: Path) -> Iterator[Contender]:
@@ -255,11 +263,20 @@ def load_network(checkpoint: Path, attention: str, dtype: str) -> Any:
 
 def run_engine(encoder: "E5", ids: Ids) -> Floats:
     """Embed token ids with e5ref."""
-    from e5ref.numpy_engine import Batch
+    from e5ref.engine import Window
+    from e5ref.tokenizer import TokenIds
 
     vectors = np.empty((len(ids), encoder.checkpoint.config.hidden_size), encoder.dtype)
-    batches = encoder.engine.batches([list(enumerate(ids))], total=len(ids), max_texts=None)
-    for _ in encoder.engine.run((Batch.of(batch, vectors) for batch in batches), normalize=True):
+
+    def windows() -> Iterator[Window]:  # as `encode` has them
+        for start in range(0, len(ids), encoder.engine.window_texts):
+            of_window = [np.asarray(text, np.int32) for text in ids[start : start + encoder.engine.window_texts]]
+            lengths = np.array([len(text) for text in of_window], np.int64)
+            exact = np.ones(len(lengths), np.bool_)
+            tokens = TokenIds(np.concatenate(of_window), np.append(0, np.cumsum(lengths)), lengths, exact)
+            yield Window(tokens, vectors[start : start + len(lengths)])
+
+    for _ in encoder.engine.run(windows(), normalize=True, max_texts=None):
         pass
     return vectors
 
@@ -279,24 +296,23 @@ def _padded_batches(ids: Ids, pad_id: int, device: str) -> Iterator[tuple[list[i
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Be a contender's own process: load it, embed a query and say so; embed texts and say how much memory it took.
+    """Be a contender's own process: load it, embed some texts after others, and say how much memory it took.
 
-    Prints `READY` once the query's vector is there, and at the end the most memory that was ever resident, in MiB; 0
-    where the system does not tell.
+    Prints `READY` whenever the vectors of a file's texts are there, and at the end the most memory that was ever
+    resident, in MiB; 0 where the system does not tell.
 
     Args:
-        arguments: a name of `CONTENDERS`, its two folders, and a JSON file with a list of texts.
+        arguments: a name of `CONTENDERS`, its contender's own, its two folders, and JSON files with a list of texts.
     """
-    name, checkpoint, exports, texts = arguments
-    (contender,) = CONTENDERS[name](Path(checkpoint), Path(exports))
-    contender.of_texts([QUERY])
-    print(READY, flush=True)
-    if corpus := json.loads(Path(texts).read_text()):
-        contender.of_texts(corpus)
+    loader, name, checkpoint, exports, *files = arguments
+    (contender,) = (one for one in CONTENDERS[loader](Path(checkpoint), Path(exports)) if one.name == name)
+    for file in files:
+        contender.of_texts(json.loads(Path(file).read_text()))
+        print(READY, flush=True)
     print(peak_memory())
 
 
-READY = "the first vector is there"
+READY = "the vectors are there"
 
 
 def peak_memory() -> float:

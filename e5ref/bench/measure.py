@@ -37,6 +37,9 @@ CHECKED_TEXTS, CHECKED_TOKENS = 16, 2048
 
 LATENCY_CALLS = 50
 
+# Where compilers keep what they have compiled: XLA, torch's, Triton, and NVIDIA's driver.
+PROGRAM_FOLDERS = ("JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
+
 # Seconds between two timings: threads of NumPy, torch and onnxruntime wait for more work at full speed, for up to a
 # tenth of a second, and would slow whoever comes next.
 PAUSE = 0.3
@@ -63,7 +66,7 @@ def make_inputs(encoder: E5, texts: Sequence[str], lengths: Sequence[int], *, on
     """Make what all contenders embed, and embed some of it in float64."""
     tokens = FIXED_TOKENS_ACCELERATOR if on_accelerator else FIXED_TOKENS
     config, random = encoder.checkpoint.config, np.random.default_rng(0)
-    ids_by_name: dict[str, Ids] = {"texts": [text.ids for text in encoder.tokenizer(texts)]} if texts else {}
+    ids_by_name: dict[str, Ids] = {"texts": encoder.tokenizer(texts).texts()} if texts else {}
     for length in (length for length in lengths if length <= encoder.tokenizer.max_length):
         drawn = random.integers(config.vocab_size - 1, size=(max(1, tokens // length), length))
         ids_by_name[f"{length} tokens"] = list(drawn + (drawn >= encoder.tokenizer.pad_id))  # no padding
@@ -85,8 +88,13 @@ def measure_inputs(
     rounds: int,
     progress: "tqdm[Any]",
 ) -> list[dict[str, Any]]:
-    """Let all contenders embed one input: once to check them, which also compiles, then in rounds. -> their rows."""
-    rows, calls = {}, {}
+    """Let all contenders embed one input: once to check them, which also compiles, then in rounds. -> their rows.
+
+    Texts are embedded from a list of str to a NumPy array, and by e5ref from their ids too, right after.
+    """
+    rows: dict[Contender, dict[str, Any]] = {}
+    calls: dict[Contender, Callable[[], Floats]] = {}
+    on_ids: dict[Contender, Callable[[], Floats]] = {}
     for contender in contenders:
         progress.set_postfix_str(f"{inputs.name}, {contender.name}")
         call = inputs.embedding_by(contender)
@@ -100,28 +108,42 @@ def measure_inputs(
             rows[contender]["cosine"] = cosine
             if right:
                 calls[contender] = call
+                if inputs.texts is not None and contender.of_ids and not contender.is_peer:
+                    on_ids[contender] = partial(contender.of_ids, inputs.ids)
+                    on_ids[contender]()  # its batches may be others, which compile
         progress.update(1 if contender in calls else 1 + rounds)
 
     seconds: dict[Contender, list[float]] = {contender: [] for contender in calls}
+    ids_seconds: dict[Contender, list[float]] = {contender: [] for contender in on_ids}
     for number in range(rounds):
         for contender in list(calls)[:: -1 if number % 2 else 1]:
             progress.set_postfix_str(f"{inputs.name}, {contender.name}")
             seconds[contender] += _seconds(calls[contender], 1)
+            if contender in on_ids:
+                ids_seconds[contender] += _seconds(on_ids[contender], 1)
             progress.update()
 
     lengths = np.array([len(text) for text in inputs.ids])
     flops = flops_per_token(config, lengths) @ lengths
     for contender, taken in seconds.items():
         ceilings = [rate["teraflops"] for rate in rates if contender.ceiling == (rate["device"], rate["precision"])]
-        speeds = {"median": median(taken), "min": max(taken), "max": min(taken)}
         rows[contender] |= {
-            "tokens_per_second": {name: float(lengths.sum() / taken) for name, taken in speeds.items()},
+            "tokens_per_second": _speeds(lengths.sum(), taken),
             "texts_per_second": len(lengths) / median(taken),
             "share": flops / median(taken) / 1e12 / max(ceilings) / contender.devices if ceilings else None,
             "ratios": {peer.name: speed_ratio(taken, seconds[peer]) for peer in seconds if peer.is_peer},
             "latency_ms": _latency(contender) if inputs.texts and contender.device == "cpu" else None,
         }
+        if contender in on_ids:
+            rows[contender]["ids_tokens_per_second"] = _speeds(lengths.sum(), ids_seconds[contender])
+            rows[contender]["part_of_ids"] = speed_ratio(taken, ids_seconds[contender])
     return list(rows.values())
+
+
+def _speeds(tokens: int, seconds: Sequence[float]) -> dict[str, float]:
+    """Turn the seconds of all rounds into tokens per second."""
+    speeds = {"median": median(seconds), "min": max(seconds), "max": min(seconds)}
+    return {name: float(tokens / taken) for name, taken in speeds.items()}
 
 
 def speed_ratio(seconds: Sequence[float], peer_seconds: Sequence[float]) -> float:
@@ -162,44 +184,73 @@ def measure_processes(
 ) -> list[dict[str, Any]]:
     """Let each contender embed a query, then texts, in fresh processes of its own, in rounds. -> a row for each.
 
+    One that compiles starts in an empty folder for its programs first: for the query, and once more for the texts
+    without the query, whose program they may not want. The rounds find what the latter left.
+
     Args:
-        contenders: those to measure, on the CPU, with their names in `CONTENDERS`.
+        contenders: those to measure, with their names in `CONTENDERS`.
         checkpoint: what they load.
         exports: what they load of `prepare.write_exports`.
-        texts: embedded after the query; without them there is a peak of memory all the same, that of the query.
-        rounds: how many processes each one gets.
-        progress: counts the processes.
+        texts: embedded after the query, if there are any.
+        rounds: how many processes each one gets, beside those that find nothing compiled.
+        progress: counts the processes, `count_processes` of each contender.
     """
-    starts: dict[Contender, list[tuple[float, float]]] = {contender: [] for contender in contenders}
+    cold: dict[Contender, list[float]] = {}
+    warm: dict[Contender, list[tuple[list[float], float]]] = {contender: [] for contender in contenders}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        file, programs = Path(folder, "texts.json"), Path(folder, "programs")
-        file.write_text(json.dumps(list(texts)))
-        # JAX keeps what it compiles, as e5ref's command line has it do: all but the first process find it there.
-        kept = {"JAX_COMPILATION_CACHE_DIR": str(programs), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+        def start(contender: Contender, programs: str, files: Sequence[str]) -> tuple[list[float], float]:
+            progress.set_postfix_str(f"a process of its own, {contender.name}")
+            kept = {name: str(Path(folder, programs, name)) for name in PROGRAM_FOLDERS}
+            for path in kept.values():  # who keeps programs may not make more than the last part of a path
+                Path(path).mkdir(parents=True, exist_ok=True)
+            kept["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # however quickly it was compiled
+            names = [contenders[contender], contender.name, str(checkpoint), str(exports)]
+            found = _start([*names, *(str(Path(folder, file)) for file in files)], os.environ | kept)
+            progress.update()
+            return found
+
+        Path(folder, "query.json").write_text(json.dumps([QUERY]))
+        Path(folder, "texts.json").write_text(json.dumps(list(texts)))
+        files = ["query.json", "texts.json"] if texts else ["query.json"]
+        folders = {contender: f"programs-{number}" for number, contender in enumerate(contenders)}
+        for contender in (contender for contender in contenders if contender.compiles):
+            cold[contender], _ = start(contender, folders[contender] + ("-query" if texts else ""), files[:1])
+            if texts:  # and then the query, for the rounds to find its program too
+                (seconds, _), _ = start(contender, folders[contender], files[::-1])
+                cold[contender].append(seconds)
         for number in range(rounds):
             for contender in list(contenders)[:: -1 if number % 2 else 1]:
-                progress.set_postfix_str(f"a process of its own, {contender.name}")
-                arguments = [contenders[contender], str(checkpoint), str(exports), str(file)]
-                starts[contender].append(_start(arguments, os.environ | kept))
-                progress.update()
-    rows = []
-    for contender, figures in starts.items():
-        seconds, peaks = zip(*figures, strict=True)
-        times = {"median": median(seconds), "min": min(seconds), "max": max(seconds)}
-        facts = {key: getattr(contender, key) for key in ("is_peer", "precision")}
-        rows.append({"contender": contender.name, **facts, "first_vector_s": times})
-        rows[-1]["ratios"] = {
-            peer.name: speed_ratio(seconds, [start[0] for start in starts[peer]]) for peer in starts if peer.is_peer
-        }
-        rows[-1]["peak_mib"] = median(peaks) or None
+                warm[contender].append(start(contender, folders[contender], files))
+    firsts = {contender: [seconds[0] for seconds, _ in starts] for contender, starts in warm.items()}
+    rows: list[dict[str, Any]] = []
+    for contender, starts in warm.items():
+        rows.append({"contender": contender.name})
+        rows[-1] |= {key: getattr(contender, key) for key in ("is_peer", "device", "precision")}
+        for index, key in enumerate(("first_vector_s", "all_texts_s")[: len(files)]):
+            taken = [seconds[index] for seconds, _ in starts]
+            rows[-1][key] = {"median": median(taken), "min": min(taken), "max": max(taken)}
+            rows[-1]["cold_" + key] = cold[contender][index] if contender.compiles else None
+        rows[-1]["ratios"] = {peer.name: speed_ratio(firsts[contender], firsts[peer]) for peer in warm if peer.is_peer}
+        rows[-1]["peak_mib"] = median(peak for _, peak in starts) or None
     return rows
 
 
-def _start(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[float, float]:
-    """Run a contender in a process of its own -> seconds to the first vector, and its peak of memory in MiB."""
+def count_processes(contender: Contender, texts: Sequence[str], rounds: int) -> int:
+    """Say how many processes `measure_processes` starts for a contender."""
+    return rounds + (2 if texts else 1) * contender.compiles
+
+
+def _start(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[list[float], float]:
+    """Run a contender in a process of its own, `contenders.main`.
+
+    Returns:
+        Seconds from its start to the vectors of each file's texts, and its peak of memory in MiB.
+    """
     time.sleep(PAUSE)
     # -P: the interpreter does not look for packages beside the script.
     command = [sys.executable, "-P", str(Path(__file__).with_name("contenders.py")), *arguments]
+    seconds, output = [], ""
     with tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
         with subprocess.Popen(
@@ -207,17 +258,17 @@ def _start(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[fl
         ) as process:
             try:
                 assert process.stdout is not None
-                ready = any(line == READY + "\n" for line in process.stdout)
-                seconds = time.perf_counter() - start
-                output = process.stdout.read()
+                for output in process.stdout:
+                    if output == READY + "\n":
+                        seconds.append(time.perf_counter() - start)
             except BaseException:  # Ctrl-C
                 process.kill()
                 raise
-        if not ready or process.returncode != 0:
+        if process.returncode != 0:
             errors.seek(0)
             last = (errors.read().splitlines() or ["it said nothing"])[-1]
-            raise ChildProcessError(f"contender {arguments[0]!r} failed in a process of its own: {last}")
-    return seconds, float(output.splitlines()[-1])
+            raise ChildProcessError(f"contender {arguments[1]!r} failed in a process of its own: {last}")
+    return seconds, float(output)
 
 
 def product_rates(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
@@ -255,15 +306,18 @@ def attention_times(config: BertConfig) -> list[dict[str, float]]:
     import jax
     import jax.numpy as jnp
 
-    from e5ref import jax_model
+    from e5ref import jax_model, jax_ops
 
-    plain, fast = jax.jit(lambda *x: jax_model.dot_product_attention(*x)[0]), jax.jit(jax_model.fast_attention)
+    def plain(*inputs: jax.Array) -> jax.Array:
+        return jax_model.dot_product_attention(*inputs)[0]
+
+    forms = jax.jit(plain), jax.jit(partial(jax_ops.attention, plain))
     rows = []
     for tokens in (64, 128, 512):
         texts = GPU_BATCH_TOKENS // tokens
-        shape = (3, texts, config.num_attention_heads, tokens, config.head_size)
-        inputs = (*jax.random.normal(jax.random.key(0), shape, jnp.bfloat16), jnp.ones((texts, tokens), bool))
-        milliseconds = (1e3 * _device_seconds(form, inputs, 10) for form in (plain, fast))
+        shape = (3, texts, tokens, config.num_attention_heads, config.head_size)
+        inputs = (*jax.random.normal(jax.random.key(0), shape, jnp.bfloat16), jnp.ones((texts, tokens), jnp.int32))
+        milliseconds = (1e3 * _device_seconds(form, inputs, 10) for form in forms)
         rows.append(dict(zip(("tokens", "plain_ms", "fast_ms"), (tokens, *milliseconds), strict=True)))
     return rows
 

@@ -6,6 +6,12 @@ from typing import Any
 
 from e5ref.table import aligned
 
+IDS_NOTE = "from token ids at hand: the engine alone"
+COLD_NOTE = "; cold: once, with nothing compiled (where nothing is ever compiled, the median again)"
+
+# Key of a figure of processes → what tables and charts call it.
+PROCESS_FIGURES = {"first_vector_s": "first vector", "all_texts_s": "all texts"}
+
 INT8_NOTE = "int8 is not of the same precision, and so no best peer: quantisation on a CPU is out of e5ref's scope."
 
 
@@ -21,18 +27,29 @@ def tables(result: Mapping[str, Any]) -> list[str]:
         parts.append("attention in bfloat16")
         parts.append(aligned([{key: f"{value:.4g}" for key, value in row.items()} for row in result["attention"]]))
     for inputs in result["inputs"]:
-        parts.append(_title(inputs) + f", {result['rounds']} rounds")
+        how = "end to end: from a list of str to a NumPy array" if inputs["from_texts"] else IDS_NOTE
+        parts.append(_title(inputs) + f", {result['rounds']} rounds; {how}")
         peers = [row for row in inputs["rows"] if _is_comparable(row) and row["right"]]
-        parts.append(aligned([_cells(row, _best_peer(row, peers)) for row in inputs["rows"]]))
+        parts.append(aligned([_cells(row, _best_peer(row, peers), inputs["from_texts"]) for row in inputs["rows"]]))
         if any(row["precision"] == "int8" for row in inputs["rows"]) and INT8_NOTE not in parts:
             parts.append(INT8_NOTE)
     if result.get("processes"):
-        parts.append(f"in a process of its own: import, load and embed one query; {result['rounds']} each")
-        rows = [row for row in result["processes"] if _is_comparable(row)]
-        best = min(rows, key=lambda row: row["first_vector_s"]["median"], default={"contender": ""})["contender"]
-        least = min((row["peak_mib"] for row in rows if row["peak_mib"]), default=None)
-        parts.append(aligned([_process_cells(row, best, least) for row in result["processes"]]))
+        rows = result["processes"]
+        texts = f", and {result['inputs'][0]['texts']:,} texts" if "all_texts_s" in rows[0] else ""
+        parts.append(
+            f"in a process of its own: seconds from its start, imports and loading counted, to the vector of one query"
+            f"{texts}; {result['rounds']} each{COLD_NOTE if any(map(_compiles, rows)) else ''}"
+        )
+        peers = [row for row in rows if _is_comparable(row)]
+        best = min(peers, key=lambda row: row["first_vector_s"]["median"], default={"contender": ""})["contender"]
+        least = min((row["peak_mib"] for row in peers if row["peak_mib"]), default=None)
+        parts.append(aligned([_process_cells(row, rows, best, least) for row in rows]))
     return parts
+
+
+def _compiles(row: Mapping[str, Any]) -> bool:
+    """Whether the process of a row waits for a compiler when it finds nothing compiled."""
+    return row["cold_first_vector_s"] is not None
 
 
 def _title(inputs: Mapping[str, Any]) -> str:
@@ -51,29 +68,44 @@ def _best_peer(row: Mapping[str, Any], peers: Sequence[Mapping[str, Any]]) -> st
     return max(fair, key=lambda peer: peer["tokens_per_second"]["median"], default={"contender": ""})["contender"]
 
 
-def _cells(row: Mapping[str, Any], best_peer: str) -> dict[str, str]:
+def _cells(row: Mapping[str, Any], best_peer: str, from_texts: bool) -> dict[str, str]:
     """Write out a row, column → cell; what was not measured is left empty."""
     right, speed, latency = row["right"], row.get("tokens_per_second", {}), row.get("latency_ms")
-    return {
+    cells = {
         "contender": row["contender"],
         "tokens/s": "{median:,.0f}".format(**speed) if right else "wrong",
         "min to max": "{min:,.0f} to {max:,.0f}".format(**speed) if right else "",
         "texts/s": f"{row['texts_per_second']:,.1f}" if right else "",
         "x best peer": f"{row['ratios'][best_peer]:.2f}" if right and best_peer else "",
         "of product rate": f"{row['share']:.0%}" if row.get("share") else "",
-        "one query, ms (p50 / p95)": "{p50:.1f} / {p95:.1f}".format(**latency) if latency else "",
+    }
+    if from_texts:
+        on_ids = row.get("ids_tokens_per_second")
+        cells |= {
+            "from their ids, tokens/s": "{median:,.0f}".format(**on_ids) if on_ids else "",
+            "end to end, of that": f"{row['part_of_ids']:.0%}" if on_ids else "",
+            "one query, ms (p50 / p95)": "{p50:.1f} / {p95:.1f}".format(**latency) if latency else "",
+        }
+    return cells | {
         "largest difference": f"{row['max_abs']:.1e}",
         "least cosine": f"{row['cosine']:.6f}",
     }
 
 
-def _process_cells(row: Mapping[str, Any], best_peer: str, least_memory: float | None) -> dict[str, str]:
+def _process_cells(
+    row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], best_peer: str, least_memory: float | None
+) -> dict[str, str]:
+    """Write out a row of those of all processes."""
+    cells = {"contender": row["contender"]}
+    for key, name in PROCESS_FIGURES.items():
+        if key in row:
+            cells[f"{name}, s"] = "{median:.2f}".format(**row[key])
+            cells[f"{name}, min to max"] = "{min:.2f} to {max:.2f}".format(**row[key])
+            if any(map(_compiles, rows)):
+                cells[f"{name}, cold"] = f"{row['cold_' + key] or row[key]['median']:.2f}"
     peak = row["peak_mib"]
-    return {
-        "contender": row["contender"],
-        "first vector, s": "{median:.2f}".format(**row["first_vector_s"]),
-        "min to max": "{min:.2f} to {max:.2f}".format(**row["first_vector_s"]),
-        "x best peer": f"{row['ratios'][best_peer]:.2f}" if best_peer else "",
+    return cells | {
+        "x best peer, first vector": f"{row['ratios'][best_peer]:.2f}" if best_peer else "",
         "most memory, MiB": f"{peak:,.0f}" if peak else "",
         "of the smallest peer's": f"{peak / least_memory:.0%}" if peak and least_memory else "",
     }
@@ -85,6 +117,7 @@ WIDTH, LEFT, LENGTH, LINE, HEAD = 760, 190, 400, 24, 44
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1f2328 } .title { font-weight: 600 } .page { fill: #ffffff }
 .ours { fill: #2f6fdb } .peer { fill: #8b949e } .int8 { fill: none; stroke: #8b949e; stroke-dasharray: 3 }
+.bound { fill: none; stroke: #2f6fdb }
 .spread { stroke: #1f2328; stroke-width: 1.5 }
 @media (prefers-color-scheme: dark) {
 text { fill: #e6edf3 } .page { fill: #0d1117 } .ours { fill: #4c8dff } .spread { stroke: #e6edf3 } }
@@ -92,30 +125,58 @@ text { fill: #e6edf3 } .page { fill: #0d1117 } .ours { fill: #4c8dff } .spread {
 
 
 def chart(results: Sequence[Mapping[str, Any]]) -> str:
-    """Draw what several calls of `bench` returned: an SVG with the throughput of each contender on each input."""
-    body, y = [], 8
+    """Draw what several calls of `bench` returned.
+
+    Returns:
+        An SVG with a panel for each input, of the throughput of each contender, and one of processes of their own.
+    """
+    body: list[str] = []
+    y = 8
     for result in results:
+        model = "{name}, {num_hidden_layers} layers of {hidden_size}".format(**result["model"])
         for inputs in result["inputs"]:
-            rows = [row for row in inputs["rows"] if row["right"]]
-            top = max((row["tokens_per_second"]["max"] for row in rows), default=1.0)
-            title = "{name}, {num_hidden_layers} layers of {hidden_size}".format(**result["model"])
-            body.append(f'<text class="title" x="12" y="{y + 22}">{escape(f"{title}. {_title(inputs)}")}</text>')
-            y += HEAD - 12
+            bars = []
+            for row in inputs["rows"]:
+                if row["right"]:
+                    bars.append((row["contender"], _kind(row), row["tokens_per_second"]))
+                    if "ids_tokens_per_second" in row:
+                        bars.append(("from their ids", "bound", row["ids_tokens_per_second"]))
+            y = _draw(body, y, f"{model}. {_title(inputs)}", bars, "{:,.0f} tokens/s")
+        if rows := result.get("processes"):
+            key = "all_texts_s" if "all_texts_s" in rows[0] else "first_vector_s"
+            bars = []
             for row in rows:
-                speed = row["tokens_per_second"]
-                least, middle, most = (LEFT + LENGTH * speed[key] / top for key in ("min", "median", "max"))
-                kind = "int8" if row["precision"] == "int8" else "peer" if row["is_peer"] else "ours"
-                body += [
-                    f'<text x="{LEFT - 8}" y="{y + 16}" text-anchor="end">{escape(row["contender"])}</text>',
-                    f'<rect class="{kind}" x="{LEFT}" y="{y + 3}" width="{middle - LEFT:.1f}" height="{LINE - 7}"/>',
-                    f'<path class="spread" d="M{least:.1f} {y + 11.5}H{most:.1f}"/>',
-                    f'<text x="{most + 8:.1f}" y="{y + 16}">{speed["median"]:,.0f} tokens/s</text>',
-                ]
-                y += LINE
-            y += 12
+                bars.append((row["contender"], _kind(row), row[key]))
+                if _compiles(row):
+                    cold = row["cold_" + key]
+                    bars.append(("nothing compiled", "bound", {"median": cold, "min": cold, "max": cold}))
+            title = f"{model}. From the start of a process: {PROCESS_FIGURES[key]}, the shorter the better"
+            y = _draw(body, y, title, bars, "{:.2f} s")
     note = "Bars: the median of all rounds; lines: the slowest to the fastest. Dashed: int8, not of the same precision."
     body.append(f'<text x="12" y="{y + 16}">{note}</text>')
     height = y + 30
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">'
     page = f'<rect class="page" width="{WIDTH}" height="{height}" rx="6"/>'
     return "\n".join([head, f"<style>{STYLE}</style>", page, *body, "</svg>"]) + "\n"
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    """Return the class of a row's bar in `STYLE`."""
+    return "int8" if row["precision"] == "int8" else "peer" if row["is_peer"] else "ours"
+
+
+def _draw(body: list[str], y: int, title: str, bars: Sequence[tuple[str, str, Mapping[str, float]]], unit: str) -> int:
+    """Append a panel to `body`, `y` pixels from the top: of each bar name, class and figure. -> where it ends."""
+    body.append(f'<text class="title" x="12" y="{y + 22}">{escape(title)}</text>')
+    y += HEAD - 12
+    top = max((figure["max"] for _, _, figure in bars), default=1.0)
+    for name, kind, figure in bars:
+        least, middle, most = (LEFT + LENGTH * figure[key] / top for key in ("min", "median", "max"))
+        body += [
+            f'<text x="{LEFT - 8}" y="{y + 16}" text-anchor="end">{escape(name)}</text>',
+            f'<rect class="{kind}" x="{LEFT}" y="{y + 3}" width="{middle - LEFT:.1f}" height="{LINE - 7}"/>',
+            f'<path class="spread" d="M{least:.1f} {y + 11.5}H{most:.1f}"/>',
+            f'<text x="{most + 8:.1f}" y="{y + 16}">{unit.format(figure["median"])}</text>',
+        ]
+        y += LINE
+    return y + 12

@@ -83,19 +83,19 @@ def embed(
 def _embed(model: E5, texts: Sequence[str], prompt: str, progress: "tqdm[Any]") -> tuple[NDArray[np.floating], int]:
     """Embed texts: their vectors, and how many were cut."""
     vectors = np.empty((len(texts), model.dimensions), model.dtype)
-    cut = stop = 0
-    for part in model.encode_stream(
+    stop = 0
+    stream = model.encode_stream(
         texts,
         prompt=prompt,
         normalize_embeddings=True,
         truncation="error" if model.truncation == "error" else "allow",  # the report counts what is cut
         show_progress_bar=False,
-    ):
+    )
+    for part in stream:
         start, stop = stop, stop + len(part)
         vectors[start:stop] = part
-        cut += sum(text.truncated for text in model.tokenizer([prompt + text for text in texts[start:stop]]))
         progress.update(len(part))
-    return vectors, cut
+    return vectors, stream.cut_texts.cut
 
 
 def _read(path: Path, facts: dict[str, str]) -> tuple[NDArray[np.floating], int] | None:

@@ -253,7 +253,7 @@ def norm_before_sum(*points: str) -> Change:
 def changed_pool(function: Callable[[Array, int], Array]) -> Change:
     """Pool each text's states [T, D], of which so many are real, in another way; padding holds 0."""
 
-    def average_pool(last_hidden_state: Array, attention_mask: Ids) -> Array:
+    def average_pool(last_hidden_state: Array, attention_mask: Ids, _texts_per_row: int) -> Array:
         rows = []
         for states, mask in zip(last_hidden_state, attention_mask, strict=True):
             ordered = np.concatenate([states[mask == 1], states[mask == 0]])
@@ -266,7 +266,7 @@ def changed_pool(function: Callable[[Array, int], Array]) -> Change:
 def pool_padding(checkpoint: Checkpoint) -> tuple[ModuleType, Checkpoint]:
     """Average over padding too, as it comes out of the encoder."""
 
-    def average_pool(last_hidden_state: Array, _mask: Ids) -> Array:
+    def average_pool(last_hidden_state: Array, _mask: Ids, _texts_per_row: int) -> Array:
         return np.asarray(last_hidden_state.mean(axis=1))
 
     return padded_model(average_pool=average_pool, cls_pool=average_pool), checkpoint

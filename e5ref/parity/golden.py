@@ -84,10 +84,10 @@ def kit_texts(encoder: E5) -> dict[str, list[str]]:
 def long_text(encoder: E5, tokens: int) -> str:
     """Make a passage of exactly so many tokens, [CLS] and [SEP] counted."""
     text, words = "passage:", itertools.cycle(WORDS)
-    while encoder.tokenizer([longer := f"{text} {next(words)}"])[0].n_tokens <= tokens:
+    while encoder.tokenizer([longer := f"{text} {next(words)}"]).n_tokens[0] <= tokens:
         text = longer
     # What is left of the room is less than a word of several tokens.
-    return text + " a" * (tokens - encoder.tokenizer([text])[0].n_tokens)
+    return text + " a" * int(tokens - encoder.tokenizer([text]).n_tokens[0])
 
 
 def write_kit(
@@ -132,7 +132,7 @@ def write_kit(
             }
         kit = {"format": FORMAT, "size": size, "factor": FACTOR, "reference": run.provenance, "batches": batches}
         new_file(KIT).write((json.dumps(kit, ensure_ascii=False, indent=1) + "\n").encode())
-        start, *_, end = encoder.tokenizer.token_strings(encoder.tokenizer(["a"])[0].ids)
+        start, *_, end = encoder.tokenizer.token_strings(encoder.tokenizer(["a"]).ids)
         text = readme(kit, encoder.checkpoint.config, start, end)
         new_file("README.md").write(text.encode())
         new_file("check.py").write(Path(__file__).with_name("kit_check.py").read_bytes())

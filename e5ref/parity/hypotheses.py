@@ -247,8 +247,8 @@ class Predictions:
                     new[ids[index]] = None
         for (run, length, together), keys_of_run in missing.items():
             keys = list(keys_of_run)
-            lengths = [length or len(key) for key in keys]
-            for batch in token_batches(lengths, tokens=sum(lengths) if together else BATCH_TOKENS):
+            lengths = np.array([length or len(key) for key in keys])
+            for batch in token_batches(lengths, tokens=lengths.sum() if together else BATCH_TOKENS):
                 self._compute(run, length, [keys[index] for index in batch])
 
     def __call__(self, hypothesis: Hypothesis, indices: Sequence[int]) -> Floats:

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 import e5ref
 from e5ref.batching import Ids, pad_ids
 from e5ref.checkpoint import Checkpoint
-from e5ref.encoder import E5, E5Warning
+from e5ref.encoder import E5
 from e5ref.parity.rounding import rounding_costs
 from e5ref.parity.run import LAYER_POINTS, Run
 from e5ref.parity.runners import DTYPES, Runner, jax_runner, numpy_runner
 from e5ref.progress import progress_bar
 from e5ref.prompts import find_prompt
+from e5ref.stream import E5Warning
 
 BACKENDS = (*DTYPES, "onnx:FILE")
 

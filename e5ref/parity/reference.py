@@ -179,7 +179,7 @@ def rounded_model(dtype: str) -> ModuleType:
     )
 
 
-def _plain_average(last_hidden_state: Array, attention_mask: Ids) -> Array:
+def _plain_average(last_hidden_state: Array, attention_mask: Ids, _texts_per_row: int = 1) -> Array:
     states = np.where(attention_mask[..., None] == 1, last_hidden_state, 0)
     return states.sum(axis=1) / attention_mask.sum(axis=1, keepdims=True).astype(states.dtype)
 

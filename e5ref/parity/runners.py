@@ -49,7 +49,7 @@ class Runner:
 
 def own_tokenize(encoder: E5) -> Callable[[Sequence[str]], list[list[int]]]:
     """Return what tokenizes as e5ref does."""
-    return lambda texts: [text.ids for text in encoder.tokenizer(texts)]
+    return lambda texts: [ids.tolist() for ids in encoder.tokenizer(texts).texts()]
 
 
 def numpy_runner(encoder: E5, names: Collection[str]) -> Runner:

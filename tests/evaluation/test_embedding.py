@@ -36,6 +36,7 @@ def embedded(monkeypatch):
 
 
 def test_vectors_are_those_of_encode(model, monkeypatch):
+    monkeypatch.setattr(model.engine, "first_texts", 2)
     monkeypatch.setattr(model.engine, "window_texts", 2)
     vectors, cut, doubled = embedding.embed(model, TEXTS, "query: ")
     np.testing.assert_array_equal(vectors, model.encode_query(TEXTS, truncation="allow"))

@@ -20,7 +20,7 @@ class Judged:
         self.single = e5ref.read_checkpoint(folder)
         self.double = e5ref.read_checkpoint(folder, dtype="float64")
         self.tokenizer = e5ref.load(folder).tokenizer
-        self.batch = pad_ids([text.ids for text in self.tokenizer(TEXTS)], self.tokenizer.pad_id)
+        self.batch = pad_ids(self.tokenizer(TEXTS).texts(), self.tokenizer.pad_id)
         self.reference = reference_run(folder, *self.batch, texts=TEXTS)
 
     def run(self, model):

@@ -41,8 +41,7 @@ NAMES = {
 }
 ATTENTION_SUM = "attention = layer_norm(attention, *params.attention_layer_norm, config.layer_norm_eps)"
 OUTPUT_SUM = "output = layer_norm(output, *params.output_layer_norm, config.layer_norm_eps)"
-AVERAGE = "return (states.sum(axis=1, dtype=np.float64) / counts).astype(states.dtype)"
-LENGTHS = "np.arange(len(states)), attention_mask.sum(axis=1) - 1"
+AVERAGE = "np.add.reduceat(states, first, dtype=np.float64) / counts[is_there, None]"
 
 PLANTED = {
     name: (source, mistake, "last_hidden_state" if point == "names" else point, NAMES.get(name))
@@ -125,14 +124,14 @@ PLANTED = {
         "layers.0.query",
         "first layer left out",
     ),
-    "sum for the average": (AVERAGE, "return states.sum(axis=1)", "pooled", "sum for the average"),
+    "sum for the average": (AVERAGE, "np.add.reduceat(states, first)", "pooled", "sum for the average"),
     "root of the length": (
         AVERAGE,
-        "return states.sum(axis=1) / np.sqrt(counts).astype(states.dtype)",
+        "np.add.reduceat(states, first) / np.sqrt(counts[is_there, None])",
         "pooled",
         "divided by the root of the length",
     ),
-    "last token": (AVERAGE, f"return states[{LENGTHS}]", "pooled", "last token for the average"),
+    "last token": (AVERAGE, "states[first + counts[is_there] - 1]", "pooled", "last token for the average"),
     "maximum norm": (
         "np.sqrt(np.sum(vectors * vectors, axis=-1, keepdims=True))",
         "np.abs(vectors).max(axis=-1, keepdims=True)",

@@ -2,14 +2,16 @@
 
 import inspect
 import types
+from functools import partial
 
 import jax
 import pytest
 
 import e5ref
-from e5ref import jax_model
+from e5ref import jax_model, jax_ops
 from tests.conftest import write_random_bert
 from tests.peers import first_departure, transformers_run
+from tests.test_jax_ops import assert_the_same_attention, mask_of, plain
 from tests.test_numpy_model import ragged_batch
 from tests.twin.runs import jax_run
 
@@ -24,7 +26,7 @@ MUTANTS = {
     ),
     "no LayerNorm bias": ("* weight + bias).astype", "* weight).astype", "embeddings"),
     "the other token type": ("params.token_type[0]", "params.token_type[1]", "embeddings"),
-    "positions off by one": ("jnp.arange(input_ids.shape[1])", "jnp.arange(input_ids.shape[1]) + 1", "embeddings"),
+    "positions off by one": ("input_ids.shape[1]) - starts", "input_ids.shape[1]) - starts + 1", "embeddings"),
     "no bias": ("(matmul(x, weight.T) + bias)", "matmul(x, weight.T)", "layers.0.query"),
     "query and key swapped": (
         "params.query, params.key, params.value",
@@ -33,35 +35,35 @@ MUTANTS = {
     ),
     "no scale": ("scores *= 1 / math.sqrt(query.shape[-1])", "", "layers.0.attention_probabilities"),
     "mask ignored": (
-        "jnp.where(is_token, 0, np.finfo(np.float32).min)",
-        "0 * is_token",
+        "jnp.where(is_seen, 0, np.finfo(np.float32).min)",
+        "0 * is_seen",
         "layers.0.attention_probabilities",
     ),
     "mask of -1": ("np.finfo(np.float32).min", "-1", "layers.0.attention_probabilities"),
     "mask the wrong way round": (
-        "jnp.where(is_token, 0, np.finfo(np.float32).min)",
-        "jnp.where(is_token, np.finfo(np.float32).min, 0)",
+        "jnp.where(is_seen, 0, np.finfo(np.float32).min)",
+        "jnp.where(is_seen, np.finfo(np.float32).min, 0)",
         "layers.0.attention_probabilities",
     ),
     "mask over queries": (
-        "[:, None, None, :]  # [B, T] ->",
-        "[:, None, :, None]  # [B, T] ->",
+        "attention_mask[:, :, None] == attention_mask[:, None]",
+        "attention_mask[:, :, None] > 0",
         "layers.0.attention_probabilities",
     ),
     "heads split the other way": (
-        "x.reshape(*x.shape[:2], config.num_attention_heads, config.head_size).transpose(0, 2, 1, 3)",
-        "x.reshape(*x.shape[:2], config.head_size, config.num_attention_heads).transpose(0, 3, 1, 2)",
+        "x.reshape(*x.shape[:2], config.num_attention_heads, config.head_size)",
+        "x.reshape(*x.shape[:2], config.head_size, config.num_attention_heads).swapaxes(2, 3)",
         "layers.0.attention_probabilities",
     ),
     "softmax without its divisor": (
-        "return context.astype(value.dtype), weights / totals",
-        "return context, weights",
+        "transpose(0, 2, 1, 3), weights / totals",
+        "transpose(0, 2, 1, 3), weights",
         "layers.0.attention_probabilities",
     ),
     "context without its divisor": ("value)) / totals", "value))", "layers.0.context"),
     "heads joined the other way": (
-        "context.transpose(0, 2, 1, 3).reshape(query.shape)",
-        "context.transpose(0, 2, 3, 1).reshape(query.shape)",
+        "context.reshape(query.shape)",
+        "context.swapaxes(2, 3).reshape(query.shape)",
         "layers.0.context",
     ),
     "no residual around attention": (
@@ -81,23 +83,82 @@ MUTANTS = {
         "layers.0.query",
     ),
     "padding averaged in": (
-        "attention_mask.sum(axis=1, keepdims=True), 1)",
-        "attention_mask.sum(axis=1, keepdims=True), attention_mask.shape[1])",
+        "is_of_text.sum(axis=2, keepdims=True), 1)",
+        "is_of_text.sum(axis=2, keepdims=True), attention_mask.shape[1])",
         "pooled",
     ),
     "[CLS] for the average": ('average_pool if pooling == "mean"', 'cls_pool if pooling == "mean"', "pooled"),
     "not normalised": ("vectors = l2_normalize(vectors)", "", "normalized"),
     "float32 where float64 is": (
-        "return x.astype(jnp.promote_types(x.dtype, jnp.float32))",
-        "return x.astype(jnp.float32)",
+        "from e5ref.jax_ops import matmul, widen",
+        "from e5ref.jax_ops import matmul\nwiden = jnp.float32",
         "embeddings",
     ),
 }
 
 
-def jax_model_with(source: str, mistake: str) -> types.ModuleType:
-    """A copy of jax_model in which the first `source` is replaced."""
-    original = inspect.getsource(jax_model)
+# The same in packed rows: what makes a difference only where a row has several texts.
+PACKED_MUTANTS = {
+    "positions not started anew": ("input_ids.shape[1]) - starts", "input_ids.shape[1])", "embeddings"),
+    "positions anew behind a hole": (
+        "reached = jax.lax.cummax(attention_mask, axis=1)",
+        "reached = attention_mask",
+        "embeddings",
+    ),
+    "tokens counted on": ("counts -= jnp.take_along_axis(counts - is_token, starts, axis=1)", "", "embeddings"),
+    "attention across texts": (
+        "attention_mask[:, :, None] == attention_mask[:, None]",
+        "(attention_mask[:, :, None] > 0) == (attention_mask[:, None] > 0)",
+        "layers.0.attention_probabilities",
+    ),
+    "attention to the texts before": (
+        "attention_mask[:, :, None] == attention_mask[:, None]",
+        "attention_mask[:, :, None] >= attention_mask[:, None]",
+        "layers.0.attention_probabilities",
+    ),
+    "neighbour's last token pooled": (
+        "jnp.matmul(is_of_text.astype",
+        "jnp.matmul((is_of_text | jnp.roll(is_of_text, -1, axis=2)).astype",
+        "pooled",
+    ),
+    "neighbour's first token pooled": (
+        "jnp.matmul(is_of_text.astype",
+        "jnp.matmul((is_of_text | jnp.roll(is_of_text, 1, axis=2)).astype",
+        "pooled",
+    ),
+    "last text of a row lost": (
+        "= texts_of(attention_mask, texts_per_row)",
+        "= texts_of(attention_mask, texts_per_row) & (attention_mask < attention_mask.max(1)[:, None])[:, None]",
+        "pooled",
+    ),
+}
+
+# Mistakes in attention's pieces on a CPU.
+PIECES_MUTANTS = {
+    "texts see each other": ("+ [numbers]", "+ [numbers > 0]"),
+    "rows share numbers": ("* (shape[1] + 1)", "* 0"),
+    "cut at a piece's edge": ("begin = first.reshape(-1, CPU_BLOCK).min(axis=1)", "begin = place[::CPU_BLOCK]"),
+    "last token lost at a piece's edge": ("(place < stops[piece[index]])", "(place < stops[piece[index]] - 1)"),
+    "first token lost at a piece's edge": ("(starts[piece[index]] <= place)", "(starts[piece[index]] < place)"),
+    "last token of a piece forgotten": ("last_real[stop - 1] + 1", "last_real[stop - 1]"),
+    "last piece lost": ("jnp.append(begin[1:], tokens)", "jnp.append(begin[1:], begin[-1])"),
+    "longest text lost": (
+        "done = jnp.sum(stops - starts > lengths[-1]",
+        "done = jnp.sum(stops - starts >= lengths[-1]",
+    ),
+    "last of a group lost": ("-((done - last) // together)", "(last - done) // together"),
+    "too long for a piece": ("(lengths, [0, *lengths]", "(lengths, [-9, *(length + 8 for length in lengths)]"),
+    "a hole divides a text": ("jnp.where(before == after, before, 0)", "attention_mask"),
+    "apart from the plain form": (
+        "is_own[:, None, None], results[index]",
+        "is_own[:, None, None], 1.01 * results[index]",
+    ),
+}
+
+
+def jax_model_with(source: str, mistake: str, model: types.ModuleType = jax_model) -> types.ModuleType:
+    """A copy of jax_model, or of another module, in which the first `source` is replaced."""
+    original = inspect.getsource(model)
     assert source in original, "the forward pass has changed: write this mutant anew"
     module = types.ModuleType("mutant")
     exec(compile(original.replace(source, mistake, 1), "mutant", "exec"), module.__dict__)
@@ -122,6 +183,39 @@ def departure(module: types.ModuleType, reference, *, compiled: bool = False) ->
 @pytest.mark.parametrize("compiled", [False, True])
 def test_an_unchanged_copy_passes(compiled, reference):
     assert departure(jax_model_with("", ""), reference, compiled=compiled) is None
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
+def test_an_unchanged_copy_passes_on_packed_rows(kind, packed_references):
+    assert departure(jax_model_with("", ""), packed_references[kind]) is None
+
+
+@pytest.mark.parametrize("name", PACKED_MUTANTS)
+def test_mutant_is_noticed_in_packed_rows(name, packed_references):
+    source, mistake, point = PACKED_MUTANTS[name]
+    reference = packed_references["xlm-roberta" if name == "tokens counted on" else "bert"]
+    found = departure(jax_model_with(source, mistake), reference)
+    assert found is not None
+    assert found.split(":")[0] == point
+
+
+def pieces_pass(module: types.ModuleType) -> bool:
+    """Run attention in pieces operation by operation, on rows in which every one of the mistakes shows."""
+    module.CPU_LENGTHS, module.CPU_GROUP = (64, 128), 128  # as few operations as show them
+    masks = mask_of([[128, 3, 5, 4], [1, 63, 65], [-2, 100, 30], [5, -1, 5, -70, 10, -20, 20, 9]], (4, 140))
+    masks[2, 10:95] = 0
+    try:
+        with jax.disable_jit():
+            assert_the_same_attention(masks, partial(module.attention_in_pieces, plain))
+    except AssertionError:
+        return False
+    return True
+
+
+def test_mutants_of_pieces_are_noticed():
+    """In one test: what its operations cost to compile is paid once."""
+    assert pieces_pass(jax_model_with("", "", jax_ops))
+    assert [name for name, edit in PIECES_MUTANTS.items() if pieces_pass(jax_model_with(*edit, jax_ops))] == []
 
 
 @pytest.mark.parametrize("name", MUTANTS)

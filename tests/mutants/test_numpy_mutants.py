@@ -90,14 +90,40 @@ MUTANTS = {
     "no residual around feed-forward": ("output += attention", "", "layers.0.output"),
     "last layer left out": ("enumerate(params.layers)", "enumerate(params.layers[:-1])", "names"),
     "layers in reverse": ("enumerate(params.layers)", "enumerate(params.layers[::-1])", "layers.0.query"),
-    "padding averaged in": (
-        "attention_mask.sum(axis=1, keepdims=True)",
-        "attention_mask.sum(axis=1, keepdims=True) * 0 + attention_mask.shape[1]",
-        "pooled",
-    ),
+    "padding averaged in": ("/ counts[is_there, None]", "/ attention_mask.shape[1]", "pooled"),
     "[CLS] for the average": ('average_pool if pooling == "mean"', 'cls_pool if pooling == "mean"', "pooled"),
     "not normalised": ("vectors = l2_normalize(vectors)", "vectors = vectors.copy()", "normalized"),
     "L1 norm": ("np.sqrt(np.sum(vectors * vectors", "(np.sum(np.abs(vectors)", "normalized"),
+}
+
+
+# The same in packed rows: what makes a difference only where a row has several texts.
+PACKED_MUTANTS = {
+    "positions not started anew": ("input_ids.shape[1]) - starts", "input_ids.shape[1]) - 0 * starts", "embeddings"),
+    "positions anew behind a hole": (
+        "starts = text_starts(attention_mask)",
+        "starts = text_starts(attention_mask)\n"
+        "    begins = (attention_mask > 1) & (np.diff(attention_mask, prepend=0) > 0)\n"
+        "    starts = np.maximum.accumulate(np.where(begins, np.arange(input_ids.shape[1]), 0), axis=1)",
+        "embeddings",
+    ),
+    "tokens counted on": ("counts -= np.take_along_axis(counts - is_token, starts, axis=1)", "", "embeddings"),
+    "neighbour's last token pooled": (
+        "np.add.reduceat(states, first,",
+        "np.add.reduceat(states, np.maximum(first - 1, 0),",
+        "pooled",
+    ),
+    "neighbour's first token pooled": (
+        "np.add.reduceat(states, first,",
+        "np.add.reduceat(states, np.where(first > 0, first + 1, 0).clip(max=len(states) - 1),",
+        "pooled",
+    ),
+    "last text of a row lost": (
+        "is_there = counts > 0",
+        "is_there = (counts > 0) & (np.append(counts[1:], 0) > 0)",
+        "pooled",
+    ),
+    "texts in another order": ("return vectors\n", "return vectors[::-1]\n", "pooled"),
 }
 
 
@@ -132,6 +158,31 @@ def test_mutant_is_noticed_where_it_is(name, reference):
     found = departure(numpy_model_with(source, mistake), reference)
     assert found is not None
     assert found.split(":")[0] == point
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
+def test_an_unchanged_copy_passes_on_packed_rows(kind, packed_references):
+    assert departure(numpy_model_with("", ""), packed_references[kind]) is None
+
+
+@pytest.mark.parametrize("name", PACKED_MUTANTS)
+def test_mutant_is_noticed_in_packed_rows(name, packed_references):
+    source, mistake, point = PACKED_MUTANTS[name]
+    reference = packed_references["xlm-roberta" if name == "tokens counted on" else "bert"]
+    found = departure(numpy_model_with(source, mistake), reference)
+    assert found is not None
+    assert found.split(":")[0] == point
+
+
+def test_attention_across_the_texts_of_a_row_is_noticed(packed_references):
+    module = numpy_model_with("", "")
+
+    def whole_rows(function):
+        return lambda *arguments: function(*arguments[:-2], np.minimum(arguments[-2], 1), arguments[-1])
+
+    module.attention_blocks = whole_rows(batching.attention_blocks)
+    module.pad_squares = whole_rows(batching.pad_squares)
+    assert departure(module, packed_references["bert"]).startswith("layers.0.attention_probabilities")
 
 
 def test_attention_across_texts_is_noticed(reference):

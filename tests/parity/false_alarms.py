@@ -116,7 +116,7 @@ def write_graph(folder: Path, names: list[str], file: Path) -> None:
 
 def batches(encoder: e5ref.E5, texts: list[str], tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield ids and masks of texts, the short ones first, in batches of so many tokens or of one text."""
-    rows = sorted((text.ids for text in encoder.tokenizer(texts)), key=len)
+    rows = sorted(encoder.tokenizer(texts).texts(), key=len)
     while rows:
         count = 1
         while count < len(rows) and (count + 1) * _rounded(rows[count]) <= tokens:
@@ -125,7 +125,7 @@ def batches(encoder: e5ref.E5, texts: list[str], tokens: int) -> Iterator[tuple[
         rows = rows[count:]
 
 
-def _rounded(ids: list[int]) -> int:
+def _rounded(ids: np.ndarray) -> int:
     return -(-len(ids) // ROUND_LENGTHS_TO) * ROUND_LENGTHS_TO
 
 

@@ -39,7 +39,7 @@ class Case:
 
 def case_of(model: str | Path, folder: Path, texts: list[str]) -> Case:
     encoder = e5ref.load(model)
-    longest = max(text.n_tokens for text in encoder.tokenizer([f"query: {text}" for text in texts]))
+    longest = int(encoder.tokenizer([f"query: {text}" for text in texts]).n_tokens.max())
     case = Case(model, folder, texts, encoder.tokenizer.max_length, longest)
     assert len(texts) == 20
     assert case.most / 2 < longest < case.most  # so that truncation and both ways of padding make a difference

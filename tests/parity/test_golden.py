@@ -137,7 +137,7 @@ def test_ids_are_those_of_the_texts(kit, batches, tiny_bert):
 @pytest.mark.parametrize("tokens", [5, 17, 200, 256])
 def test_a_long_text_has_the_tokens_that_it_is_to_have(tokens, minilm):
     encoder = e5ref.load(minilm)
-    assert encoder.tokenizer([long_text(encoder, tokens)])[0].n_tokens == tokens
+    assert encoder.tokenizer([long_text(encoder, tokens)]).n_tokens.tolist() == [tokens]
 
 
 def test_the_order_of_a_batch_does_not_matter_in_the_truth(kit):
@@ -194,7 +194,7 @@ MISTAKES = {
     "tanh GELU": (model_copy(gelu=tanh_gelu), "alone: layers.0.feed_forward_activation"),
     "no mask": (padded_model(0.0), "ragged: layers.0.attention_probabilities"),
     "not normalised": (model_copy(l2_normalize=lambda vectors: vectors), "alone: normalized"),
-    "CLS": (model_copy(average_pool=lambda states, mask: states[:, 0]), "alone: pooled"),
+    "CLS": (model_copy(average_pool=lambda states, *_: states[:, 0]), "alone: pooled"),
 }
 
 

@@ -1,5 +1,8 @@
 """Run the JAX twin so that it yields named points as NumPy arrays, as a recorded run of the NumPy twin does."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 
 import e5ref
@@ -11,5 +14,6 @@ def jax_run(
     checkpoint: e5ref.Checkpoint, input_ids: np.ndarray, attention_mask: np.ndarray, *, model=jax_model
 ) -> dict:
     """Record every named point of one compiled program, of our JAX twin or of a changed copy of it."""
-    run = jax_points(checkpoint, None, str(checkpoint.params.embeddings.word.dtype), model=model)
+    packed = SimpleNamespace(embed=partial(model.embed, texts_per_row=int(attention_mask.max(initial=1))))
+    run = jax_points(checkpoint, None, str(checkpoint.params.embeddings.word.dtype), model=packed)
     return dict(run(input_ids, attention_mask))
