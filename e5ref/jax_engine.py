@@ -5,7 +5,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +19,6 @@ from e5ref.batching import Batch, pack
 from e5ref.checkpoint import Checkpoint
 from e5ref.engine import Window
 from e5ref.numpy_engine import usable_cores
-from e5ref.params import BertParams
 
 if TYPE_CHECKING:
     from e5ref.encoder import Precision
@@ -138,39 +137,14 @@ class JaxEngine:
         # An accelerator begins soon, and has work until the next, longer window is tokenized.
         self.first_texts = 4096 * len(devices)
         self.window_texts = self.first_texts if self.platform == "cpu" else 8 * self.first_texts
-        mesh = Mesh(np.array(devices), ("texts",))
-        everywhere, self._divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("texts"))
+        self._mesh = Mesh(np.array(devices), ("texts",))
+        self._divided = NamedSharding(self._mesh, PartitionSpec("texts"))
         with self._settings():
             params = checkpoint.params if half is None else jax_model.round_matrices(checkpoint.params, half)
+            everywhere = NamedSharding(self._mesh, PartitionSpec())
             self._params = jax.device_put(jax_model.stack_layers(params), everywhere)
         # Left to itself, XLA keeps some states of half precision in float32, at twice the memory traffic.
-        options = {"xla_allow_excess_precision": False} if half and self.platform == "gpu" else {}
-
-        def embed(params: BertParams, ids: jax.Array, mask: jax.Array, normalize: bool) -> jax.Array:
-            return jax_model.embed(
-                params,
-                ids,
-                mask,
-                config=checkpoint.config,
-                pooling=checkpoint.settings.pooling,
-                normalize=normalize,
-                texts_per_row=texts_per_row(ids.shape),
-            )
-
-        # Each device runs the whole program on its share of the rows; none waits for another.
-        self._embed = {
-            normalize: jax.jit(
-                jax.shard_map(
-                    partial(embed, normalize=normalize),
-                    mesh=mesh,
-                    in_specs=(everywhere.spec, self._divided.spec, self._divided.spec),
-                    out_specs=self._divided.spec,
-                    check_vma=False,
-                ),
-                compiler_options=options,
-            )
-            for normalize in (True, False)
-        }
+        self._options = {"xla_allow_excess_precision": False} if half and self.platform == "gpu" else {}
         self._compilers = ThreadPoolExecutor(usable_cores(), "e5ref-compiler")
         self._programs: dict[tuple[tuple[int, int], bool], Future[jax.stages.Compiled]] = {}
 
@@ -229,9 +203,25 @@ class JaxEngine:
         return program
 
     def _compile(self, shape: tuple[int, int], normalize: bool) -> jax.stages.Compiled:
+        embed = partial(
+            jax_model.embed,
+            config=self._checkpoint.config,
+            pooling=self._checkpoint.settings.pooling,
+            normalize=normalize,
+            texts_per_row=texts_per_row(shape),
+        )
+        # Each device runs the whole program on its share of the rows; none waits for another.
+        divided = self._divided.spec
+        embed_share = jax.shard_map(
+            embed,
+            mesh=self._mesh,
+            in_specs=(PartitionSpec(), divided, divided),
+            out_specs=divided,
+            check_vma=False,
+        )
         ids = jax.ShapeDtypeStruct(shape, np.int32, sharding=self._divided)
         with self._settings():
-            return self._embed[normalize].lower(self._params, ids, ids).compile()
+            return jax.jit(embed_share, compiler_options=self._options).lower(self._params, ids, ids).compile()
 
     def _finish(self, window: Window, batch: Batch, vectors: jax.Array) -> int:
         """Wait for the vectors of a batch, write them where they belong, and return how many there are."""
@@ -244,9 +234,7 @@ class JaxEngine:
     @contextmanager
     def _settings(self) -> Iterator[None]:
         """Choose precision and word size for this thread, and leave the program's own settings as they are."""
-        with ExitStack() as stack:
-            stack.enter_context(jax.default_matmul_precision(self._product))
-            stack.enter_context(jax.enable_x64(self._float64))
+        with jax.default_matmul_precision(self._product), jax.enable_x64(self._float64):
             yield
 
 
