@@ -46,8 +46,8 @@ class Shapes(NamedTuple):
     """The shapes of batches, (rows, length); XLA compiles a program for each.
 
     Attributes:
-        few: for texts that are alone and fit into one row, the smallest first.
-        rest: for up to four batches of it, such as what full batches leave.
+        few: for texts that fit into one row, the smallest first.
+        rest: for texts that fit into four of its batches.
         full: for many texts: the most tokens of a text, and the shape for such texts and shorter ones. Up to half of
             the longest, several texts fill a row; of longer ones a row of an accelerator holds one.
     """
@@ -64,7 +64,8 @@ class Shapes(NamedTuple):
             alone: whether there was no batch before, whose program is there already.
         """
         longest, tokens = lengths[-1], lengths.sum()
-        fit = [shape for shape in self.few if alone and shape[1] >= tokens]
+        few = self.few if alone else self.few[-2:]  # what is left of many texts wants few programs of its own
+        fit = [shape for shape in few if shape[1] >= tokens]
         fit += [self.rest] if 4 * math.prod(self.rest) >= tokens else []
         fit += [shape for most, shape in self.full if longest <= most]
         return fit[0]
