@@ -1,14 +1,33 @@
-"""What packed rows are judged by."""
+"""Copies with a mistake, and what they are judged by."""
+
+import inspect
+import types
 
 import numpy as np
 import pytest
 
 import e5ref
 from tests.conftest import write_random_bert
-from tests.peers import Run, transformers_run_of_texts
-from tests.test_numpy_model import packed_batch
+from tests.peers import Run, transformers_run, transformers_run_of_texts
+from tests.test_numpy_model import packed_batch, ragged_batch
 
 Reference = tuple[e5ref.Checkpoint, tuple[np.ndarray, np.ndarray], Run]
+
+
+def module_with(model: types.ModuleType, source: str = "", mistake: str = "") -> types.ModuleType:
+    """A copy of a module in which the first `source` is replaced."""
+    original = inspect.getsource(model)
+    assert source in original, "the module has changed: write this mutant anew"
+    module = types.ModuleType("mutant")
+    exec(compile(original.replace(source, mistake, 1), "mutant", "exec"), module.__dict__)
+    return module
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory) -> Reference:
+    folder = write_random_bert(tmp_path_factory.mktemp("mutants"), layer_norm_eps=1e-3)
+    batch = ragged_batch([9, 1, 30, 2], 40)
+    return e5ref.read_checkpoint(folder, dtype="float64"), batch, transformers_run(folder, *batch, "float64")
 
 
 @pytest.fixture(scope="session")

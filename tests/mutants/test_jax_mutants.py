@@ -1,18 +1,15 @@
 """Plant one mistake at a time in a copy of the JAX twin: the comparison must fail, and first at the point of it."""
 
-import inspect
 import types
 from functools import partial
 
 import jax
 import pytest
 
-import e5ref
 from e5ref import jax_model, jax_ops
-from tests.conftest import write_random_bert
-from tests.peers import first_departure, transformers_run
+from tests.mutants.conftest import module_with
+from tests.peers import first_departure
 from tests.test_jax_ops import assert_the_same_attention, mask_of, plain
-from tests.test_numpy_model import ragged_batch
 from tests.twin.runs import jax_run
 
 # name: (source, mistake, the point that departs first)
@@ -156,22 +153,6 @@ PIECES_MUTANTS = {
 }
 
 
-def jax_model_with(source: str, mistake: str, model: types.ModuleType = jax_model) -> types.ModuleType:
-    """A copy of jax_model, or of another module, in which the first `source` is replaced."""
-    original = inspect.getsource(model)
-    assert source in original, "the forward pass has changed: write this mutant anew"
-    module = types.ModuleType("mutant")
-    exec(compile(original.replace(source, mistake, 1), "mutant", "exec"), module.__dict__)
-    return module
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    folder = write_random_bert(tmp_path_factory.mktemp("mutants"), layer_norm_eps=1e-3)
-    batch = ragged_batch([9, 1, 30, 2], 40)
-    return e5ref.read_checkpoint(folder, dtype="float64"), batch, transformers_run(folder, *batch, "float64")
-
-
 def departure(module: types.ModuleType, reference, *, compiled: bool = False) -> str | None:
     """Run a copy operation by operation, which asks for next to no compiling anew, or as one program."""
     checkpoint, batch, expected = reference
@@ -182,19 +163,19 @@ def departure(module: types.ModuleType, reference, *, compiled: bool = False) ->
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_an_unchanged_copy_passes(compiled, reference):
-    assert departure(jax_model_with("", ""), reference, compiled=compiled) is None
+    assert departure(module_with(jax_model), reference, compiled=compiled) is None
 
 
 @pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
 def test_an_unchanged_copy_passes_on_packed_rows(kind, packed_references):
-    assert departure(jax_model_with("", ""), packed_references[kind]) is None
+    assert departure(module_with(jax_model), packed_references[kind]) is None
 
 
 @pytest.mark.parametrize("name", PACKED_MUTANTS)
 def test_mutant_is_noticed_in_packed_rows(name, packed_references):
     source, mistake, point = PACKED_MUTANTS[name]
     reference = packed_references["xlm-roberta" if name == "tokens counted on" else "bert"]
-    found = departure(jax_model_with(source, mistake), reference)
+    found = departure(module_with(jax_model, source, mistake), reference)
     assert found is not None
     assert found.split(":")[0] == point
 
@@ -214,19 +195,19 @@ def pieces_pass(module: types.ModuleType) -> bool:
 
 def test_mutants_of_pieces_are_noticed():
     """In one test: what its operations cost to compile is paid once."""
-    assert pieces_pass(jax_model_with("", "", jax_ops))
-    assert [name for name, edit in PIECES_MUTANTS.items() if pieces_pass(jax_model_with(*edit, jax_ops))] == []
+    assert pieces_pass(module_with(jax_ops))
+    assert [name for name, edit in PIECES_MUTANTS.items() if pieces_pass(module_with(jax_ops, *edit))] == []
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_noticed_where_it_is(name, reference):
     source, mistake, point = MUTANTS[name]
-    found = departure(jax_model_with(source, mistake), reference)
+    found = departure(module_with(jax_model, source, mistake), reference)
     assert found is not None
     assert found.split(":")[0] == point
 
 
 def test_products_below_float32_are_noticed(reference):
-    module = jax_model_with("", "")
+    module = module_with(jax_model)
     module.matmul = lambda a, b, dtype=None: jax_model.matmul(a.astype("f4"), b.astype("f4")).astype("f8")
     assert departure(module, reference).startswith("layers.0.query")

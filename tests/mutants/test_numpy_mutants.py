@@ -1,16 +1,14 @@
 """Plant one mistake at a time in a copy of the forward pass: the comparison must fail, and first at the point of it."""
 
-import inspect
 import types
 
 import numpy as np
 import pytest
 
-import e5ref
 from e5ref import batching, numpy_model, numpy_ops
-from tests.conftest import write_random_bert
-from tests.peers import first_departure, transformers_run
-from tests.test_numpy_model import our_run, ragged_batch
+from tests.mutants.conftest import module_with
+from tests.peers import first_departure
+from tests.test_numpy_model import our_run
 
 # name: (source, mistake, the point that departs first)
 MUTANTS = {
@@ -127,55 +125,39 @@ PACKED_MUTANTS = {
 }
 
 
-def numpy_model_with(source: str, mistake: str) -> types.ModuleType:
-    """A copy of numpy_model in which the first `source` is replaced."""
-    original = inspect.getsource(numpy_model)
-    assert source in original, "the forward pass has changed: write this mutant anew"
-    module = types.ModuleType("mutant")
-    exec(compile(original.replace(source, mistake, 1), "mutant", "exec"), module.__dict__)
-    return module
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    folder = write_random_bert(tmp_path_factory.mktemp("mutants"), layer_norm_eps=1e-3)
-    batch = ragged_batch([9, 1, 30, 2], 40)
-    return e5ref.read_checkpoint(folder, dtype="float64"), batch, transformers_run(folder, *batch, "float64")
-
-
 def departure(module: types.ModuleType, reference) -> str | None:
     checkpoint, batch, expected = reference
     return first_departure(our_run(checkpoint, *batch, model=module), expected, batch[1], "float64")
 
 
 def test_an_unchanged_copy_passes(reference):
-    assert departure(numpy_model_with("", ""), reference) is None
+    assert departure(module_with(numpy_model), reference) is None
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_noticed_where_it_is(name, reference):
     source, mistake, point = MUTANTS[name]
-    found = departure(numpy_model_with(source, mistake), reference)
+    found = departure(module_with(numpy_model, source, mistake), reference)
     assert found is not None
     assert found.split(":")[0] == point
 
 
 @pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
 def test_an_unchanged_copy_passes_on_packed_rows(kind, packed_references):
-    assert departure(numpy_model_with("", ""), packed_references[kind]) is None
+    assert departure(module_with(numpy_model), packed_references[kind]) is None
 
 
 @pytest.mark.parametrize("name", PACKED_MUTANTS)
 def test_mutant_is_noticed_in_packed_rows(name, packed_references):
     source, mistake, point = PACKED_MUTANTS[name]
     reference = packed_references["xlm-roberta" if name == "tokens counted on" else "bert"]
-    found = departure(numpy_model_with(source, mistake), reference)
+    found = departure(module_with(numpy_model, source, mistake), reference)
     assert found is not None
     assert found.split(":")[0] == point
 
 
 def test_attention_across_the_texts_of_a_row_is_noticed(packed_references):
-    module = numpy_model_with("", "")
+    module = module_with(numpy_model)
 
     def whole_rows(function):
         return lambda *arguments: function(*arguments[:-2], np.minimum(arguments[-2], 1), arguments[-1])
@@ -187,7 +169,7 @@ def test_attention_across_the_texts_of_a_row_is_noticed(packed_references):
 
 def test_attention_across_texts_is_noticed(reference):
     """The mask, as it were: every token attends to every row of the batch."""
-    module = numpy_model_with("", "")
+    module = module_with(numpy_model)
 
     def one_block(attention_mask, heads):
         rows = int(attention_mask.sum())
@@ -208,23 +190,23 @@ def test_attention_across_texts_is_noticed(reference):
 def test_attention_in_small_blocks_is_the_same(reference, monkeypatch, elements):
     """A head at a time, or a few."""
     monkeypatch.setattr(batching, "BLOCK_ELEMENTS", elements)
-    assert departure(numpy_model_with("", ""), reference) is None
+    assert departure(module_with(numpy_model), reference) is None
 
 
 def test_softmax_without_its_divisor_is_noticed(reference):
-    module = numpy_model_with("", "")
+    module = module_with(numpy_model)
     module.softmax = lambda scores: np.exp(scores - scores.max(axis=-2, keepdims=True))
     assert departure(module, reference).startswith("layers.0.attention_probabilities")
 
 
 def test_softmax_over_the_queries_is_noticed(reference):
-    module = numpy_model_with("", "")
+    module = module_with(numpy_model)
     module.softmax = lambda scores: numpy_ops.softmax(scores.swapaxes(-1, -2)).swapaxes(-1, -2)
     assert departure(module, reference).startswith("layers.0.attention_probabilities")
 
 
 def test_a_float32_product_in_float64_is_noticed(reference):
-    module = numpy_model_with("", "")
+    module = module_with(numpy_model)
     module.matmul_rows = lambda x, weight: numpy_ops.matmul_rows(x.astype("f4"), weight.astype("f4")).astype("f8")
     assert departure(module, reference).startswith("layers.0.query")
 
