@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.config import BertConfig
-from e5ref.numpy_ops import BLOCK_ELEMENTS, text_lengths, text_starts, token_rows
+from e5ref.numpy_ops import BLOCK_ELEMENTS, token_rows
+from e5ref.rows import text_lengths, text_starts
 
 Ids = NDArray[np.integer]
 Floats = NDArray[np.floating]
@@ -218,14 +219,3 @@ def check_batch(input_ids: Ids, attention_mask: Ids, config: BertConfig) -> None
             f"input_ids[{row}, {token}] is {input_ids[row, token]}, outside the vocabulary of {config.vocab_size}; "
             "were the ids made by another model's tokenizer?"
         )
-
-
-def check_texts_per_row(attention_mask: Ids, texts_per_row: int) -> None:
-    """Check that no row has more texts than said, which pooling would leave out or give to the next row.
-
-    Raises:
-        ValueError: says how many a row has.
-    """
-    most = attention_mask.max(initial=0)
-    if most > texts_per_row:
-        raise ValueError(f"attention_mask numbers {most} texts of a row, but texts_per_row is {texts_per_row}")

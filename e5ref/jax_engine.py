@@ -61,7 +61,7 @@ class Shapes(NamedTuple):
 
         Args:
             lengths: tokens of each text that is left, ascending.
-            alone: whether there was no batch before, whose program is there already.
+            alone: whether these are all texts of the window; what other batches leave goes without small shapes.
         """
         longest, tokens = lengths[-1], lengths.sum()
         few = self.few if alone else self.few[-2:]  # what is left of many texts wants few programs of its own
@@ -241,7 +241,7 @@ class JaxEngine:
 
 def texts_per_row(shape: tuple[int, ...]) -> int:
     """Return the most texts of a row, (rows, length)."""
-    return max(1, shape[1] // TOKENS_OF_A_TEXT)
+    return shape[1] // TOKENS_OF_A_TEXT
 
 
 def product_precision(precision: "Precision", device: jax.Device) -> str:

@@ -21,21 +21,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from e5ref.batching import AttentionBlock, attention_blocks, check_batch, check_texts_per_row, pad_rows, pad_squares
+from e5ref.batching import AttentionBlock, attention_blocks, check_batch, pad_rows, pad_squares
 from e5ref.config import BertConfig
-from e5ref.numpy_ops import (
-    Array,
-    in_row_blocks,
-    matmul_heads,
-    matmul_rows,
-    normal_tail,
-    rows_of,
-    softmax,
-    text_lengths,
-    text_starts,
-    token_rows,
-)
+from e5ref.numpy_ops import Array, in_row_blocks, matmul_heads, matmul_rows, normal_tail, rows_of, softmax, token_rows
 from e5ref.params import BertParams, Embeddings, Layer
+from e5ref.rows import check_texts_per_row, text_lengths, text_starts
 
 Ids = NDArray[np.integer]
 Tap = Callable[[str, Array], None]  # gets (name, array) at every named point
@@ -192,7 +182,6 @@ def average_pool(last_hidden_state: Array, attention_mask: Ids, texts_per_row: i
     [B, T, D], [B, T] -> [B · K, D], K texts a row; one that is not there gives 0. Summed in float64: adding 512 states
     one by one in float32 would cost more than any layer does.
     """
-    check_texts_per_row(attention_mask, texts_per_row)
     counts = text_lengths(attention_mask, texts_per_row).ravel()  # [B · K]
     states = last_hidden_state[attention_mask > 0]  # [tokens, D], text after text
     is_there = counts > 0

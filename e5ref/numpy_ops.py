@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from e5ref.rows import text_lengths
+
 Array = NDArray[np.floating]
 
 # Elements of one block: large enough that Python's part of a call does not count, small enough to stay in cache.
@@ -151,34 +153,6 @@ def rows_alternate() -> bool:
         products = np.tile(row, (36, 1)) @ weight.T
     twelve = np.repeat(products[[0, 6]], 6, axis=0)
     return not np.array_equal(products[0], products[6]) and np.array_equal(products, np.tile(twelve, (3, 1)))
-
-
-def text_lengths(attention_mask: NDArray[np.integer], most: int | None = None) -> NDArray[np.int64]:
-    """Count the tokens of each text of each row.
-
-    Args:
-        attention_mask: [B, T], k > 0 for a token of the row's k-th text.
-        most: K, texts of a row; None for as many as the fullest row has.
-
-    Returns:
-        [B, K], 0 for a text that is not there.
-    """
-    rows = len(attention_mask)
-    most = int(attention_mask.max(initial=1)) if most is None else most
-    # No two rows share a number. [B, T]
-    numbers = attention_mask.astype(np.int64, copy=False) + (most + 1) * np.arange(rows)[:, None]
-    return np.bincount(numbers.ravel(), minlength=rows * (most + 1)).reshape(rows, most + 1)[:, 1:]
-
-
-def text_starts(attention_mask: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Find the column from which each token's text counts its positions. [B, T] -> [B, T].
-
-    The first text of a row counts from the start of the row, whatever padding stands before it; the others from their
-    first token.
-    """
-    reached = np.maximum.accumulate(attention_mask, axis=1)  # [B, T]
-    begins = (reached > 1) & (np.diff(reached, axis=1, prepend=0) > 0)  # [B, T]
-    return np.maximum.accumulate(np.where(begins, np.arange(attention_mask.shape[1]), 0), axis=1)
 
 
 def token_rows(attention_mask: NDArray[np.integer]) -> NDArray[np.int64] | slice:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from e5ref import numpy_model, numpy_ops
+from e5ref import numpy_model, numpy_ops, rows
 from tests.tolerances import GELU_FLOAT64, GELU_ULP, SUM_TO_ONE
 
 
@@ -232,12 +232,12 @@ def test_rows_of_any_mask(monkeypatch, dtype):
 def test_lengths_and_starts_of_packed_texts_by_hand():
     """The first text of a row counts from the row's start; the others from their first token, also behind a hole."""
     mask = np.array([[1, 1, 2, 2, 2, 3], [0, 1, 0, 2, 0, 2], [1, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]])
-    assert numpy_ops.text_lengths(mask).tolist() == [[2, 3, 1], [1, 2, 0], [3, 0, 0], [0, 0, 0]]
-    assert numpy_ops.text_lengths(mask, 4)[:, 3].tolist() == [0] * 4
+    assert rows.text_lengths(mask).tolist() == [[2, 3, 1], [1, 2, 0], [3, 0, 0], [0, 0, 0]]
+    assert rows.text_lengths(mask, 4)[:, 3].tolist() == [0] * 4
     starts = [[0, 0, 2, 2, 2, 5], [0, 0, 0, 3, 3, 3], [0] * 6, [0] * 6]
     for dtype in ("int64", "uint8", "uint64"):
-        assert numpy_ops.text_starts(mask.astype(dtype)).tolist() == starts
-        assert numpy_ops.text_lengths(mask.astype(dtype)).tolist() == numpy_ops.text_lengths(mask).tolist()
+        assert rows.text_starts(mask.astype(dtype)).tolist() == starts
+        assert rows.text_lengths(mask.astype(dtype)).tolist() == rows.text_lengths(mask).tolist()
 
 
 def test_rows_alternate_within_each_packed_text(monkeypatch):
