@@ -127,14 +127,12 @@ def pad_ids(
     Returns:
         input_ids [B, T] and attention_mask [B, T] (1 for a real token); without `shape`, T is the longest length.
     """
-    lengths = np.array([len(text) for text in ids], dtype=np.int64)  # [B]
-    rows, length = shape or (len(ids), max(lengths, default=0))
-    lengths = np.pad(lengths, (0, rows - len(ids)))
-    is_token = np.arange(length) < lengths[:, None]  # [B, T]
-    input_ids = np.full(is_token.shape, pad_id, np.int64)
-    if len(ids):
-        input_ids[is_token] = np.concatenate(ids)
-    return input_ids, is_token.astype(np.int64)
+    lengths = [len(text) for text in ids]
+    texts = np.arange(len(ids))
+    batch = Batch(texts, texts, shape or (len(ids), max(lengths, default=0)))
+    flat = np.concatenate([np.empty(0, np.int64), *ids]).astype(np.int64)  # [tokens]
+    input_ids, attention_mask = batch.arrays(flat, np.cumsum([0, *lengths]), pad_id)
+    return input_ids.astype(np.int64), attention_mask.astype(np.int64)
 
 
 class AttentionBlock(NamedTuple):
