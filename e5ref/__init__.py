@@ -1,11 +1,13 @@
 """E5 text embeddings that people can read, trust and run without a framework."""
 
 from e5ref import numpy_model
-from e5ref.checkpoint import Checkpoint, EmbeddingSettings, known_checkpoints, read_checkpoint
-from e5ref.config import BertConfig, CheckpointError
+from e5ref.checkpoint import Checkpoint, read_checkpoint
+from e5ref.checkpoint.config import BertConfig, CheckpointError
+from e5ref.checkpoint.hub import known_checkpoints
+from e5ref.checkpoint.params import BertParams, build_params
+from e5ref.checkpoint.settings import EmbeddingSettings
 from e5ref.encoder import E5, Tokens, load
-from e5ref.params import BertParams, build_params
-from e5ref.stream import E5Warning
+from e5ref.engines.stream import E5Warning
 
 __version__ = "0.1.0"
 

@@ -3,21 +3,18 @@
 import importlib.metadata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from e5ref.batching import pad_ids
-from e5ref.checkpoint import DEFAULT_CHECKPOINT, Checkpoint, file_sha256, read_checkpoint
-from e5ref.engine import Engine
-from e5ref.extras import require
-from e5ref.numpy_engine import NumpyEngine
-from e5ref.numpy_model import l2_normalize
-from e5ref.progress import progress_bar
-from e5ref.prompts import find_prompt
-from e5ref.similarity import cosines, pairwise_cosines
-from e5ref.stream import (
+from e5ref.checkpoint import Checkpoint, read_checkpoint
+from e5ref.checkpoint.hub import DEFAULT_CHECKPOINT, file_sha256
+from e5ref.checkpoint.prompts import find_prompt
+from e5ref.engines.batching import pad_ids
+from e5ref.engines.engine import Backend, Engine, Precision, require_jax
+from e5ref.engines.numpy_engine import NumpyEngine
+from e5ref.engines.stream import (
     CutTexts,
     Truncation,
     VectorStream,
@@ -29,10 +26,10 @@ from e5ref.stream import (
     number_of,
     warn,
 )
+from e5ref.numpy_model import l2_normalize
+from e5ref.operations.similarity import cosines, pairwise_cosines
+from e5ref.terminal.progress import progress_bar
 from e5ref.tokenizer import Tokenizer
-
-Backend = Literal["numpy", "jax"]
-Precision = Literal["highest", "high", "bfloat16", "float16"]
 
 
 class Tokens(TypedDict):
@@ -141,7 +138,7 @@ class E5:
         if threads is not None:
             raise ValueError("threads is for backend='numpy'; JAX takes whole devices")
         require_jax()
-        from e5ref.jax_engine import JaxEngine
+        from e5ref.engines.jax_engine import JaxEngine
 
         return JaxEngine(
             self.checkpoint,
@@ -409,11 +406,6 @@ def _with_prompt(prompt_name: str, options: dict[str, Any]) -> dict[str, Any]:
     """Add the name of a prompt to the options of `encode`, unless the caller chose one."""
     chosen = options.get("prompt") is not None or options.get("prompt_name") is not None
     return options if chosen else {**options, "prompt_name": prompt_name}
-
-
-def require_jax() -> None:
-    """Raise `ModuleNotFoundError`, with what to install, if there is no JAX."""
-    require("jax", "backend 'jax' (the extra is cuda on NVIDIA, tpu on TPU)", "jax")
 
 
 def _checked_batch_size(batch_size: int | None) -> int | None:

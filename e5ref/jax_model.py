@@ -23,12 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from e5ref import jax_ops
-from e5ref.batching import check_batch
-from e5ref.config import BertConfig
-from e5ref.jax_ops import matmul, widen
-from e5ref.params import Affine, BertParams, Embeddings, Layer
-from e5ref.rows import check_texts_per_row
+from e5ref.checkpoint.config import BertConfig
+from e5ref.checkpoint.params import Affine, BertParams, Embeddings, Layer
+from e5ref.operations import jax_ops
+from e5ref.operations.jax_ops import matmul, widen
+from e5ref.operations.rows import check_batch, check_texts_per_row
 
 Array = jax.Array
 Tap = Callable[[str, Array], None]  # gets (name, array) at every named point

@@ -9,9 +9,9 @@ Letters in shapes:
     D hidden size             N attention heads                 H size of one head, D / N
     F feed-forward size       V vocabulary
 
-Padding stops at the door. `embed_tokens` takes padded ids [B, T] and gives rows [R, D], in the order of
-`token_rows`; from there on nothing is computed for padding, and attention looks at one text at a time. `forward`
-gives padded states [B, T, D] back, 0 where there is no token. All keep the weights' dtype, float32 or float64.
+Padding stops at the door. `embed_tokens` takes padded ids [B, T] and gives rows [R, D], in the order of `rows_of`.
+From there on nothing is computed for padding, and attention looks at one text at a time. `forward` gives padded states
+[B, T, D] back, 0 at padding. All keep the weights' dtype, float32 or float64.
 """
 
 import math
@@ -19,15 +19,14 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from e5ref.batching import AttentionBlock, attention_blocks, check_batch, pad_rows, pad_squares
-from e5ref.config import BertConfig
-from e5ref.numpy_ops import Array, in_row_blocks, matmul_heads, matmul_rows, normal_tail, rows_of, softmax, token_rows
-from e5ref.params import BertParams, Embeddings, Layer
-from e5ref.rows import check_texts_per_row, text_lengths, text_starts
+from e5ref.checkpoint.config import BertConfig
+from e5ref.checkpoint.params import BertParams, Embeddings, Layer
+from e5ref.operations import Array, Ids
+from e5ref.operations.blocks import AttentionBlock, attention_blocks, pad_squares
+from e5ref.operations.numpy_ops import in_row_blocks, matmul_heads, matmul_rows, normal_tail, softmax
+from e5ref.operations.rows import check_batch, first_tokens, pad_rows, rows_of, text_lengths, token_positions, tokens_of
 
-Ids = NDArray[np.integer]
 Tap = Callable[[str, Array], None]  # gets (name, array) at every named point
 
 
@@ -64,21 +63,13 @@ def gelu(x: Array) -> None:
 def embed_tokens(params: Embeddings, input_ids: Ids, attention_mask: Ids, *, config: BertConfig) -> Array:
     """Token, position and token-type embedding, summed and normalised (section 3.4; BERT, figure 2).
 
-    [B, T], [B, T] -> [R, D]. BERT numbers positions by column; XLM-RoBERTa counts the tokens that are not padding,
-    from the padding id + 1 on. Both start anew with each text. All of an E5 text is of token type 0.
+    [B, T], [B, T] -> [R, D]. All of an E5 text is of token type 0.
     """
-    starts = text_starts(attention_mask)  # [B, T]
-    positions = np.arange(input_ids.shape[1]) - starts  # [B, T]
-    if config.position_offset:
-        is_token = input_ids != config.pad_token_id
-        counts = np.cumsum(is_token, axis=1)  # [B, T]
-        counts -= np.take_along_axis(counts - is_token, starts, axis=1)
-        positions = counts * is_token + config.pad_token_id
-
+    positions = token_positions(input_ids, attention_mask, config)  # [B, T]
     real = attention_mask > 0  # [B, T]
     embeddings = params.word[input_ids[real]] + params.token_type[0]  # [tokens, D] + [D] -> [tokens, D]
     embeddings += params.position[positions[real]]
-    return layer_norm(rows_of(embeddings, token_rows(attention_mask)), *params.layer_norm, config.layer_norm_eps)
+    return layer_norm(rows_of(embeddings, attention_mask), *params.layer_norm, config.layer_norm_eps)
 
 
 def self_attention(
@@ -94,8 +85,7 @@ def self_attention(
     record(tap, "query", query, attention_mask)
     record(tap, "key", key, attention_mask)
     record(tap, "value", value, attention_mask)
-    places = token_rows(attention_mask)
-    query, key, value = query[places], key[places], value[places]  # [R, D] -> [tokens, D], text after text
+    query, key, value = (tokens_of(x, attention_mask) for x in (query, key, value))  # [R, D] -> [tokens, D]
 
     def heads(x: Array, block: AttentionBlock) -> Array:  # [tokens, D] -> [n, N, T, H], those of a block
         x = x[block.tokens].reshape(block.texts, block.length, config.num_attention_heads, config.head_size)
@@ -112,10 +102,9 @@ def self_attention(
         np.matmul(probabilities, heads(value, block), out=heads(context, block))
         if tap is not None:
             squares.append((block, probabilities))
-
     if tap is not None:
         tap("attention_probabilities", pad_squares(squares, attention_mask, config.num_attention_heads))
-    context = rows_of(context, places)  # [tokens, D] -> [R, D]
+    context = rows_of(context, attention_mask)  # [tokens, D] -> [R, D]
     record(tap, "context", context, attention_mask)
     return linear(context, *params.attention_output)
 
@@ -196,10 +185,8 @@ def cls_pool(last_hidden_state: Array, attention_mask: Ids, texts_per_row: int =
 
     [B, T, D], [B, T] -> [B · K, D], K texts a row; numbers without meaning for one that is not there.
     """
-    check_texts_per_row(attention_mask, texts_per_row)
-    is_of_text = attention_mask[:, None] == np.arange(1, texts_per_row + 1)[:, None]  # [B, K, T]
-    rows = np.arange(len(attention_mask)).repeat(texts_per_row)  # [B · K]
-    return last_hidden_state[rows, is_of_text.argmax(axis=2).ravel()]
+    columns = first_tokens(attention_mask, texts_per_row)  # [B, K]
+    return last_hidden_state[np.arange(len(columns))[:, None], columns].reshape(columns.size, -1)
 
 
 def l2_normalize(vectors: Array) -> Array:

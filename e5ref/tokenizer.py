@@ -13,8 +13,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 
-from e5ref.config import BertConfig, CheckpointError, read_json
-from e5ref.files import foreign_file
+from e5ref.checkpoint.config import BertConfig, CheckpointError, read_json
+from e5ref.files.lines import foreign_file
 
 # Characters for each token of max_length up to which a text is tokenized whole, and its tokens are all counted: 65,536
 # for 512 tokens. Of a longer text only the first part, of this size, is tokenized. Prose has about 5 for each token.

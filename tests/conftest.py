@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from e5ref import numpy_ops
+from e5ref.operations.blas import blas
+from e5ref.operations.probes import threads_do_not_matter
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # whatever reaches for the real hub is a mistake; test_hub.py serves its own
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -53,9 +54,9 @@ def blas_threads():
 
     Modules in which threads of the BLAS matter have a fixture of this name that leaves them alone.
     """
-    with numpy_ops.blas.at_most(1):
+    with blas.at_most(1):
         yield
-    numpy_ops.threads_do_not_matter.cache_clear()  # it was tried out with one
+    threads_do_not_matter.cache_clear()  # it was tried out with one
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def cudnn(monkeypatch) -> list[str]:
     """Let the JAX twin think that it runs on NVIDIA; what it asks of cuDNN is done in XLA, and listed."""
     import jax
 
-    from e5ref import jax_ops
+    from e5ref.operations import jax_ops
 
     asked = []
     fused = jax.nn.dot_product_attention

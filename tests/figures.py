@@ -10,7 +10,7 @@ import numpy as np
 
 import e5ref
 from e5ref import numpy_model
-from e5ref.parity.peers import transformers_points
+from e5ref.parity.runs.peers import transformers_points
 from tests.awkward import TEXTS
 from tests.conftest import write_random_bert
 from tests.test_numpy_model import E5_SMALL, ragged_batch

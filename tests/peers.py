@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 import e5ref
-from e5ref.parity.peers import transformers_points
-from e5ref.rows import text_lengths
+from e5ref.operations.rows import text_lengths
+from e5ref.parity.runs.peers import transformers_points
 from tests.tolerances import POINTS
 
 Run = dict[str, np.ndarray]

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from e5ref import batching
-from e5ref.numpy_ops import rows_of, token_rows
+from e5ref.engines import batching
+from e5ref.operations import blocks, rows
 
 
 @given(st.lists(st.integers(0, 5000), max_size=50), st.one_of(st.none(), st.integers(1, 5)))
@@ -81,18 +81,17 @@ def test_pad_ids_of_nothing():
 
 def test_rows_by_hand():
     attention_mask = np.array([[1, 2, 0], [0, 1, 0]])
-    rows = rows_of(np.array([[1.0], [2.0], [3.0]]), token_rows(attention_mask))
-    padded = batching.pad_rows(rows, attention_mask)
+    padded = rows.pad_rows(rows.rows_of(np.array([[1.0], [2.0], [3.0]]), attention_mask), attention_mask)
     assert padded[..., 0].tolist() == [[1, 2, 0], [0, 3, 0]]
 
 
 def test_attention_blocks_by_hand(monkeypatch):
     """Room for two texts of two tokens and two heads; a text of four has a head at a time."""
-    monkeypatch.setattr(batching, "BLOCK_ELEMENTS", 16)
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 16)
     lengths = [4, 2, 2, 2, 1]
     attention_mask = (np.arange(4) < np.array(lengths)[:, None]).astype(int)
     both = slice(0, 2)
-    assert list(batching.attention_blocks(attention_mask, 2)) == [
+    assert list(blocks.attention_blocks(attention_mask, 2)) == [
         (0, 1, 4, slice(0, 4), slice(0, 1)),
         (0, 1, 4, slice(0, 4), slice(1, 2)),
         (1, 2, 2, slice(4, 8), both),
@@ -106,8 +105,8 @@ def test_attention_blocks_hold_each_token_and_head_once(lengths, heads, elements
     attention_mask = (np.arange(40) < np.array(lengths, int)[:, None]).astype(int)
     seen = np.zeros((sum(lengths), heads), int)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(batching, "BLOCK_ELEMENTS", elements)
-        for block in batching.attention_blocks(attention_mask, heads):
+        monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", elements)
+        for block in blocks.attention_blocks(attention_mask, heads):
             assert set(lengths[block.first : block.first + block.texts]) == {block.length}
             assert block.tokens.start == sum(lengths[: block.first])
             part = seen[block.tokens, block.heads]
@@ -123,6 +122,6 @@ def test_squares_by_hand():
     attention_mask = np.array([[1, 0, 1], [1, 2, 0]])
     blocks = [(0, 1, 2, slice(0, 2), slice(0, 1)), (1, 2, 1, slice(2, 4), slice(0, 1))]
     squares = [np.array([[[[1.0, 2.0], [3.0, 4.0]]]]), np.array([[[[5.0]]], [[[6.0]]]])]
-    named = [(batching.AttentionBlock(*block), square) for block, square in zip(blocks, squares, strict=True)]
-    padded = batching.pad_squares(named, attention_mask, 1)
+    named = [(blocks.AttentionBlock(*block), square) for block, square in zip(blocks, squares, strict=True)]
+    padded = blocks.pad_squares(named, attention_mask, 1)
     assert padded[:, 0].tolist() == [[[1, 0, 2], [0, 0, 0], [3, 0, 4]], [[5, 0, 0], [0, 6, 0], [0, 0, 0]]]

@@ -21,7 +21,7 @@ from e5ref.bench.contenders import CONTENDERS, Contender, run_engine
 from e5ref.bench.measure import flops_per_token, product_rates, speed_ratio
 from e5ref.bench.prepare import write_exports, write_random_checkpoint
 from e5ref.bench.report import INT8_NOTE, chart, tables
-from e5ref.encoder import Precision
+from e5ref.engines.engine import Precision
 
 TINY = {
     "num_hidden_layers": 1,

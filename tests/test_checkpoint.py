@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 
 import e5ref
-from e5ref.checkpoint import read_settings, read_tensors
-from e5ref.params import build_params, leaves
+from e5ref.checkpoint.params import build_params, leaves
+from e5ref.checkpoint.settings import read_settings
+from e5ref.checkpoint.tensors import read_tensors
 from tests.conftest import edit_json, write_random_bert
 
 

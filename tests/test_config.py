@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from e5ref.config import CheckpointError, read_config
+from e5ref.checkpoint.config import CheckpointError, read_config
 from tests.conftest import edit_json
 
 E5_SMALL_V2 = {

@@ -19,9 +19,11 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 import e5ref
-from e5ref import E5, numpy_engine, numpy_model, numpy_ops, stream
-from e5ref.batching import pad_ids
-from e5ref.progress import progress_bar
+from e5ref import E5, numpy_model
+from e5ref.engines import numpy_engine, stream
+from e5ref.engines.batching import pad_ids
+from e5ref.operations.blas import blas
+from e5ref.terminal.progress import progress_bar
 from tests.awkward import TEXTS
 from tests.conftest import write_random_bert
 from tests.test_checkpoint import write_sentence_transformer
@@ -178,7 +180,7 @@ def test_padding_does_not_matter(wide, extra, others):
     wider = [np.pad(array, ((0, 0), (0, extra))) for array in (input_ids, attention_mask)]
     checkpoint = model.checkpoint
     alone = [np.array([text]), np.ones((1, len(text)), np.int64)]
-    with numpy_ops.blas.at_most(1):  # several threads may divide the rows elsewhere
+    with blas.at_most(1):  # several threads may divide the rows elsewhere
         vectors = [
             numpy_model.embed(checkpoint.params, *batch, config=checkpoint.config)[0] for batch in (wider, alone)
         ]
@@ -186,8 +188,7 @@ def test_padding_does_not_matter(wide, extra, others):
 
 
 IN_PLAIN_ORDER = """
-places = lambda mask: np.arange((mask > 0).sum())
-e5ref.numpy_model.token_rows = e5ref.batching.token_rows = places
+e5ref.operations.rows.rows_alternate = lambda: False
 """
 
 
@@ -203,7 +204,7 @@ e5ref.numpy_model.token_rows = e5ref.batching.token_rows = places
 def test_neighbours_do_not_matter_on_another_processor(tiny_bert, core, change, expected):
     """On a BLAS whose rows depend on their place, tokens have places of their own, or texts batches of their own."""
     code = f"""
-import numpy as np, e5ref, e5ref.batching
+import numpy as np, e5ref
 model = e5ref.load({str(tiny_bert)!r})
 independent = model.engine.rows_are_independent
 {change}
@@ -269,12 +270,12 @@ def test_a_stream_reads_a_generator_as_it_goes(tiny, small_windows):
 
 
 def test_a_stream_that_is_left_ends_its_work(tiny, small_windows):
-    before = numpy_ops.blas.threads
+    before = blas.threads
     stream = tiny.encode_stream("cat" for _ in itertools.count())
     next(stream)
     stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("e5ref")]
-    assert numpy_ops.blas.threads == before
+    assert blas.threads == before
 
 
 def test_long_texts_fill_a_window_sooner(tiny, small_windows, monkeypatch):
@@ -288,12 +289,12 @@ def test_long_texts_fill_a_window_sooner(tiny, small_windows, monkeypatch):
 def test_threads_do_not_matter(wide, threads):
     """Vectors have the same bits with any number of threads, and BLAS has its own number afterwards."""
     texts = ["how much protein " * (number % 20) for number in range(60)]
-    before = numpy_ops.blas.threads
+    before = blas.threads
     other = E5(wide.checkpoint, threads=threads)
     assert other.engine.threads == threads
     np.testing.assert_array_equal(other.encode(texts), wide.encode(texts))
     np.testing.assert_array_equal(other.encode("how much"), wide.encode("how much"))
-    assert numpy_ops.blas.threads == before
+    assert blas.threads == before
 
 
 @pytest.mark.parametrize(("shared", "batches"), [(True, 1), (False, 4)])
@@ -311,7 +312,7 @@ def test_a_child_that_is_forked_while_threads_encode_can_encode(tiny_bert):
 import os, signal, threading, time
 from tqdm import tqdm
 import e5ref
-from e5ref.numpy_ops import blas
+from e5ref.operations.blas import blas
 
 def state():
     return blas.threads, [library.num_threads for library in blas._libraries], model.encode("query: cat").tobytes()
@@ -352,14 +353,14 @@ def test_batches_are_computed_side_by_side(tiny, monkeypatch):
 
     def embed(*arguments, **options):
         if len(seen) < 2:
-            seen.append([library.num_threads for library in numpy_ops.blas._libraries])
+            seen.append([library.num_threads for library in blas._libraries])
             together.wait(timeout=20)
         return original(*arguments, **options)
 
     original = numpy_model.embed
     monkeypatch.setattr(numpy_model, "embed", embed)
     E5(tiny.checkpoint, threads=2).encode(["cat"] * 4, batch_size=2)
-    assert seen == [[1] * len(numpy_ops.blas._libraries)] * 2
+    assert seen == [[1] * len(blas._libraries)] * 2
 
 
 @pytest.mark.parametrize(
@@ -411,7 +412,7 @@ def test_threads_are_the_usable_cores_unless_somebody_says_otherwise(tiny, monke
     tried, seen = [], []
 
     def embed(*arguments, **options):
-        seen.extend(library.num_threads for library in numpy_ops.blas._libraries)
+        seen.extend(library.num_threads for library in blas._libraries)
         return original(*arguments, **options)
 
     original = numpy_model.embed

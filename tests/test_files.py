@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from e5ref import files
-from e5ref.files import decoded_lines, foreign_kind, json_objects, json_string, opened
+from e5ref.files import lines as files
+from e5ref.files.lines import decoded_lines, foreign_kind, json_objects, json_string, opened
 
 
 def lines(content: bytes) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import e5ref
-from e5ref.checkpoint import DEFAULT_CHECKPOINT
+from e5ref.checkpoint.hub import DEFAULT_CHECKPOINT
 from tests.conftest import write_random_bert
 from tests.hub import Hub, Repo
 

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 
 import e5ref
-from e5ref import jax_engine
-from e5ref.encoder import Precision
-from e5ref.engine import Window
+from e5ref.engines import jax_engine
+from e5ref.engines.engine import Precision, Window
 from e5ref.extras import install_command
 from e5ref.tokenizer import TokenIds
 from tests.conftest import write_random_bert

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import e5ref
-from e5ref import jax_kernels, jax_model, jax_ops
-from e5ref.params import Affine, leaves
+from e5ref import jax_model
+from e5ref.checkpoint.params import Affine, leaves
+from e5ref.operations import jax_kernels, jax_ops
 from tests.test_numpy_model import packed_batch, ragged_batch
 from tests.tolerances import GELU_KERNEL, PRODUCT_HALF, VECTORS_HALF
 

@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 import e5ref
 from e5ref import jax_model
-from e5ref.params import leaves
+from e5ref.checkpoint.params import leaves
 from tests.test_numpy_model import ragged_batch, tiny_config
 from tests.tolerances import COSINE_HALF, GELU_HALF, GRADIENTS, VECTORS, VECTORS_HALF
 from tests.twin.runs import jax_run

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e5ref import jax_model, jax_ops
+from e5ref import jax_model
+from e5ref.operations import jax_ops
 from tests.test_numpy_model import packed_batch
 from tests.tolerances import POINTS
 

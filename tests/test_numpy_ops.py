@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from e5ref import numpy_model, numpy_ops, rows
+from e5ref import numpy_model
+from e5ref.operations import numpy_ops, rows
+from e5ref.operations.blas import blas
 from tests.tolerances import GELU_FLOAT64, GELU_ULP, SUM_TO_ONE
 
 
@@ -103,25 +105,25 @@ def test_matmul_rows(monkeypatch, alternate, rows, dtype):
 
 def test_blas_threads_are_lowered_and_put_back():
     """By several threads of Python at a time; the least number counts until it is given back."""
-    if not numpy_ops.blas._libraries:
+    if not blas._libraries:
         pytest.skip("threadpoolctl does not know this BLAS")
-    numbers, before = [], numpy_ops.blas.threads
+    numbers, before = [], blas.threads
 
     def now():
         (library,) = (row for row in threadpoolctl.threadpool_info() if "numpy" in row["filepath"])
         return library["num_threads"]
 
     def hold(threads):
-        with numpy_ops.blas.at_most(threads):
-            numbers.append((threads, now(), numpy_ops.blas.threads))
+        with blas.at_most(threads):
+            numbers.append((threads, now(), blas.threads))
 
     with threadpoolctl.threadpool_limits(3, user_api="blas"):  # whatever this machine has
-        with ThreadPoolExecutor() as others, numpy_ops.blas.at_most(2):
+        with ThreadPoolExecutor() as others, blas.at_most(2):
             assert now() == 2
             for threads in (1, 7):
                 others.submit(hold, threads).result()
             assert now() == 2
-        assert now() == numpy_ops.blas.threads == 3
+        assert now() == blas.threads == 3
     assert numbers == [(1, 1, 3), (7, 2, 3)]
     assert now() == before
 
@@ -133,7 +135,7 @@ def test_a_fork_waits_for_what_others_compute_and_the_child_has_all_threads(thre
     code = f"""
 import os, signal, threading, time
 import numpy as np
-from e5ref.numpy_ops import blas
+from e5ref.operations.blas import blas
 
 def counts():
     return [library.num_threads for library in blas._libraries]
@@ -195,7 +197,8 @@ def in_another_blas(core: str, code: str) -> str:
 def test_dependence_of_bits_is_noticed(core, expected):
     """OpenBLAS's AVX2 kernels round a row by its place among twelve; others by its place, or by the BLAS's threads."""
     code = """
-from e5ref.numpy_ops import *
+from e5ref.operations.blas import rows_alternate
+from e5ref.operations.probes import rows_are_independent, threads_do_not_matter
 dtypes = "float32", "float64"
 rows = [rows_are_independent(384, 384, dtype) for dtype in dtypes]
 print(rows_alternate(), rows, [threads_do_not_matter(256, 1024, 32, dtype, 2) for dtype in dtypes])
@@ -205,28 +208,27 @@ print(rows_alternate(), rows, [threads_do_not_matter(256, 1024, 32, dtype, 2) fo
 
 def test_rows_alternate_by_hand(monkeypatch):
     """Of two texts of nine and six tokens, eight stand at even positions and seven at odd ones."""
-    monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: True)
+    monkeypatch.setattr(rows, "rows_alternate", lambda: True)
     mask = (np.arange(10) < np.array([[9], [6]])).astype(int)
     tokens = np.array([*range(1, 10), *range(11, 17)], float)[:, None]
-    places = numpy_ops.token_rows(mask)
-    rows = numpy_ops.rows_of(tokens, places)
+    placed = rows.rows_of(tokens, mask)
     even, odd = [1, 3, 5, 7, 9, 11, 13, 15], [2, 4, 6, 8, 12, 14, 16]
-    assert rows[:, 0].tolist() == even[:6] + odd[:6] + even[6:] + [1] * 4 + odd[6:] + [1] * 5
-    np.testing.assert_array_equal(rows[places], tokens)
+    assert placed[:, 0].tolist() == even[:6] + odd[:6] + even[6:] + [1] * 4 + odd[6:] + [1] * 5
+    np.testing.assert_array_equal(rows.tokens_of(placed, mask), tokens)
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int64"])
 def test_rows_of_any_mask(monkeypatch, dtype):
     """Padding may stand anywhere: a token's position is that among its text's tokens."""
-    monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: True)
+    monkeypatch.setattr(rows, "rows_alternate", lambda: True)
     mask = np.random.default_rng(0).integers(0, 2, (7, 23)).astype(dtype)
-    places = numpy_ops.token_rows(mask)
+    places = rows.token_rows(mask)
     assert len(set(places)) == len(places)
     assert (places % 12 // 6).tolist() == [position % 2 for row in mask for position in range(int(row.sum()))]
     tokens = np.arange(2 * len(places), dtype=np.float32).reshape(-1, 2)
-    rows = numpy_ops.rows_of(tokens, places)
-    assert len(rows) % 12 == 0
-    np.testing.assert_array_equal(rows[places], tokens)
+    placed = rows.rows_of(tokens, mask)
+    assert len(placed) % 12 == 0
+    np.testing.assert_array_equal(rows.tokens_of(placed, mask), tokens)
 
 
 def test_lengths_and_starts_of_packed_texts_by_hand():
@@ -242,13 +244,12 @@ def test_lengths_and_starts_of_packed_texts_by_hand():
 
 def test_rows_alternate_within_each_packed_text(monkeypatch):
     """A token's place among twelve is by its position in its text, whatever row the text is in."""
-    monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: True)
-    packed = numpy_ops.token_rows(np.array([[1, 1, 1, 0, 2, 2, 2, 2, 2, 3]]))
-    np.testing.assert_array_equal(packed, numpy_ops.token_rows(np.array([[1] * 3 + [0] * 2, [1] * 5, [1] + [0] * 4])))
+    monkeypatch.setattr(rows, "rows_alternate", lambda: True)
+    packed = rows.token_rows(np.array([[1, 1, 1, 0, 2, 2, 2, 2, 2, 3]]))
+    np.testing.assert_array_equal(packed, rows.token_rows(np.array([[1] * 3 + [0] * 2, [1] * 5, [1] + [0] * 4])))
     assert (packed % 12 // 6).tolist() == [0, 1, 0, 0, 1, 0, 1, 0, 0]
 
 
 def test_rows_of_no_text(monkeypatch):
-    monkeypatch.setattr(numpy_ops, "rows_alternate", lambda: True)
-    places = numpy_ops.token_rows(np.zeros((0, 5), int))
-    assert numpy_ops.rows_of(np.zeros((0, 3)), places).shape == (0, 3)
+    monkeypatch.setattr(rows, "rows_alternate", lambda: True)
+    assert rows.rows_of(np.zeros((0, 3)), np.zeros((0, 5), int)).shape == (0, 3)

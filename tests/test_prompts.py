@@ -2,7 +2,7 @@
 
 import pytest
 
-from e5ref.prompts import E5_PROMPTS, find_prompt
+from e5ref.checkpoint.prompts import E5_PROMPTS, find_prompt
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
-from e5ref import similarity
-from e5ref.evaluation.retrieval import Best
-from e5ref.similarity import cosines, dots, pairwise_cosines
+from e5ref.evaluation.search import Best
+from e5ref.operations import similarity
+from e5ref.operations.similarity import cosines, dots, pairwise_cosines
 from tests.tolerances import COSINES
 
 WIDTHS = (1, 3, 32, 256, 384, 1024)

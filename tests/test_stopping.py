@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from e5ref.files import written_whole
+from e5ref.files.whole import written_whole
 
 EMBED = [sys.executable, "-m", "e5ref", "embed", "--model", "e5ref-nano"]
 
@@ -64,8 +64,8 @@ def test_what_another_process_writes_is_left_alone(tmp_path):
 # A step of Python's that takes a minute, such as a compiler's: in it, a handler of Python's own is not called.
 LONG_STEP = """
 import hashlib, pathlib, sys
-from e5ref.files import written_whole
-from e5ref.stopping import stops_soon
+from e5ref.files.whole import written_whole
+from e5ref.terminal.stopping import stops_soon
 with stops_soon(), written_whole(pathlib.Path(sys.argv[1])):
     print("begun", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"a", b"b", 100_000_000)
@@ -94,7 +94,7 @@ def test_nobody_need_read_that_it_stopped(tmp_path):
 
 WRITE_OFTEN = """
 import pathlib, sys
-from e5ref.files import written_whole
+from e5ref.files.whole import written_whole
 for number in range(300):
     with written_whole(pathlib.Path(sys.argv[1])) as file:
         file.write(b"whole")
@@ -112,7 +112,7 @@ def test_writers_of_one_file_do_not_hurt_each_other(tmp_path):
 def test_a_signal_that_the_caller_ignores_stays_ignored():
     code = """
 import os, signal
-from e5ref.stopping import stops_soon
+from e5ref.terminal.stopping import stops_soon
 signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
 before = signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
 with stops_soon():

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 import e5ref
 from e5ref import tokenizer as tokenizer_module
-from e5ref.config import BertConfig
+from e5ref.checkpoint.config import BertConfig
 from e5ref.tokenizer import Tokenizer
 from tests.awkward import TEXTS
 from tests.conftest import WORDS, edit_json, write_tokenizer

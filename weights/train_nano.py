@@ -43,12 +43,12 @@ from tqdm import tqdm
 
 import e5ref
 from e5ref import jax_model
-from e5ref.batching import pad_ids
-from e5ref.config import BertConfig
+from e5ref.checkpoint.config import BertConfig
+from e5ref.checkpoint.params import BertParams, build_params, leaves
+from e5ref.checkpoint.prompts import E5_PROMPTS
+from e5ref.engines.batching import pad_ids
 from e5ref.evaluation import evaluate_retrieval, evaluate_sts
-from e5ref.files import written_whole
-from e5ref.params import BertParams, build_params, leaves
-from e5ref.prompts import E5_PROMPTS
+from e5ref.files.whole import written_whole
 
 CONFIG = BertConfig(
     model_type="bert",

@@ -25,9 +25,10 @@ from e5ref.bench.measure import (
 )
 from e5ref.bench.prepare import SHAPES, SIZES, write_exports, write_random_checkpoint
 from e5ref.checkpoint import read_checkpoint
-from e5ref.encoder import E5, require_jax
+from e5ref.encoder import E5
+from e5ref.engines.engine import require_jax
 from e5ref.extras import require
-from e5ref.progress import progress_bar
+from e5ref.terminal.progress import progress_bar
 
 
 def bench(

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from e5ref.encoder import E5, Precision
+    from e5ref.encoder import E5
+    from e5ref.engines.engine import Precision
 
 Floats = NDArray[np.floating]
 Ids = Sequence[Sequence[int] | NDArray[np.integer]]
@@ -263,7 +264,7 @@ def load_network(checkpoint: Path, attention: str, dtype: str) -> Any:
 
 def run_engine(encoder: "E5", ids: Ids) -> Floats:
     """Embed token ids with e5ref."""
-    from e5ref.engine import Window
+    from e5ref.engines.engine import Window
     from e5ref.tokenizer import TokenIds
 
     vectors = np.empty((len(ids), encoder.checkpoint.config.hidden_size), encoder.dtype)

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from e5ref.bench.contenders import GPU_BATCH_TOKENS, QUERY, READY, Contender, Floats, Ids, run_engine
 from e5ref.checkpoint import read_checkpoint
-from e5ref.config import BertConfig
-from e5ref.encoder import E5, Precision
+from e5ref.checkpoint.config import BertConfig
+from e5ref.encoder import E5
+from e5ref.engines.engine import Precision
 
 # Precision → how far a number of a unit vector may be from the float64 reference's, all of it rounding; but for int8,
 # which rounds the weights to 255 values: its bound only tells it from another computation.
@@ -287,7 +288,7 @@ def product_rates(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
         import jax
         import jax.numpy as jnp
 
-        from e5ref.jax_engine import product_precision
+        from e5ref.engines.jax_engine import product_precision
 
         size, times = (2048, 1) if jax.default_backend() == "cpu" else (8192, 10)
         for device, precision in sorted(wanted):
@@ -306,7 +307,8 @@ def attention_times(config: BertConfig) -> list[dict[str, float]]:
     import jax
     import jax.numpy as jnp
 
-    from e5ref import jax_model, jax_ops
+    from e5ref import jax_model
+    from e5ref.operations import jax_ops
 
     def plain(*inputs: jax.Array) -> jax.Array:
         return jax_model.dot_product_attention(*inputs)[0]

@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 from tokenizers import BertWordPieceTokenizer
 
 from e5ref.bench.contenders import PACKAGES, QUERY, load_network
-from e5ref.config import read_config
+from e5ref.checkpoint.config import read_config
+from e5ref.checkpoint.params import build_params
 from e5ref.encoder import E5
-from e5ref.params import build_params
 
 # The sizes of E5's checkpoints, and what else e5ref and transformers want to know of a random one.
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from e5ref.table import aligned
+from e5ref.terminal.table import aligned
 
 IDS_NOTE = "from token ids at hand: the engine alone"
 COLD_NOTE = "; cold: once, with nothing compiled (where nothing is ever compiled, the median again)"

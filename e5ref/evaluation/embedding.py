@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from tqdm import tqdm
 
+from e5ref.checkpoint.prompts import count_doubled
 from e5ref.encoder import E5
-from e5ref.files import written_whole
-from e5ref.progress import PROGRESS_DELAY, progress_bar
-from e5ref.prompts import count_doubled
+from e5ref.files.whole import written_whole
+from e5ref.terminal.progress import PROGRESS_DELAY, progress_bar
 
 # Texts from which on embedding takes more than a few seconds.
 MANY_TEXTS = 512

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from e5ref.checkpoint.params import leaves
 from e5ref.encoder import E5
 from e5ref.evaluation.protocols import Protocol, Role, find_rule
 from e5ref.extras import require
-from e5ref.params import leaves
-from e5ref.similarity import cosines, pairwise_cosines
+from e5ref.operations.similarity import cosines, pairwise_cosines
 
 require("mteb", "e5ref.evaluation.mteb", "mteb")
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from e5ref.checkpoint import EmbeddingSettings, read_data
-from e5ref.prompts import find_prompt
+from e5ref.checkpoint.hub import read_data
+from e5ref.checkpoint.prompts import find_prompt
+from e5ref.checkpoint.settings import EmbeddingSettings
 
 Protocol = Literal["authors", "mteb"]
 Role = Literal["query", "document"]

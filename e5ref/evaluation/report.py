@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from e5ref.checkpoint import file_sha256
+from e5ref.checkpoint.hub import file_sha256
 from e5ref.encoder import E5
 from e5ref.evaluation.embedding import provenance
 from e5ref.evaluation.protocols import Protocol, find_published, published_scores
-from e5ref.table import aligned
+from e5ref.terminal.table import aligned
 
 # The score that is published, by the type of task.
 MAIN_SCORES = {"STS": "spearman", "Retrieval": "ndcg@10"}

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from e5ref.checkpoint.prompts import notes_on_doubled_prompts
 from e5ref.encoder import E5
 from e5ref.evaluation.embedding import embed, embedding_bar
 from e5ref.evaluation.protocols import Protocol, find_rule, find_task
 from e5ref.evaluation.report import make_report, warn
 from e5ref.extras import require
-from e5ref.files import decoded_lines, json_kind, json_objects, json_string, opened
-from e5ref.prompts import doubled_prompts
-from e5ref.similarity import pairwise_cosines
+from e5ref.files.lines import decoded_lines, json_kind, json_objects, json_string, opened
+from e5ref.operations.similarity import pairwise_cosines
 
 # STS Benchmark's own files: genre, file, year, index, score, two sentences, and in some lines one or two sources.
 STSB_COLUMNS, STSB_WIDTHS = (5, 6, 4), range(7, 10)
@@ -107,7 +107,7 @@ def _run(model: E5, pairs: Pairs, prompt: str) -> tuple[dict[str, int], dict[str
     with embedding_bar(2 * n) as bar:
         first, second = (embed(model, texts, prompt, progress=bar) for texts in (pairs.first, pairs.second))
     cosines = pairwise_cosines(*(vectors.astype(np.float64) for vectors in (first.vectors, second.vectors)))
-    notes = doubled_prompts("sentences", prompt, first.doubled + second.doubled, 2 * n)
+    notes = notes_on_doubled_prompts("sentences", prompt, first.doubled + second.doubled, 2 * n)
     warn(notes)
     counts = {"pairs": n, "sentences_cut": first.cut + second.cut}
     return counts, correlations(cosines, pairs.scores), pairs.notes + notes

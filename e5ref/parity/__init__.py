@@ -1,9 +1,9 @@
 """The judge: record a run of any implementation, say where it departs from the reference, and recognise mistakes."""
 
-from e5ref.parity.compare import Comparison, PointVerdict, assert_parity, compare
-from e5ref.parity.diagnose import Diagnosis, Finding, diagnose
-from e5ref.parity.recording import record
-from e5ref.parity.run import Run, RunError, read_run, write_run
+from e5ref.parity.diagnosis.diagnose import Diagnosis, Finding, diagnose
+from e5ref.parity.judge.compare import Comparison, PointVerdict, assert_parity, compare
+from e5ref.parity.runs.recording import record
+from e5ref.parity.runs.run import Run, RunError, read_run, write_run
 
 __all__ = [
     "Comparison",

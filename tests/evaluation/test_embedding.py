@@ -9,7 +9,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import e5ref
-from e5ref.evaluation import embedding, evaluate_retrieval, retrieval
+from e5ref.evaluation import embedding, evaluate_retrieval
+from e5ref.evaluation.search import search
 from tests.conftest import edit_json, write_random_bert
 from tests.evaluation.folders import DOCUMENTS, write_beir
 
@@ -125,7 +126,7 @@ def test_a_damaged_file_is_made_anew(model, tmp_path, embedded, damage):
 
 def test_a_run_that_was_stopped_continues(model, tmp_path, embedded, monkeypatch):
     """Stopped in the third block of documents: the next run embeds that and what follows, and finds the same."""
-    monkeypatch.setattr(retrieval, "BLOCK_DOCUMENTS", 2)
+    monkeypatch.setattr(search, "BLOCK_DOCUMENTS", 2)
     documents = DOCUMENTS | {f"e{number}": ("", f"green {'plant ' * number}") for number in range(5)}
     folder = write_beir(tmp_path / "set", documents)
     expected = evaluate_retrieval(model, folder)[0]["scores"]
@@ -155,7 +156,7 @@ def test_a_run_that_was_stopped_continues(model, tmp_path, embedded, monkeypatch
 
 
 def test_a_changed_document_changes_its_block_only(model, tmp_path, embedded, monkeypatch):
-    monkeypatch.setattr(retrieval, "BLOCK_DOCUMENTS", 2)
+    monkeypatch.setattr(search, "BLOCK_DOCUMENTS", 2)
     cache = tmp_path / "cache"
     evaluate_retrieval(model, write_beir(tmp_path / "set"), cache=cache)
     embedded.clear()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import e5ref
-from e5ref.prompts import E5_PROMPTS
+from e5ref.checkpoint.prompts import E5_PROMPTS
 from tests.tolerances import EVALUATION, VECTORS
 
 mteb = pytest.importorskip("mteb")

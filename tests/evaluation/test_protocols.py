@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import e5ref
-from e5ref.checkpoint import EmbeddingSettings
+from e5ref.checkpoint.prompts import E5_PROMPTS
+from e5ref.checkpoint.settings import EmbeddingSettings
 from e5ref.evaluation.protocols import (
     IDENTICAL_IDS,
     SPLITS,
@@ -18,7 +19,6 @@ from e5ref.evaluation.protocols import (
     find_task,
     published_scores,
 )
-from e5ref.prompts import E5_PROMPTS
 
 DOCS = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
 

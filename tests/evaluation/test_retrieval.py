@@ -17,9 +17,12 @@ import pytrec_eval
 from tqdm import tqdm
 
 import e5ref
-from e5ref import progress
-from e5ref.evaluation import evaluate_retrieval, retrieval
-from e5ref.evaluation.retrieval import Best, measure, read_dataset, read_qrels
+from e5ref.evaluation import evaluate_retrieval, search
+from e5ref.evaluation.beir import read_dataset, read_qrels
+from e5ref.evaluation.protocols import find_rule
+from e5ref.evaluation.retrieval import measure
+from e5ref.evaluation.search import Best
+from e5ref.terminal import progress
 from tests.evaluation.folders import DOCUMENTS, QRELS, QUERIES, write_beir
 from tests.evaluation.measures import reference
 from tests.tolerances import EVALUATION
@@ -116,7 +119,7 @@ def random_case(seed: int) -> tuple[dict, np.ndarray, list[str]]:
 @pytest.mark.parametrize("block", [1, 4, 100])
 def test_search_and_measures_agree_with_trec_eval(seed, block, monkeypatch):
     """Ours keeps k documents, found block by block; trec_eval gets all documents, and breaks ties and cuts itself."""
-    monkeypatch.setattr(retrieval, "BLOCK_QUERIES", 4)
+    monkeypatch.setattr(search, "BLOCK_QUERIES", 4)
     qrels, scores, ids = random_case(seed)
     best = Best(list(qrels), depth=10)
     for start in range(0, len(ids), block):
@@ -157,9 +160,9 @@ def test_equal_texts_are_equal_wherever_they_stand(model, tmp_path, monkeypatch)
     dataset = read_dataset(write_beir(tmp_path, documents), "test")
     runs = []
     for block in (40, 7):
-        monkeypatch.setattr(retrieval, "BLOCK_DOCUMENTS", block)
-        rule = retrieval.find_rule("authors", "Retrieval")
-        runs.append(retrieval.search(model, dataset, {"query": "", "document": ""}, rule, 30).run)
+        monkeypatch.setattr(search, "BLOCK_DOCUMENTS", block)
+        rule = find_rule("authors", "Retrieval")
+        runs.append(search.search(model, dataset, {"query": "", "document": ""}, rule, 30).run)
     assert runs[0] == runs[1]
     assert len(set(runs[0]["q1"].values())) == 2
 
@@ -177,11 +180,11 @@ def test_search_is_exact(model, folder):
 
 def test_memory_holds_a_block(model, tmp_path, monkeypatch):
     documents = {f"d{number}": ("", f"cat {number}") for number in range(50)} | DOCUMENTS
-    monkeypatch.setattr(retrieval, "BLOCK_DOCUMENTS", 8)
+    monkeypatch.setattr(search, "BLOCK_DOCUMENTS", 8)
     seen = []
-    embed = retrieval.embed
+    embed = search.embed
     monkeypatch.setattr(
-        retrieval, "embed", lambda model, texts, *a, **k: seen.append(len(texts)) or embed(model, texts, *a, **k)
+        search, "embed", lambda model, texts, *a, **k: seen.append(len(texts)) or embed(model, texts, *a, **k)
     )
     evaluate_retrieval(model, write_beir(tmp_path, documents))
     assert seen == [2, 8, 8, 8, 8, 8, 8, 2]
@@ -191,13 +194,13 @@ def test_memory_holds_a_block(model, tmp_path, monkeypatch):
 def asked(monkeypatch):
     """What is embedded: (prompt, texts) of each call."""
     asked = []
-    embed = retrieval.embed
+    embed = search.embed
 
     def record(model, texts, prompt, **options):
         asked.append((prompt, list(texts)))
         return embed(model, texts, prompt, **options)
 
-    monkeypatch.setattr(retrieval, "embed", record)
+    monkeypatch.setattr(search, "embed", record)
     return asked
 
 
@@ -261,12 +264,12 @@ def test_a_document_that_is_the_query_itself(model, tmp_path):
     folder = write_beir(tmp_path / "own", documents, qrels={"q1": {"d1": 1, "q1": 0}})
     with pytest.warns(UserWarning, match="1 queries have the id of a document"):
         (kept,) = evaluate_retrieval(model, folder, k=[6])
-    run = retrieval.search(
+    run = search.search(
         *(
             model,
             read_dataset(folder, "test"),
             {"query": "", "document": ""},
-            retrieval.find_rule("mteb", "Retrieval"),
+            find_rule("mteb", "Retrieval"),
             1,
         ),
         ignore_identical_ids=True,

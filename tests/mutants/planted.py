@@ -58,8 +58,8 @@ PLANTED = {
     "no LayerNorm after attention": (ATTENTION_SUM, "", "layers.0.attention_output", "no LayerNorm after attention"),
     "no LayerNorm after feed-forward": (OUTPUT_SUM, "", "layers.0.output", "no LayerNorm after feed-forward"),
     "no LayerNorm after the embeddings": (
-        "return layer_norm(rows_of(embeddings, token_rows(attention_mask)), *params.layer_norm, config.layer_norm_eps)",
-        "return rows_of(embeddings, token_rows(attention_mask))",
+        "return layer_norm(rows_of(embeddings, attention_mask), *params.layer_norm, config.layer_norm_eps)",
+        "return rows_of(embeddings, attention_mask)",
         "embeddings",
         "no LayerNorm after the embeddings",
     ),

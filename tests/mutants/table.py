@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from e5ref.table import aligned
+from e5ref.terminal.table import aligned
 from tests.mutants.judged import Judged
 from tests.mutants.planted import PLANTED, planted
 

@@ -6,7 +6,8 @@ from functools import partial
 import jax
 import pytest
 
-from e5ref import jax_model, jax_ops
+from e5ref import jax_model
+from e5ref.operations import jax_ops
 from tests.mutants.conftest import module_with
 from tests.peers import first_departure
 from tests.test_jax_ops import assert_the_same_attention, mask_of, plain

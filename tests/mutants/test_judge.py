@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import e5ref
-from e5ref.batching import pad_ids
-from e5ref.checkpoint import BUNDLED_CHECKPOINT, weights_folder
-from e5ref.parity.compare import FACTOR
-from e5ref.parity.explain import explain
-from e5ref.parity.mistakes import MISTAKES
-from e5ref.parity.reference import padded_model, run_reference
-from e5ref.parity.run import Run, write_run
+from e5ref.checkpoint.hub import BUNDLED_CHECKPOINT, weights_folder
+from e5ref.engines.batching import pad_ids
+from e5ref.parity.altered.mistakes import MISTAKES
+from e5ref.parity.altered.models import padded_model, run_reference
+from e5ref.parity.judge.compare import FACTOR
+from e5ref.parity.judge.explain import explain
+from e5ref.parity.runs.run import Run, write_run
 from tests.conftest import write_random_bert
 from tests.mutants import table
 from tests.mutants.judged import TEXTS, Judged

@@ -5,7 +5,8 @@ import types
 import numpy as np
 import pytest
 
-from e5ref import batching, numpy_model, numpy_ops
+from e5ref import numpy_model
+from e5ref.operations import blocks, numpy_ops, rows
 from tests.mutants.conftest import module_with
 from tests.peers import first_departure
 from tests.test_numpy_model import our_run
@@ -95,17 +96,8 @@ MUTANTS = {
 }
 
 
-# The same in packed rows: what makes a difference only where a row has several texts.
+# The same in packed rows: what makes a difference only if a row has several texts.
 PACKED_MUTANTS = {
-    "positions not started anew": ("input_ids.shape[1]) - starts", "input_ids.shape[1]) - 0 * starts", "embeddings"),
-    "positions anew behind a hole": (
-        "starts = text_starts(attention_mask)",
-        "starts = text_starts(attention_mask)\n"
-        "    begins = (attention_mask > 1) & (np.diff(attention_mask, prepend=0) > 0)\n"
-        "    starts = np.maximum.accumulate(np.where(begins, np.arange(input_ids.shape[1]), 0), axis=1)",
-        "embeddings",
-    ),
-    "tokens counted on": ("counts -= np.take_along_axis(counts - is_token, starts, axis=1)", "", "embeddings"),
     "neighbour's last token pooled": (
         "np.add.reduceat(states, first,",
         "np.add.reduceat(states, np.maximum(first - 1, 0),",
@@ -122,6 +114,19 @@ PACKED_MUTANTS = {
         "pooled",
     ),
     "texts in another order": ("return vectors\n", "return vectors[::-1]\n", "pooled"),
+}
+
+
+# The same in `rows.token_positions`.
+POSITION_MUTANTS = {
+    "positions not started anew": ("input_ids.shape[1]) - starts", "input_ids.shape[1]) - 0 * starts"),
+    "positions anew behind a hole": (
+        "starts = text_starts(attention_mask)",
+        "starts = text_starts(attention_mask)\n"
+        "    begins = (attention_mask > 1) & (np.diff(attention_mask, prepend=0) > 0)\n"
+        "    starts = np.maximum.accumulate(np.where(begins, np.arange(input_ids.shape[1]), 0), axis=1)",
+    ),
+    "tokens counted on": ("counts -= np.take_along_axis(counts - is_token, starts, axis=1)", ""),
 }
 
 
@@ -150,10 +155,18 @@ def test_an_unchanged_copy_passes_on_packed_rows(kind, packed_references):
 @pytest.mark.parametrize("name", PACKED_MUTANTS)
 def test_mutant_is_noticed_in_packed_rows(name, packed_references):
     source, mistake, point = PACKED_MUTANTS[name]
-    reference = packed_references["xlm-roberta" if name == "tokens counted on" else "bert"]
-    found = departure(module_with(numpy_model, source, mistake), reference)
+    found = departure(module_with(numpy_model, source, mistake), packed_references["bert"])
     assert found is not None
     assert found.split(":")[0] == point
+
+
+@pytest.mark.parametrize("name", POSITION_MUTANTS)
+def test_mutant_of_positions_is_noticed_in_packed_rows(name, packed_references):
+    module = module_with(numpy_model)
+    module.token_positions = module_with(rows, *POSITION_MUTANTS[name]).token_positions
+    found = departure(module, packed_references["xlm-roberta" if name == "tokens counted on" else "bert"])
+    assert found is not None
+    assert found.startswith("embeddings:")
 
 
 def test_attention_across_the_texts_of_a_row_is_noticed(packed_references):
@@ -162,8 +175,8 @@ def test_attention_across_the_texts_of_a_row_is_noticed(packed_references):
     def whole_rows(function):
         return lambda *arguments: function(*arguments[:-2], np.minimum(arguments[-2], 1), arguments[-1])
 
-    module.attention_blocks = whole_rows(batching.attention_blocks)
-    module.pad_squares = whole_rows(batching.pad_squares)
+    module.attention_blocks = whole_rows(blocks.attention_blocks)
+    module.pad_squares = whole_rows(blocks.pad_squares)
     assert departure(module, packed_references["bert"]).startswith("layers.0.attention_probabilities")
 
 
@@ -173,14 +186,12 @@ def test_attention_across_texts_is_noticed(reference):
 
     def one_block(attention_mask, heads):
         rows = int(attention_mask.sum())
-        return [batching.AttentionBlock(0, 1, rows, slice(0, rows), slice(0, heads))]
+        return [blocks.AttentionBlock(0, 1, rows, slice(0, rows), slice(0, heads))]
 
     def split(squares, mask, heads):
         ((_, square),) = squares
-        blocks = batching.attention_blocks(mask, heads)
-        return batching.pad_squares(
-            [(block, square[:, :, block.tokens, block.tokens]) for block in blocks], mask, heads
-        )
+        parts = [(block, square[:, :, block.tokens, block.tokens]) for block in blocks.attention_blocks(mask, heads)]
+        return blocks.pad_squares(parts, mask, heads)
 
     module.attention_blocks, module.pad_squares = one_block, split
     assert departure(module, reference).startswith("layers.0.attention_probabilities")
@@ -189,7 +200,7 @@ def test_attention_across_texts_is_noticed(reference):
 @pytest.mark.parametrize("elements", [1, 100])
 def test_attention_in_small_blocks_is_the_same(reference, monkeypatch, elements):
     """A head at a time, or a few."""
-    monkeypatch.setattr(batching, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", elements)
     assert departure(module_with(numpy_model), reference) is None
 
 

@@ -21,14 +21,14 @@ import torch
 from tqdm import tqdm
 
 import e5ref
-from e5ref.batching import pad_ids
 from e5ref.bench.contenders import load_network
 from e5ref.bench.prepare import export_graph
-from e5ref.parity import peers
-from e5ref.parity.compare import Comparison, compare
-from e5ref.parity.recording import choose_points, point_shapes
-from e5ref.parity.runners import Runner, jax_runner, numpy_runner
-from e5ref.table import aligned
+from e5ref.engines.batching import pad_ids
+from e5ref.parity.judge.compare import Comparison, compare
+from e5ref.parity.runs import peers
+from e5ref.parity.runs.recording import choose_points, point_shapes
+from e5ref.parity.runs.runners import Runner, jax_runner, numpy_runner
+from e5ref.terminal.table import aligned
 from tests.conftest import SHARED
 from tests.parity.runs import reference_run, run_of
 

@@ -8,8 +8,8 @@ import numpy as np
 
 import e5ref
 from e5ref.parity import Run
-from e5ref.parity.reference import run_reference
-from e5ref.parity.rounding import rounding_costs
+from e5ref.parity.altered.models import run_reference
+from e5ref.parity.runs.rounding import rounding_costs
 
 
 def run_of(points: Mapping[str, np.ndarray], reference: Run, dtype: str = "float32") -> Run:

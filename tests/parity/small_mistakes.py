@@ -14,8 +14,8 @@ import numpy as np
 import e5ref
 from e5ref import numpy_model
 from e5ref.parity import Comparison, Run, compare
-from e5ref.parity.reference import round_params, round_to, rounded_model, run_reference
-from e5ref.table import aligned
+from e5ref.parity.altered.models import round_params, round_to, rounded_model, run_reference
+from e5ref.terminal.table import aligned
 from tests.parity.runs import reference_run, run_of
 
 TEXTS = ["query: how much protein should a female eat", "a", "passage: naïve café, 日本語", "passage: " + "green " * 30]

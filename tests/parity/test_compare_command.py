@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 import e5ref
 from e5ref.parity import Run, write_run
-from e5ref.parity.reference import run_reference
+from e5ref.parity.altered.models import run_reference
 from tests.parity.runs import reference_run, run_of
 from tests.test_cli import fails, run
 from tests.test_numpy_model import ragged_batch

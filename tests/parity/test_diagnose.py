@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import e5ref
 from e5ref.bench.prepare import write_exports
-from e5ref.checkpoint import BUNDLED_CHECKPOINT, weights_folder
+from e5ref.checkpoint.hub import BUNDLED_CHECKPOINT, weights_folder
 from e5ref.parity import diagnose
 from tests.conftest import edit_json, write_random_bert
 from tests.parity.texts import LICENSE, TEXTS

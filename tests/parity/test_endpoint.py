@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 import e5ref
-from e5ref.parity.endpoint import EndpointError, fetch_vectors
+from e5ref.parity.diagnosis.endpoint import EndpointError, fetch_vectors
 from tests.test_cli import fails, run
 
 KEY = "sk-very-secret"

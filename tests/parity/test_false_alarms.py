@@ -3,7 +3,7 @@
 import pytest
 
 import e5ref
-from e5ref.parity.recording import point_shapes
+from e5ref.parity.runs.recording import point_shapes
 from tests.awkward import TEXTS
 from tests.parity.false_alarms import TOKENS, batches, comparisons, table
 

@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 import e5ref
 from e5ref.parity import Run, RunError, read_run, write_run
-from e5ref.parity.golden import POINTS, check_kit, long_text, write_kit
-from e5ref.parity.recording import record
-from e5ref.parity.reference import model_copy, padded_model, round_params, rounded_model, run_reference
+from e5ref.parity.altered.models import model_copy, padded_model, round_params, rounded_model, run_reference
+from e5ref.parity.golden.kit import POINTS, check_kit, long_text, write_kit
+from e5ref.parity.runs.recording import record
 from tests.conftest import WORDS, write_random_bert
 from tests.test_cli import fails, run
 

@@ -11,9 +11,9 @@ import pytest
 import e5ref
 from e5ref import extras, numpy_model
 from e5ref.extras import install_command
-from e5ref.parity import recording
-from e5ref.parity.recording import choose_points, point_shapes, record
-from e5ref.parity.run import read_run
+from e5ref.parity.runs import recording
+from e5ref.parity.runs.recording import choose_points, point_shapes, record
+from e5ref.parity.runs.run import read_run
 from tests.conftest import write_random_bert
 from tests.peers import first_departure
 from tests.test_cli import fails, run

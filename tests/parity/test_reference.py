@@ -6,7 +6,7 @@ import torch
 
 import e5ref
 from e5ref import numpy_model
-from e5ref.parity.reference import model_copy, padded_model, round_params, round_to, rounded_model, run_reference
+from e5ref.parity.altered.models import model_copy, padded_model, round_params, round_to, rounded_model, run_reference
 from tests.test_numpy_model import our_run, ragged_batch
 
 BATCH = ragged_batch([9, 1, 30, 2], 40)

@@ -7,9 +7,9 @@ import pytest
 
 import e5ref
 from e5ref.parity import compare
-from e5ref.parity.compare import FACTOR
-from e5ref.parity.reference import padded_model, round_params, round_to, rounded_model, run_reference
-from e5ref.parity.rounding import ErrorSum, cost_at, least_costs, rounding_costs, text_rows
+from e5ref.parity.altered.models import padded_model, round_params, round_to, rounded_model, run_reference
+from e5ref.parity.judge.compare import FACTOR
+from e5ref.parity.runs.rounding import ErrorSum, cost_at, least_costs, rounding_costs, text_rows
 from tests.parity.runs import reference_run, run_of
 from tests.parity.small_mistakes import PLAIN_LOOPS, SMALL, judged, reference_of
 from tests.test_numpy_model import ragged_batch

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
-from e5ref.parity.run import MissingRunError, Run, RunError, forward_order, read_run, write_run
+from e5ref.parity.runs.run import MissingRunError, Run, RunError, forward_order, read_run, write_run
 from tests.test_numpy_model import our_run, ragged_batch
 
 IDS = {"input_ids": np.array([[2, 7, 3], [2, 3, 0]]), "attention_mask": np.array([[1, 1, 1], [1, 1, 0]])}

@@ -7,7 +7,7 @@ import numpy as np
 
 import e5ref
 from e5ref import jax_model
-from e5ref.parity.runners import jax_points
+from e5ref.parity.runs.runners import jax_points
 
 
 def jax_run(

@@ -9,8 +9,8 @@ import pytest
 
 import e5ref
 from e5ref import jax_model, numpy_model
-from e5ref.params import leaves
-from e5ref.rows import text_lengths
+from e5ref.checkpoint.params import leaves
+from e5ref.operations.rows import text_lengths
 from tests.conftest import write_random_bert
 from tests.peers import first_departure, transformers_run_of_texts
 from tests.test_numpy_model import one_text_a_row, our_run, packed_batch

@@ -1,0 +1,1 @@
+"""The way of texts through a twin: windows, batches, threads, devices."""

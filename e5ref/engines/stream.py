@@ -1,0 +1,245 @@
+"""Texts in, vectors out, window by window: check, tokenize, pack, run, put in place."""
+
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Set, Sized
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e5ref.engines.engine import Engine, Window
+from e5ref.terminal.progress import progress_bar
+from e5ref.tokenizer import TokenIds, Tokenizer
+
+Truncation = Literal["warn", "error", "allow"]
+
+# Characters of a text in mean, up to which a window is full when it has its number of texts.
+WINDOW_CHARACTERS = 512
+
+# Each window may have so many times the texts of the one before.
+WINDOW_GROWTH = 16
+
+# Who writes a stream may be slow: of its first windows, of 1, 16 and 256 texts, each is finished before more is read.
+WINDOWS_AT_ONCE = 3
+
+
+class E5Warning(UserWarning):
+    """Something that the vectors cannot show: a text was cut, dimensions were left out. Said each time, not once."""
+
+
+# Behind the caller's own filters, so that those decide first.
+warnings.simplefilter("always", E5Warning, append=True)
+
+
+class CutTexts:
+    """What was cut of the texts of a stream.
+
+    Attributes:
+        total: how many texts have been tokenized so far.
+        cut: how many of them were longer than the model takes.
+        longest: the number of the longest of these.
+        n_tokens: how many tokens that one has, or more than so many.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no texts."""
+        self.total = self.cut = self.longest = self.n_tokens = 0
+        self.more_than = ""
+
+    def add(self, tokens: TokenIds) -> None:
+        """Count the next texts."""
+        cut = np.flatnonzero(tokens.truncated)
+        self.cut += len(cut)
+        if len(cut) and tokens.n_tokens[cut].max() > self.n_tokens:
+            index = cut[tokens.n_tokens[cut].argmax()]
+            self.longest, self.n_tokens = self.total + int(index), int(tokens.n_tokens[index])
+            self.more_than = "" if tokens.exact[index] else "more than "
+        self.total += len(tokens.n_tokens)
+
+
+class VectorStream(Iterator[NDArray[np.floating]]):
+    """The vectors of texts, window by window, [n, D] each; what `E5.encode_stream` returns.
+
+    Attributes:
+        cut_texts: what was cut of the texts so far.
+    """
+
+    def __init__(self, parts: Generator[NDArray[np.floating]], cut_texts: CutTexts) -> None:
+        """Join what `embed` yields with what it counts."""
+        self.cut_texts = cut_texts
+        self._parts = parts
+
+    def __next__(self) -> NDArray[np.floating]:
+        """Return the vectors of the next window."""
+        return next(self._parts)
+
+    def close(self) -> None:
+        """Leave the rest undone."""
+        self._parts.close()
+
+
+def embed(
+    texts: Iterable[str],
+    tokenizer: Tokenizer,
+    engine: Engine,
+    cut_texts: CutTexts,
+    *,
+    width: int,
+    dtype: np.dtype[Any],
+    prompt: str,
+    normalize: bool,
+    truncation: Truncation,
+    max_texts: int | None,
+    show_progress_bar: bool | None,
+) -> Generator[NDArray[np.floating]]:
+    """Turn texts into vectors.
+
+    Args:
+        texts: what `checked_texts` returns.
+        tokenizer: texts → ids.
+        engine: ids → vectors.
+        cut_texts: counts.
+        width: D.
+        dtype: of the vectors.
+        prompt: what to put before each text.
+        normalize: whether to scale vectors to unit L2 norm.
+        truncation: as in `E5.encode`.
+        max_texts: the most texts of a batch; None for no bound.
+        show_progress_bar: as in `E5.encode`.
+
+    Yields:
+        The vectors of each window, [n, D].
+    """
+    begun: deque[NDArray[np.floating]] = deque()  # vectors of windows, which the engine writes
+
+    def windows() -> Iterator[Window]:
+        for tokens in tokenized(texts, tokenizer, engine, prompt):
+            check_tokens(tokens, cut_texts.total)
+            cut_texts.add(tokens)
+            if cut_texts.cut and truncation == "error":
+                raise ValueError(
+                    f"texts[{cut_texts.longest}] has {cut_texts.more_than}{cut_texts.n_tokens} tokens, more than "
+                    f"max_length {tokenizer.max_length}; split it, or allow truncation"
+                )
+            begun.append(np.empty((len(tokens.n_tokens), width), dtype))
+            yield Window(tokens, begun[-1])
+
+    every, total = windows(), number_of(texts)
+    groups = [every] if total is not None else [*(islice(every, 1) for _ in range(WINDOWS_AT_ONCE)), every]
+    finished = 0
+    with progress_bar(total, "embedding", "text", show=show_progress_bar) as bar:
+        for group in groups:
+            for count in engine.run(group, normalize=normalize, max_texts=max_texts):
+                bar.update(count)
+                finished += count
+                while begun and finished >= len(begun[0]):
+                    finished -= len(begun[0])
+                    yield begun.popleft()
+    if cut_texts.cut and truncation == "warn":
+        warn(
+            f"{cut_texts.cut} of {cut_texts.total} texts are longer than {tokenizer.max_length} tokens and were cut; "
+            f"the longest, texts[{cut_texts.longest}], has {cut_texts.more_than}{cut_texts.n_tokens} (truncation "
+            "'allow' silences this, 'error' refuses)"
+        )
+
+
+def tokenized(texts: Iterable[str], tokenizer: Tokenizer, engine: Engine, prompt: str) -> Iterator[TokenIds]:
+    """Yield the tokens of each window, while a thread makes those of the next; a query does without the thread."""
+    thread = ThreadPoolExecutor(1, "e5ref-tokenizer")
+    ahead: deque[Callable[[], TokenIds]] = deque()
+    try:
+        for number, window in enumerate(checked_windows(texts, engine)):
+            tokenize = partial(tokenizer, [prompt + text for text in window])
+            ahead.append(thread.submit(tokenize).result if number else tokenize)
+            if len(ahead) > 1 or (number < WINDOWS_AT_ONCE and number_of(texts) is None):
+                yield ahead.popleft()()
+        while ahead:
+            yield ahead.popleft()()
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+def checked_windows(texts: Iterable[str], engine: Engine) -> Iterator[list[str]]:
+    """Yield the texts of each window, checked; the first window of a stream is a single text."""
+    size = 1 if number_of(texts) is None else engine.first_texts
+    window: list[str] = []
+    first = characters = 0
+    for index, text in enumerate(texts):
+        text = text if isinstance(text, str) else as_text(f"texts[{index}]", text)
+        window.append(text)
+        characters += len(text)
+        if len(window) == size or characters >= size * WINDOW_CHARACTERS:
+            yield check_unicode(window, first)
+            size = min(WINDOW_GROWTH * size, engine.window_texts)
+            window, first, characters = [], index + 1, 0
+    if window:
+        yield check_unicode(window, first)
+
+
+def checked_texts(texts: Any) -> Iterable[str]:
+    """Return texts as an iterable, one str as a list of one; refuse what is neither, or a table."""
+    if isinstance(texts, str):
+        return [texts]
+    # Those of pandas and Polars, and of Arrow; iterating over the former would give the names of the columns.
+    columns = getattr(texts, "column_names", getattr(texts, "columns", None))
+    if columns is not None:
+        names = [str(name) for name in columns]
+        example = "text" if "text" in names else next(iter(names), "text")
+        raise TypeError(
+            f"texts is a {type(texts).__name__} with the columns {', '.join(names) or 'none'}; give one of them, such "
+            f"as texts[{example!r}]"
+        )
+    refused = isinstance(texts, bytes | bytearray | Mapping | Set) or (isinstance(texts, np.ndarray) and not texts.ndim)
+    if refused or not isinstance(texts, Iterable):
+        raise TypeError(f"texts must be a str or an iterable of str in order, not {type(texts).__name__}")
+    return texts
+
+
+def number_of(texts: Iterable[str]) -> int | None:
+    """Count texts; None for a stream, and for what only guesses its length, as a progress bar does."""
+    return len(texts) if isinstance(texts, Sized) and hasattr(texts, "__getitem__") else None
+
+
+def as_text(name: str, text: Any) -> str:
+    """Return an element of an Arrow array as a str; refuse whatever else is none."""
+    text = text.as_py() if hasattr(text, "as_py") else text
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is {type(text).__name__}, not str")
+    return text
+
+
+def check_unicode(texts: list[str], first: int = 0, name: str | None = None) -> list[str]:
+    """Return texts, all of which can be written as UTF-8; refuse others by `name`, or by number from `first` on."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        for number, text in enumerate(texts, first):
+            for place, character in enumerate(text):
+                if "\ud800" <= character <= "\udfff":
+                    raise ValueError(
+                        f"{name or f'texts[{number}]'} is not valid Unicode: a lone surrogate at position {place}; "
+                        "decode the text again, or replace it: text.encode(errors='replace').decode()"
+                    ) from None
+    return texts
+
+
+def check_tokens(tokens: TokenIds, first: int = 0) -> None:
+    """Refuse texts of which not even the tokens that are kept could be found."""
+    if not tokens.lengths.all():
+        raise ValueError(
+            f"texts[{first + tokens.lengths.argmin()}] has hardly a token in a million characters; take out what is "
+            "not text"
+        )
+
+
+def warn(message: str) -> None:
+    """Warn at the line that called the library."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__") in (__name__, "e5ref.encoder"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, E5Warning, stacklevel=level)

@@ -1,0 +1,1 @@
+"""Files: read line by line, written whole or not at all."""

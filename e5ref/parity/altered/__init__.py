@@ -1,0 +1,1 @@
+"""The reference with one thing changed: other arithmetic, and known mistakes."""

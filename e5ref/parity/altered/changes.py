@@ -1,0 +1,290 @@
+"""The reference with a mistake in it: functions that make one kind of change each."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from e5ref import numpy_model
+from e5ref.checkpoint import Checkpoint
+from e5ref.checkpoint.config import BertConfig
+from e5ref.checkpoint.params import Affine, BertParams, Embeddings, Layer
+from e5ref.numpy_model import Tap
+from e5ref.operations import Array, Ids
+from e5ref.operations.rows import rows_of, tokens_of
+from e5ref.parity.altered.models import model_copy, padded_model
+
+# A checkpoint → the forward pass to run, and the checkpoint to run it with.
+Change = Callable[[Checkpoint], tuple[ModuleType, Checkpoint]]
+
+
+def changed_function(**replacements: Any) -> Change:
+    """Replace functions of `numpy_model`."""
+    return lambda checkpoint: (model_copy(**replacements), checkpoint)
+
+
+def changed_params(change: Callable[[BertParams], BertParams]) -> Change:
+    """Change the weights."""
+    return lambda checkpoint: (numpy_model, replace(checkpoint, params=change(checkpoint.params)))
+
+
+def changed_layers(change: Callable[[Layer], Layer]) -> Change:
+    """Change the weights of every layer."""
+    return changed_params(lambda params: params._replace(layers=tuple(map(change, params.layers))))
+
+
+def changed_embeddings(change: Callable[[Embeddings], Embeddings]) -> Change:
+    """Change the weights of the embeddings."""
+    return changed_params(lambda params: params._replace(embeddings=change(params.embeddings)))
+
+
+def changed_config(**values: Any) -> Change:
+    """Change constants of the configuration."""
+    return lambda checkpoint: (numpy_model, replace(checkpoint, config=replace(checkpoint.config, **values)))
+
+
+def changed_affines(change: Callable[[Affine], Affine], *names: str) -> Change:
+    """Change linear layers or LayerNorms of every layer, those named."""
+    return changed_layers(lambda layer: layer._replace(**{name: change(getattr(layer, name)) for name in names}))
+
+
+def no_bias(affine: Affine) -> Affine:
+    """Return the layer with a bias of zeros."""
+    return Affine(affine.weight, np.zeros_like(affine.bias))
+
+
+def transposed(affine: Affine) -> Affine:
+    """Return the layer with its weight turned over, if that is square."""
+    square = affine.weight.shape[0] == affine.weight.shape[1]
+    return Affine(affine.weight.T if square else affine.weight, affine.bias)
+
+
+def swapped(one: str, other: str) -> Change:
+    """Give each of two parts of every layer the other's weights."""
+    return changed_layers(lambda layer: layer._replace(**{one: getattr(layer, other), other: getattr(layer, one)}))
+
+
+def taken(place: str, source: str) -> Change:
+    """Give one part of every layer another's weights."""
+    return changed_layers(lambda layer: layer._replace(**{place: getattr(layer, source)}))
+
+
+LINEAR = ("query", "key", "value", "attention_output", "feed_forward_up", "feed_forward_down")
+
+
+# LayerNorm
+
+
+def changed_layer_norm(function: Callable[[Array, Array, Array, float], Array]) -> Change:
+    """Put another LayerNorm in all places. (x, weight, bias, eps) -> x."""
+    return changed_function(layer_norm=function)
+
+
+def normed(x: Array, *, mean: bool = True, outside: float = 0.0, inside: float = 0.0, less: int = 0) -> Array:
+    """Normalise rows without weight and bias; `outside` and `inside` are epsilons beside and under the root."""
+    centred = x - x.mean(axis=-1, keepdims=True) if mean else x
+    variance = np.sum(centred**2, axis=-1, keepdims=True) / (x.shape[-1] - less)
+    return centred / (np.sqrt(variance + inside) + outside)
+
+
+def no_norm_at(name: str) -> Change:
+    """Leave out one of the LayerNorms: it is known by its weights."""
+
+    def change(checkpoint: Checkpoint) -> tuple[ModuleType, Checkpoint]:
+        embeddings, layers = checkpoint.params
+        affines = [embeddings.layer_norm] if name == "embeddings" else [getattr(layer, name) for layer in layers]
+        left_out = {id(affine.weight) for affine in affines}
+
+        def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+            return x if id(weight) in left_out else numpy_model.layer_norm(x, weight, bias, eps)
+
+        return model_copy(layer_norm=layer_norm), checkpoint
+
+    return change
+
+
+# Attention, one text at a time; heads are [N, t, H].
+
+
+def _split(x: Array, config: BertConfig) -> Array:
+    return x.reshape(len(x), config.num_attention_heads, config.head_size).transpose(1, 0, 2)
+
+
+def split_inside_out(x: Array, config: BertConfig) -> Array:
+    """Take the heads apart as if [t, D] were [t, H, N]. [t, D] -> [N, t, H]."""
+    return x.reshape(len(x), config.head_size, config.num_attention_heads).transpose(2, 0, 1)
+
+
+def split_without_transposing(x: Array, config: BertConfig) -> Array:
+    """Take the heads apart by a reshape alone. [t, D] -> [N, t, H]."""
+    return x.reshape(config.num_attention_heads, len(x), config.head_size)
+
+
+def _merge(context: Array) -> Array:
+    return context.transpose(1, 0, 2).reshape(context.shape[1], -1)
+
+
+def merge_inside_out(context: Array) -> Array:
+    """Put the heads together as [t, H, N]. [N, t, H] -> [t, D]."""
+    return context.transpose(1, 2, 0).reshape(context.shape[1], -1)
+
+
+def merge_without_transposing(context: Array) -> Array:
+    """Put the heads together by a reshape alone. [N, t, H] -> [t, D]."""
+    return context.reshape(context.shape[1], -1)
+
+
+def plain_softmax(scores: Array, axis: int = -1) -> Array:
+    """Softmax along an axis, by default over the keys. [N, t, t] -> [N, t, t]."""
+    exponents = np.exp(scores - scores.max(axis=axis, keepdims=True))
+    return exponents / exponents.sum(axis=axis, keepdims=True)
+
+
+def changed_attention(
+    *,
+    split: Callable[[Array, BertConfig], Array] = _split,
+    merge: Callable[[Array], Array] = _merge,
+    scale: Callable[[BertConfig], float] = lambda config: 1 / math.sqrt(config.head_size),
+    softmax: Callable[[Array], Array] = plain_softmax,
+    causal: bool = False,
+    value: str = "value",
+    project: bool = True,
+) -> Change:
+    """Return self-attention with its parts open to change."""
+
+    def self_attention(
+        params: Layer, hidden_states: Array, attention_mask: Ids, *, config: BertConfig, tap: Tap | None = None
+    ) -> Array:
+        points = {name: numpy_model.linear(hidden_states, *getattr(params, name)) for name in LINEAR[:3]}  # [R, D]
+        tokens = {name: tokens_of(rows, attention_mask) for name, rows in points.items()}  # [tokens, D]
+        context = np.empty_like(tokens["query"])
+        texts, length = attention_mask.shape
+        squares = np.zeros((texts, config.num_attention_heads, length, length), hidden_states.dtype)
+        start = 0
+        for text, mask in enumerate(attention_mask == 1):
+            of_text = slice(start, start + int(mask.sum()))
+            q, k, v = (split(tokens[name][of_text], config) for name in ("query", "key", value))
+            scores = q @ k.swapaxes(-1, -2) * scale(config)  # [N, t, t]
+            if causal:
+                scores += np.triu(np.full(scores.shape[1:], -np.inf), 1)
+            probabilities = softmax(scores)
+            context[of_text] = merge(probabilities @ v)
+            squares[text][:, np.outer(mask, mask)] = probabilities.reshape(len(probabilities), -1)
+            start = of_text.stop
+        for name, rows in points.items():
+            numpy_model.record(tap, name, rows, attention_mask)
+        if tap is not None:
+            tap("attention_probabilities", squares)
+        context = rows_of(context, attention_mask)
+        numpy_model.record(tap, "context", context, attention_mask)
+        return numpy_model.linear(context, *params.attention_output) if project else context
+
+    return changed_function(self_attention=self_attention)
+
+
+def changed_mask(bias: float) -> Change:
+    """Compute padding, and add `bias` to its scores."""
+    return lambda checkpoint: (padded_model(bias), checkpoint)
+
+
+# The layer
+
+
+def changed_layer(
+    *,
+    before: bool = False,
+    residuals: tuple[str, str] = ("input", "attention"),
+) -> Change:
+    """Return the encoder layer with LayerNorm before each part, or with other residuals."""
+
+    def encoder_layer(
+        params: Layer, hidden_states: Array, attention_mask: Ids, *, config: BertConfig, tap: Tap | None = None
+    ) -> Array:
+        eps = config.layer_norm_eps
+        states = {"input": hidden_states, "none": np.zeros_like(hidden_states)}
+        fed = hidden_states.copy()
+        if before:
+            fed = numpy_model.layer_norm(fed, *params.attention_layer_norm, eps)
+        attention = numpy_model.self_attention(params, fed, attention_mask, config=config, tap=tap)
+        attention = attention + states[residuals[0]]
+        if not before:
+            attention = numpy_model.layer_norm(attention, *params.attention_layer_norm, eps)
+        states["attention"] = attention
+        numpy_model.record(tap, "attention_output", attention, attention_mask)
+        fed = numpy_model.layer_norm(attention.copy(), *params.output_layer_norm, eps) if before else attention
+        output = numpy_model.feed_forward(params, fed, attention_mask, tap=tap) + states[residuals[1]]
+        if not before:
+            output = numpy_model.layer_norm(output, *params.output_layer_norm, eps)
+        numpy_model.record(tap, "output", output, attention_mask)
+        return output
+
+    return changed_function(encoder_layer=encoder_layer)
+
+
+def norm_before_sum(*points: str) -> Change:
+    """LayerNorm on what a part gives, before the residual is added: at "attention_output", "output", or both."""
+
+    def encoder_layer(
+        params: Layer, hidden_states: Array, attention_mask: Ids, *, config: BertConfig, tap: Tap | None = None
+    ) -> Array:
+        def joined(x: Array, residual: Array, affine: Affine, here: bool) -> Array:
+            if here:
+                return numpy_model.layer_norm(x, *affine, config.layer_norm_eps) + residual
+            return numpy_model.layer_norm(x + residual, *affine, config.layer_norm_eps)
+
+        attention = numpy_model.self_attention(params, hidden_states, attention_mask, config=config, tap=tap)
+        attention = joined(attention, hidden_states, params.attention_layer_norm, "attention_output" in points)
+        numpy_model.record(tap, "attention_output", attention, attention_mask)
+        output = numpy_model.feed_forward(params, attention, attention_mask, tap=tap)
+        output = joined(output, attention, params.output_layer_norm, "output" in points)
+        numpy_model.record(tap, "output", output, attention_mask)
+        return output
+
+    return changed_function(encoder_layer=encoder_layer)
+
+
+# Pooling
+
+
+def changed_pool(function: Callable[[Array, int], Array]) -> Change:
+    """Pool each text's states [T, D], of which so many are real, in another way; padding holds 0."""
+
+    def average_pool(last_hidden_state: Array, attention_mask: Ids, _texts_per_row: int) -> Array:
+        rows = []
+        for states, mask in zip(last_hidden_state, attention_mask, strict=True):
+            ordered = np.concatenate([states[mask == 1], states[mask == 0]])
+            rows.append(function(ordered, int(mask.sum())))
+        return np.stack(rows)
+
+    return lambda checkpoint: (model_copy(average_pool=average_pool, cls_pool=average_pool), checkpoint)
+
+
+def pool_padding(checkpoint: Checkpoint) -> tuple[ModuleType, Checkpoint]:
+    """Average over padding too, as it comes out of the encoder."""
+
+    def average_pool(last_hidden_state: Array, _mask: Ids, _texts_per_row: int) -> Array:
+        return np.asarray(last_hidden_state.mean(axis=1))
+
+    return padded_model(average_pool=average_pool, cls_pool=average_pool), checkpoint
+
+
+def changed_positions(shift: int) -> Change:
+    """Give each token the position embedding so many rows further."""
+
+    def change(embeddings: Embeddings) -> Embeddings:
+        return embeddings._replace(position=np.roll(embeddings.position, -shift, axis=0))
+
+    return changed_embeddings(change)
+
+
+def changed_gelu(function: Callable[[Array], Array]) -> Change:
+    """Put another activation for GELU. [m, n] -> [m, n]."""
+    return changed_function(gelu=function)
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x))."""
+    return np.asarray(1 / (1 + np.exp(-np.clip(x, -700, 700))))

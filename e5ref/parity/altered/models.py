@@ -1,0 +1,233 @@
+"""The reference with something changed: a mistake, rounding to a smaller dtype, or padding computed as others do it.
+
+The forward pass stands in `numpy_model` alone. Its functions find one another by name in their module, so a second
+instance of that module with one name bound to another function is the whole forward pass with one thing changed.
+"""
+
+import importlib.util
+import math
+from collections.abc import Callable, Collection
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from e5ref import numpy_model
+from e5ref.checkpoint import Checkpoint
+from e5ref.checkpoint.config import BertConfig
+from e5ref.checkpoint.params import BertParams, Embeddings, Layer, map_leaves
+from e5ref.numpy_model import Tap
+from e5ref.operations import Array, Ids, numpy_ops
+from e5ref.operations.rows import rows_of, tokens_of
+
+# Tokens of a batch, padding counted: its points are a few hundred MB at most.
+BATCH_TOKENS = 2048
+
+
+def model_copy(**replacements: Any) -> ModuleType:
+    """Return a second, private instance of `numpy_model` in which the named functions are others.
+
+    Args:
+        replacements: name → function; names of `numpy_model` alone, such as gelu or softmax.
+
+    Raises:
+        ValueError: a name that `numpy_model` does not have.
+    """
+    spec = importlib.util.spec_from_file_location("e5ref.parity.numpy_model_copy", numpy_model.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, function in replacements.items():
+        if not hasattr(module, name):
+            raise ValueError(f"numpy_model has no {name!r} to be replaced")
+        setattr(module, name, function)
+    return module
+
+
+def run_reference(
+    checkpoint: Checkpoint,
+    input_ids: Ids,
+    attention_mask: Ids,
+    *,
+    model: ModuleType = numpy_model,
+    params: BertParams | None = None,
+    only: Collection[str] | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> dict[str, Array]:
+    """Run the reference, or a changed copy of it, and return its named points.
+
+    Args:
+        checkpoint: the weights, in the dtype to compute in, and how to pool and normalise.
+        input_ids: [B, T].
+        attention_mask: [B, T], 1 for a real token and 0 for padding, which may stand on either side.
+        model: `numpy_model`, or what `model_copy` returns.
+        params: other weights than the checkpoint's own.
+        only: names of the points to return; None for all.
+        batch_tokens: how many tokens to compute at a time. Points of all texts are kept, those of one batch besides.
+
+    Returns:
+        Name → array, in the forward pass's order, padded to T; 0 at padding.
+
+    Raises:
+        ValueError: as `numpy_model.embed`.
+    """
+    texts, length = input_ids.shape
+    rows = max(1, batch_tokens // max(length, 1))
+    points: dict[str, Array] = {}
+    for start in range(0, texts, rows):
+        batch = slice(start, min(start + rows, texts))
+
+        def keep(name: str, array: Array, batch: slice = batch) -> None:
+            if only is None or name in only:
+                if name not in points:
+                    points[name] = np.zeros((texts, *array.shape[1:]), array.dtype)
+                points[name][batch] = array
+
+        model.embed(
+            checkpoint.params if params is None else params,
+            input_ids[batch],
+            attention_mask[batch],
+            config=checkpoint.config,
+            pooling=checkpoint.settings.pooling,
+            normalize=checkpoint.settings.normalize,
+            tap=keep,
+        )
+    return points
+
+
+def padded_model(bias: float = -math.inf, **replacements: Any) -> ModuleType:
+    """Return the forward pass that computes padding too, as frameworks do; with it one can be wrong about the mask.
+
+    Args:
+        bias: what is added to the scores of padding; minus infinity is right, 0 is no mask at all.
+        replacements: as for `model_copy`.
+    """
+
+    def embed_tokens(params: Embeddings, input_ids: Ids, attention_mask: Ids, *, config: BertConfig) -> Array:
+        return numpy_model.embed_tokens(params, input_ids, np.ones_like(attention_mask), config=config)
+
+    def self_attention(
+        params: Layer, hidden_states: Array, attention_mask: Ids, *, config: BertConfig, tap: Tap | None = None
+    ) -> Array:
+        texts, length = attention_mask.shape
+        all_tokens = np.ones_like(attention_mask)
+
+        def heads(x: Array) -> Array:  # [R, D] -> [B, N, T, H]
+            x = tokens_of(x, all_tokens)  # [B * T, D]
+            return x.reshape(texts, length, config.num_attention_heads, config.head_size).transpose(0, 2, 1, 3)
+
+        query = module.linear(hidden_states, *params.query)  # [R, D], with rows for padding
+        key = module.linear(hidden_states, *params.key)
+        value = module.linear(hidden_states, *params.value)
+        scores = heads(key) @ heads(query).swapaxes(-1, -2)  # keys down: [B, N, T, T]
+        scores *= 1 / math.sqrt(config.head_size)
+        scores += np.where(attention_mask == 0, bias, 0).astype(scores.dtype)[:, None, :, None]
+        probabilities = module.softmax(scores).swapaxes(-1, -2)
+        context = (probabilities @ heads(value)).transpose(0, 2, 1, 3).reshape(-1, config.hidden_size)  # [B * T, D]
+        context = rows_of(context, all_tokens)  # [R, D]
+
+        module.record(tap, "query", query, attention_mask)
+        module.record(tap, "key", key, attention_mask)
+        module.record(tap, "value", value, attention_mask)
+        if tap is not None:
+            tap("attention_probabilities", probabilities)
+        module.record(tap, "context", context, attention_mask)
+        return module.linear(context, *params.attention_output)
+
+    def pad_rows(rows: Array, attention_mask: Ids) -> Array:
+        return tokens_of(rows, np.ones_like(attention_mask)).reshape(*attention_mask.shape, -1)
+
+    changed = {"embed_tokens": embed_tokens, "self_attention": self_attention, "pad_rows": pad_rows}
+    module = model_copy(**(changed | replacements))
+    return module
+
+
+def rounded_model(dtype: str) -> ModuleType:
+    """Return the forward pass with the result of every operation rounded, as frameworks compute in half precision.
+
+    Sums inside an operation, and the operation itself, stay in the dtype of the weights; these are to be rounded too:
+    see `round_params`. With "float32" only the average is another: added up in float32 instead of in float64.
+
+    Args:
+        dtype: "float32", "float16" or "bfloat16".
+    """
+    if dtype == "float32":
+        return model_copy(average_pool=_plain_average)
+
+    def rounded(x: Array) -> Array:
+        return round_to(x, dtype)
+
+    def rounding(function: Callable[..., Array]) -> Callable[..., Array]:
+        return lambda x, *args: rounded(function(rounded(x), *args))
+
+    def record(tap: Tap | None, name: str, rows: Array, attention_mask: Ids) -> None:
+        numpy_model.record(tap, name, rounded(rows), attention_mask)
+
+    def l2_normalize(vectors: Array) -> Array:
+        norms = rounded(np.sqrt(np.sum(vectors * vectors, axis=-1, keepdims=True)))
+        return rounded(vectors / np.maximum(norms, 1e-12))
+
+    return model_copy(
+        linear=rounding(numpy_model.linear),
+        layer_norm=rounding(numpy_model.layer_norm),
+        gelu=rounding(numpy_model.gelu),
+        softmax=rounding(numpy_ops.softmax),
+        average_pool=rounding(numpy_model.average_pool),
+        l2_normalize=l2_normalize,
+        record=record,
+    )
+
+
+def _plain_average(last_hidden_state: Array, attention_mask: Ids, _texts_per_row: int = 1) -> Array:
+    states = np.where(attention_mask[..., None] == 1, last_hidden_state, 0)
+    return states.sum(axis=1) / attention_mask.sum(axis=1, keepdims=True).astype(states.dtype)
+
+
+def round_to(x: Array, dtype: str) -> Array:
+    """Round to what "float16" or "bfloat16" holds, ties to even, and keep the array's dtype."""
+    if dtype == "float16":
+        with np.errstate(over="ignore"):  # beyond 65,504 there is infinity, as there is in a framework
+            return x.astype(np.float16).astype(x.dtype)
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return bits.view(np.float32).astype(x.dtype)
+
+
+def round_params(params: BertParams, dtype: str) -> BertParams:
+    """Round all weights to what `dtype` holds; "float32" leaves them."""
+    return params if dtype == "float32" else map_leaves(lambda leaf: round_to(leaf, dtype), params)
+
+
+def int8_model(kind: str) -> ModuleType:
+    """Return the forward pass with 8-bit products, as a library's dynamic quantisation makes them.
+
+    Args:
+        kind: "onnxruntime" (states of 8 bits; weights with one scale each, embeddings too), "onnxruntime by channel"
+            (a scale for each output of a weight) or "torch" (states of 7 bits, embeddings untouched).
+    """
+    steps = 127 if kind == "torch" else 255
+
+    def rounded(x: Array) -> Array:  # with one scale and one zero for the whole array
+        low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+        step = (high - low) / steps
+        zero = round(low / step)
+        return (np.clip(np.rint(x / step), zero, zero + steps) * step).astype(x.dtype)
+
+    def linear(x: Array, weight: Array, bias: Array) -> Array:
+        axis = 1 if kind == "onnxruntime by channel" else None
+        scale = np.abs(weight).max(axis=axis, keepdims=True) / (127.5 if kind == "torch" else 127)
+        whole = np.clip(np.rint(weight / scale), -128, 127)
+        return numpy_model.linear(rounded(x), (whole * scale).astype(x.dtype), bias)
+
+    if kind == "torch":
+        return model_copy(linear=linear)
+    tables: dict[int, Embeddings] = {}
+
+    def embed_tokens(params: Embeddings, *args: Ids, config: BertConfig) -> Array:
+        if id(params) not in tables:
+            word, position, token_type = (rounded(table) for table in params[:3])
+            tables[id(params)] = Embeddings(word, position, token_type, params.layer_norm)
+        return numpy_model.embed_tokens(tables[id(params)], *args, config=config)
+
+    return model_copy(linear=linear, embed_tokens=embed_tokens)

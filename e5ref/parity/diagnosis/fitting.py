@@ -1,0 +1,273 @@
+"""How near predicted vectors are to given ones, whatever was done to scale, order, width and digits afterwards."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from e5ref import numpy_model
+from e5ref.checkpoint import read_checkpoint
+from e5ref.encoder import E5
+from e5ref.engines.batching import pad_ids
+from e5ref.operations.similarity import dots
+from e5ref.parity.altered.models import round_params, round_to, rounded_model
+
+Floats = NDArray[np.floating]
+
+# How many times the rounding that was measured on a few texts a distance may be, as the median of the texts and for
+# the worst of them. Two implementations of the same dtype round at other places: each is off by about once that.
+# float32 is far from everything else, and so gets more.
+FACTORS = {"float32": (6.0, 12.0), "float16": (2.5, 5.0), "bfloat16": (2.5, 5.0)}
+
+# The same for what digits were rounded to afterwards, which is known very well.
+STORED_FACTORS = (1.5, 2.5)
+
+# Rounding coarser than float32 reaches every text: where a quarter of them are nearer than so much of its level, the
+# others are off for another reason.
+LEAST = 0.15
+
+# Numbers of a vector that are independent of each other, taken very low, to tell chance from evidence.
+INDEPENDENT = 30
+
+
+@dataclass(frozen=True)
+class Given:
+    """The vectors, and what their digits say.
+
+    Attributes:
+        vectors: [n, d], float64.
+        directions: the same with unit L2 norm.
+        norms: [n].
+        lengths: characters of each text.
+        stored: what the numbers were rounded to, such as "stored as float16"; "" if to nothing coarser than float32.
+        stored_level: the distance that this costs a direction.
+    """
+
+    vectors: Floats
+    directions: Floats
+    norms: Floats
+    lengths: NDArray[np.int64]
+    stored: str = ""
+    stored_level: float = 0.0
+
+    @property
+    def width(self) -> int:
+        """How many numbers a vector has."""
+        return self.vectors.shape[1]
+
+    @classmethod
+    def check(cls, texts: Sequence[str], vectors: ArrayLike) -> "Given":
+        """Check that there is a vector for each text. Raises `ValueError` where not."""
+        array = np.asarray(vectors)
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("texts must be a list of str")
+        if array.ndim != 2 or array.dtype.kind not in "fiu" or array.shape[1] < 2:
+            raise ValueError(f"vectors must be numbers [n, d], but are {array.dtype} {list(array.shape)}")
+        if len(array) != len(texts) or not len(texts):
+            raise ValueError(f"there are {len(texts)} texts and {len(array)} vectors; give one vector for each text")
+        array = array.astype(np.float64)
+        bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+        if len(bad):
+            raise ValueError(f"vectors[{bad[0]}] holds NaN or infinity, and so do {len(bad) - 1} more")
+        norms = np.linalg.norm(array, axis=1)
+        if not norms.all():
+            raise ValueError(f"vectors[{int(np.argmin(norms))}] is all zeros")
+        lengths = np.array([len(text) for text in texts], np.int64)
+        return cls(array, array / norms[:, None], norms, lengths, *_storage(array, norms))
+
+
+def _storage(vectors: Floats, norms: Floats) -> tuple[str, float]:
+    """Find the coarsest rounding that leaves every number as it is, and the distance that it costs a direction."""
+    uniform = 12**-0.5  # the root mean square of an error that is anything up to half a unit
+
+    def cost(unit: Floats | float) -> float:
+        return float(np.median(uniform * np.sqrt(np.sum(np.broadcast_to(unit, vectors.shape) ** 2, axis=1)) / norms))
+
+    if np.abs(vectors).max() <= 255 and np.array_equal(vectors, np.rint(vectors)):
+        return "stored as int8", cost(1.0)
+    for decimals in range(1, 8):
+        # What is left is float32's own rounding of the decimal number.
+        if (np.abs(vectors - np.round(vectors, decimals)) <= 6.1e-8 * np.abs(vectors)).all():
+            return f"rounded to {decimals} decimals", cost(0.1**decimals)
+    powers = 2.0 ** np.floor(np.log2(np.abs(vectors) + 1e-30))
+    if np.array_equal(vectors, round_to(vectors, "bfloat16")):
+        return "stored as bfloat16", cost(powers * 2.0**-7)
+    if np.abs(vectors).max() < 65504 and np.array_equal(vectors, round_to(vectors, "float16")):
+        return "stored as float16", cost(powers * 2.0**-10)
+    return "", 0.0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How predicted vectors compare with the given ones.
+
+    Attributes:
+        distances: between the two directions of each text, [m].
+        predicted: the predicted directions, cut to the given width, [m, d].
+        scale: what became of the predicted length, for people; "" where vectors are normalised.
+        order: how rows are out of order; "" where they are not.
+    """
+
+    distances: Floats
+    predicted: Floats
+    scale: str
+    width: tuple[int, int]
+    order: str
+
+    @property
+    def median(self) -> float:
+        """The median distance."""
+        return float(np.median(self.distances))
+
+    @property
+    def worst(self) -> float:
+        """The largest distance."""
+        return float(self.distances.max())
+
+    def only(self, rows: Sequence[int]) -> "Fit":
+        """Return the part of it that is about some of the texts."""
+        chosen = list(rows)
+        return replace(self, distances=self.distances[chosen], predicted=self.predicted[chosen])
+
+    def deviations(self, normalize: bool) -> tuple[str, ...]:
+        """Name what departs from a card that has vectors normalised, or not."""
+        scale = self.scale
+        if not normalize:
+            scale = {"": "normalised", "not normalised": ""}.get(scale, scale)
+        cut = ""
+        if self.width[0] < self.width[1]:
+            cut = f"cut to {self.width[0]} of {self.width[1]} dimensions"
+            if scale == "cut after normalisation":
+                cut, scale = f"{cut}, not normalised again", ""
+        return tuple(filter(None, (self.order, cut, scale)))
+
+
+def fit(predicted: Floats, given: Given, indices: Sequence[int]) -> Fit:
+    """Compare predicted vectors with those given for the same texts.
+
+    Args:
+        predicted: [m, D], not normalised.
+        given: the vectors, [n, d] with d ≤ D.
+        indices: which of the given vectors belong to the predicted ones, [m].
+
+    Returns:
+        Distances of directions, and what else must have been done.
+    """
+    rows = np.asarray(indices, np.int64)
+    cut = predicted[:, : given.width]
+    directions = numpy_model.l2_normalize(cut)
+    distances = np.linalg.norm(directions - given.directions[rows], axis=1)
+    order, matches = "", rows
+    if len(given.vectors) > 1 and np.median(distances) > 1e-3:
+        nearest = np.argmax(dots(directions, given.directions), axis=1)  # of equal vectors, the first
+        found = np.linalg.norm(directions - given.directions[nearest], axis=1)
+        if np.median(found) < np.median(distances) / 3 and len(set(nearest.tolist())) > len(rows) / 2:
+            order, matches, distances = _order(rows, nearest, given.lengths), nearest, found
+    width = (given.width, predicted.shape[1])
+    scale = _scale(predicted, cut, given.vectors[matches], float(np.median(distances)))
+    return Fit(distances, directions, scale, width, order)
+
+
+def _order(rows: NDArray[np.int64], nearest: NDArray[np.int64], lengths: NDArray[np.int64]) -> str:
+    """Say in what order rows are that belong elsewhere: the vector of text rows[i] stands at nearest[i]."""
+    count = len(lengths)
+    if np.array_equal(nearest, count - 1 - rows):
+        return "order reversed"
+    shift = (nearest - rows) % count
+    if (shift == shift[0]).all():
+        return f"order shifted by {shift[0] if shift[0] <= count / 2 else shift[0] - count}"
+    by_place = lengths[rows][np.argsort(nearest)]
+    if len(rows) > 3 and (np.diff(by_place) <= 0).mean() > 0.85:
+        return "order changed: sorted by length, the longest first"
+    if len(rows) > 3 and (np.diff(by_place) >= 0).mean() > 0.85:
+        return "order changed: sorted by length, the shortest first"
+    return "order shuffled"
+
+
+def _scale(predicted: Floats, cut: Floats, given: Floats, distance: float) -> str:
+    """Say what was done to the length of vectors, the direction of which was off by `distance`."""
+    norms = np.linalg.norm(given, axis=1)
+    tolerance = max(3 * distance, 1e-4)
+
+    def near(expected: Any) -> bool:
+        return bool(np.median(np.abs(norms / expected - 1)) <= tolerance)
+
+    own = np.linalg.norm(cut, axis=1)
+    whole = np.linalg.norm(predicted, axis=1)
+    if near(1.0):
+        return ""
+    if cut.shape != predicted.shape and near(own / whole):
+        return "cut after normalisation"
+    if near(own):
+        return "not normalised"
+    if near(np.median(norms)):
+        return f"scaled by {np.median(norms):.4g}"
+    if near(1 / np.sum(np.abs(cut), axis=1) * own):
+        return "L1 norm for L2"
+    if near(own * np.median(norms / own)):
+        return f"not normalised, and scaled by {np.median(norms / own):.4g}"
+    return "lengths of another kind"
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What rounding costs a checkpoint's directions: distance for each dtype, the largest of a few texts."""
+
+    of: Mapping[str, float]
+
+    def explain(self, fitted: Fit, given: Given) -> tuple[str, float]:
+        """Find the finest rounding that explains the distances, and its level; "" and the first level if none does."""
+        for dtype, level in self.of.items():
+            for worst, distance in enumerate((fitted.median, fitted.worst)):
+                if distance > FACTORS[dtype][worst] * level + STORED_FACTORS[worst] * given.stored_level:
+                    break
+            else:
+                total = float(np.hypot(level, given.stored_level))
+                if dtype == "float32":
+                    return given.stored or dtype, total
+                if np.quantile(fitted.distances, 0.25) >= LEAST * level:
+                    return dtype, total
+        return "", self.of["float32"]
+
+
+def measure_levels(encoder: E5, ids: Sequence[Sequence[int]]) -> Levels:
+    """Measure what rounding costs on a few texts.
+
+    Args:
+        encoder: the checkpoint in float32.
+        ids: the texts' tokens.
+
+    Returns:
+        The largest distance of directions from those of float64, for float32 and for simulated float16 and bfloat16.
+    """
+    checkpoint = encoder.checkpoint
+    exact = read_checkpoint(checkpoint.folder, dtype="float64").params
+    input_ids, attention_mask = pad_ids(ids, encoder.tokenizer.pad_id)
+
+    def vectors(model: Any, params: Any) -> Floats:
+        states = model.forward(params, input_ids, attention_mask, config=checkpoint.config)
+        pooled = numpy_model.average_pool(states, attention_mask)
+        return numpy_model.l2_normalize(pooled.astype(np.float64))
+
+    truth = vectors(numpy_model, exact)
+    levels = {}
+    for dtype in FACTORS:
+        made = vectors(rounded_model(dtype), round_params(checkpoint.params, dtype))
+        levels[dtype] = float(np.linalg.norm(made - truth, axis=1).max())
+    return Levels(levels)
+
+
+def tell_apart(one: Fit, other: Fit) -> bool:
+    """Tell whether the vectors say that the first of two explanations, tried on the same texts, is the right one.
+
+    With δ between the two predictions, the squared distance to the other exceeds that to the first by δ² on average
+    where the first is right, and is less by δ² where the other is; chance moves that by about 2 r / (δ √(n · d)).
+    """
+    gap = float(np.sum(np.linalg.norm(one.predicted - other.predicted, axis=1) ** 2))
+    if gap <= 1e-12 * len(one.distances):
+        return False
+    evidence = float(np.sum(other.distances**2 - one.distances**2)) / gap
+    chance = 2 * float(np.sqrt(np.sum(one.distances**2) / gap / (len(one.distances) * INDEPENDENT)))
+    return evidence >= 0.5 and chance <= 0.25

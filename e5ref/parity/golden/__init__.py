@@ -1,0 +1,1 @@
+"""What a port to another language is tested on."""

@@ -1,0 +1,1 @@
+"""Where a run departs from the reference, by how much, and why."""

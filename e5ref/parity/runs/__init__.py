@@ -1,0 +1,1 @@
+"""What an implementation computed, and what rounding costs there."""

@@ -1,0 +1,231 @@
+"""What computes a run: transformers, sentence-transformers, and graphs of ONNX, so that they yield our named points.
+
+Their modules are watched through hooks, so nothing of a library is changed. All run on the CPU, in the process's own
+threads, and everything heavy is imported when asked for.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e5ref.checkpoint import Checkpoint
+from e5ref.encoder import E5
+from e5ref.extras import require
+from e5ref.operations import Ids
+from e5ref.parity.runs.runners import Points, Runner, own_tokenize
+
+# What people call the outputs of their graphs → our names. Outputs with our own names need no entry.
+GRAPH_OUTPUTS = {"token_embeddings": "last_hidden_state"}
+GRAPH_VECTORS = "sentence_embedding"  # the last thing that the checkpoint's modules give
+
+GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def transformers_runner(encoder: E5, names: Collection[str], dtype: str) -> Runner:
+    """Run the checkpoint in transformers: its tokenizer, its modules, and the model card's own pooling."""
+    run = transformers_points(encoder.checkpoint, names, dtype)
+    transformers = importlib.import_module("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(encoder.checkpoint.folder, local_files_only=True)
+
+    def tokenize(texts: Sequence[str]) -> list[list[int]]:
+        return tokenizer(list(texts), truncation=True, max_length=encoder.tokenizer.max_length)["input_ids"]
+
+    return Runner(run, tokenize, dtype, facts=_facts("transformers", attention_form(names)))
+
+
+def transformers_points(
+    checkpoint: Checkpoint, names: Collection[str] | None, dtype: str
+) -> Callable[[Ids, Ids], Points]:
+    """Load a checkpoint in transformers so that it gives named points.
+
+    Args:
+        checkpoint: where its files are, and how to pool.
+        names: which points; None for all.
+        dtype: "float64", "float32", "bfloat16" or "float16".
+
+    Returns:
+        A function of input_ids [b, T] and attention_mask [b, T], as `Runner.run`.
+
+    Raises:
+        ModuleNotFoundError: torch or transformers is not installed; the message says what to install.
+    """
+    require("parity", "backend 'transformers'", "torch", "transformers")
+    torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
+    options = {"add_pooling_layer": False, "attn_implementation": attention_form(names), "local_files_only": True}
+    with _quiet():
+        network = transformers.AutoModel.from_pretrained(checkpoint.folder, dtype=getattr(torch, dtype), **options)
+    watched = Watched(names)
+    watched.network(network.eval())
+
+    def run(input_ids: Ids, attention_mask: Ids) -> Points:
+        ids, mask = torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+        with torch.inference_mode():
+            states = network(input_ids=ids, attention_mask=mask).last_hidden_state
+            pooled = states[:, 0]
+            if checkpoint.settings.pooling == "mean":
+                pooled = states.masked_fill(mask[..., None] == 0, 0.0).sum(dim=1) / mask.sum(dim=1)[..., None]
+            watched.keep("last_hidden_state", states)
+            watched.keep("pooled", pooled)
+            if checkpoint.settings.normalize:
+                watched.keep("normalized", torch.nn.functional.normalize(pooled, p=2, dim=1))
+        return watched.taken()
+
+    return run
+
+
+def sentence_transformers_runner(encoder: E5, names: Collection[str], dtype: str) -> Runner:
+    """Run the checkpoint in sentence-transformers: its own tokenization, modules, pooling and normalisation.
+
+    A folder without `modules.json` gets the modules that e5ref takes it to have.
+    """
+    require("parity", "backend 'sentence-transformers'", "torch", "transformers", "sentence-transformers")
+    torch, package = (importlib.import_module(name) for name in ("torch", "sentence_transformers"))
+    folder, settings = encoder.checkpoint.folder, encoder.checkpoint.settings
+    form = attention_form(names)
+    options = {"dtype": getattr(torch, dtype), "attn_implementation": form, "add_pooling_layer": False}
+    with _quiet():
+        if (folder / "modules.json").exists():
+            model = package.SentenceTransformer(
+                str(folder), device="cpu", local_files_only=True, model_kwargs=options
+            ).eval()
+        else:
+            modules = importlib.import_module("sentence_transformers.sentence_transformer.modules")
+            local = {"local_files_only": True}
+            transformer = modules.Transformer(
+                str(folder), model_kwargs=options | local, processor_kwargs=local, config_kwargs=local
+            )
+            pooling = modules.Pooling(transformer.get_embedding_dimension(), settings.pooling)
+            last = [modules.Normalize()] if settings.normalize else []
+            model = package.SentenceTransformer(modules=[transformer, pooling, *last], device="cpu").eval()
+    model.max_seq_length = encoder.tokenizer.max_length
+
+    def tokenize(texts: Sequence[str]) -> list[list[int]]:
+        batch = model.preprocess(list(texts))
+        rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        return [ids[mask == 1].tolist() for ids, mask in rows]
+
+    watched = Watched(names)
+    watched.network(model[0].auto_model)
+    caught = {"last_hidden_state": "token_embeddings"} | dict.fromkeys(("pooled", "normalized"), "sentence_embedding")
+    for module, (point, key) in zip(model, caught.items(), strict=False):  # without Normalize there is one less
+        watched.module(module, point, itemgetter(key))
+
+    def run(input_ids: Ids, attention_mask: Ids) -> Points:
+        with torch.inference_mode():
+            model({"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)})
+        return watched.taken()
+
+    return Runner(run, tokenize, dtype, facts=_facts("sentence-transformers", form))
+
+
+def onnx_runner(encoder: E5, file: Path, names: Collection[str], dtype: str | None) -> Runner:
+    """Run a graph with onnxruntime, on the ids of e5ref's own tokenizer, and keep what outputs it has.
+
+    Outputs are known by our names, as "token_embeddings", and as "sentence_embedding", which is taken for the last
+    point of the checkpoint's modules; others are named in a warning.
+
+    Raises:
+        ValueError: the file is no graph, wants inputs that are not a BERT's, or has no output that is known.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; give the graph as onnx:FILE")
+    require("parity", "backend 'onnx'", "onnxruntime")
+    onnxruntime = importlib.import_module("onnxruntime")
+    try:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own are of no common kind
+        raise ValueError(f"{file}: onnxruntime cannot load it ({' '.join(str(error).split())})") from None
+    inputs = {one.name: np.dtype(one.type.removeprefix("tensor(").rstrip(")")) for one in session.get_inputs()}
+    if unknown := [name for name in inputs if name not in GRAPH_INPUTS]:
+        raise ValueError(f"{file}: wants the input {unknown[0]!r}; e5ref gives {', '.join(GRAPH_INPUTS)}")
+    vectors = "normalized" if encoder.checkpoint.settings.normalize else "pooled"
+    known = GRAPH_OUTPUTS | {GRAPH_VECTORS: vectors} | {name: name for name in names}
+    outputs = {one.name: known.get(one.name) for one in session.get_outputs()}
+    if unknown := [name for name, point in outputs.items() if point is None]:
+        warnings.warn(f"{file}: outputs that e5ref does not know are left out: {', '.join(unknown)}", stacklevel=2)
+    asked = {name: point for name, point in outputs.items() if point is not None and point in names}
+    if not asked:
+        raise ValueError(f"{file}: has the outputs {', '.join(outputs)}, none of which is among the points to record")
+
+    def run(input_ids: Ids, attention_mask: Ids) -> Points:
+        given = (input_ids, attention_mask, np.zeros_like(input_ids))
+        feed = dict(zip(GRAPH_INPUTS, given, strict=True))
+        arrays = session.run(list(asked), {name: feed[name].astype(kind) for name, kind in inputs.items()})
+        return dict(zip(asked.values(), arrays, strict=True))
+
+    return Runner(run, own_tokenize(encoder), dtype or "", facts=_facts("onnxruntime") | {"graph": file.name})
+
+
+class Watched:
+    """Hooks on the modules of a network of transformers, and what they caught in the last batch."""
+
+    def __init__(self, names: Collection[str] | None) -> None:
+        """Watch for the points of these names; None for all."""
+        self._names = names
+        self._points: dict[str, NDArray[Any]] = {}
+
+    def keep(self, name: str, tensor: Any) -> None:
+        """Keep a tensor as a NumPy array, bfloat16 as float32, if it is one of the names."""
+        if self._names is None or name in self._names:
+            wide = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+            self._points[name] = wide.detach().cpu().numpy()
+
+    def taken(self) -> Points:
+        """Return what was kept, and start anew."""
+        points, self._points = self._points, {}
+        return points
+
+    def module(self, module: Any, name: str, choose: Callable[[Any], Any] = lambda output: output) -> None:
+        """Keep what a module gives, or what `choose` takes of that."""
+        if self._names is None or name in self._names:
+            module.register_forward_hook(lambda _module, _inputs, output: self.keep(name, choose(output)))
+
+    def network(self, network: Any) -> None:
+        """Watch every named point inside transformers' BertModel or XLMRobertaModel."""
+        self.module(network.embeddings, "embeddings")
+        for index, layer in enumerate(network.encoder.layer):
+            name, attention = f"layers.{index}", layer.attention.self
+            self.module(attention.query, f"{name}.query")
+            self.module(attention.key, f"{name}.key")
+            self.module(attention.value, f"{name}.value")
+            self.module(attention, f"{name}.attention_probabilities", lambda output: output[1])
+            self.module(attention, f"{name}.context", lambda output: output[0])
+            self.module(layer.attention.output, f"{name}.attention_output")
+            self.module(layer.intermediate, f"{name}.feed_forward_activation")
+            self.module(layer.output, f"{name}.output")
+
+
+def attention_form(names: Collection[str] | None) -> str:
+    """Choose transformers' way of attention: the fused one that it takes by default has no probabilities to show."""
+    wanted = names is None or any(name.endswith("attention_probabilities") for name in names)
+    return "eager" if wanted else "sdpa"
+
+
+def _facts(backend: str, attention: str | None = None) -> dict[str, str]:
+    """Say what computed: the library, what it stands on, and transformers' way of attention."""
+    packages = [backend] if attention is None else sorted({"torch", "transformers", backend})
+    versions = {f"{name.replace('-', '_')}_version": importlib.metadata.version(name) for name in packages}
+    return {"backend": backend} | ({"attention": attention} if attention else {}) | versions
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' notes and progress bars off the terminal while it loads."""
+    logging = importlib.import_module("transformers.utils.logging")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
