@@ -15,18 +15,17 @@ from e5ref.engines.batching import pad_ids
 from e5ref.engines.engine import Backend, Engine, Precision, require_jax
 from e5ref.engines.numpy_engine import NumpyEngine
 from e5ref.engines.stream import (
-    CutTexts,
     Truncation,
     VectorStream,
     as_text,
     check_tokens,
     check_unicode,
+    checked_batch_size,
     checked_texts,
-    embed,
+    checked_truncation,
     number_of,
     warn,
 )
-from e5ref.numpy_model import l2_normalize
 from e5ref.operations.similarity import cosines, pairwise_cosines
 from e5ref.terminal.progress import progress_bar
 from e5ref.tokenizer import Tokenizer
@@ -120,8 +119,8 @@ class E5:
     ) -> None:
         """Join a checkpoint with its tokenizer; the arguments are those of `load`."""
         self.checkpoint = checkpoint
-        self.truncation = _checked_truncation(truncation)
-        self.batch_size = _checked_batch_size(batch_size)
+        self.truncation = checked_truncation(truncation)
+        self.batch_size = checked_batch_size(batch_size)
         self.truncate_dim = self._checked_width(truncate_dim)
         if max_length is None:
             max_length = checkpoint.settings.max_length
@@ -165,8 +164,7 @@ class E5:
     @property
     def dtype(self) -> np.dtype[Any]:
         """What the vectors are made of."""
-        dtype: np.dtype[Any] = self.checkpoint.params.embeddings.word.dtype
-        return dtype
+        return self.checkpoint.dtype
 
     def encode(
         self,
@@ -249,8 +247,8 @@ class E5:
 
         Returns:
             An iterator that gives the vectors of the next texts, [n, D], in the order given; n is a thousand or
-            more, fewer at the beginning of a generator, and fewer for long texts. Its attribute `cut_texts` counts what
-            was cut.
+            more, fewer at the beginning of a generator, and fewer for long texts. Its attribute `cut` counts the texts
+            that were cut.
 
         Raises:
             TypeError, ValueError: as `encode`, those of an argument at once.
@@ -260,25 +258,18 @@ class E5:
             prompt_name = settings.default_prompt_name
         prompt = as_text("prompt", find_prompt(settings.prompts, prompt_name, prompt))
         check_unicode([prompt], name="prompt")
-        cut_texts = CutTexts()
-        normalize = settings.normalize if normalize_embeddings is None else normalize_embeddings
-        vectors = embed(
+        return VectorStream(
             checked_texts(texts),
+            self.checkpoint,
             self.tokenizer,
             self.engine,
-            cut_texts,
-            width=self.checkpoint.config.hidden_size,
-            dtype=self.dtype,
             prompt=prompt,
-            normalize=normalize,
-            truncation=self.truncation if truncation is None else _checked_truncation(truncation),
-            max_texts=self.batch_size if batch_size is None else _checked_batch_size(batch_size),
+            normalize=settings.normalize if normalize_embeddings is None else normalize_embeddings,
+            truncate_dim=self.truncate_dim if truncate_dim is None else self._checked_width(truncate_dim),
+            truncation=self.truncation if truncation is None else checked_truncation(truncation),
+            max_texts=self.batch_size if batch_size is None else checked_batch_size(batch_size),
             show_progress_bar=show_progress_bar,
         )
-        kept = self.truncate_dim if truncate_dim is None else self._checked_width(truncate_dim)
-        if kept is not None:
-            vectors = (l2_normalize(part[:, :kept]) if normalize else part[:, :kept] for part in vectors)
-        return VectorStream(vectors, cut_texts)
 
     def encode_query(self, texts: str | Iterable[str], **options: Any) -> NDArray[np.floating]:
         """Turn queries into vectors: `encode` with the checkpoint's query prompt (E5: "query: ") before each.
@@ -406,15 +397,3 @@ def _with_prompt(prompt_name: str, options: dict[str, Any]) -> dict[str, Any]:
     """Add the name of a prompt to the options of `encode`, unless the caller chose one."""
     chosen = options.get("prompt") is not None or options.get("prompt_name") is not None
     return options if chosen else {**options, "prompt_name": prompt_name}
-
-
-def _checked_batch_size(batch_size: int | None) -> int | None:
-    if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
-        raise ValueError(f"batch_size is {batch_size!r}, but must be a whole number of at least 1")
-    return batch_size
-
-
-def _checked_truncation(truncation: str) -> Truncation:
-    if truncation not in ("warn", "error", "allow"):
-        raise ValueError(f"truncation is {truncation!r}, but must be 'warn', 'error' or 'allow'")
-    return truncation  # type: ignore[return-value]

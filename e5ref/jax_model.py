@@ -6,10 +6,11 @@ Read `numpy_model` first; what is said there is not said again here. What differ
   computed and mean nothing; recorded arrays have 0 there, as in NumPy.
 - The layers are scanned: XLA compiles one layer and loops, over weights stacked to [layers, …] (`stack_layers`).
 - Weights may be of half precision (`round_matrices`). Then products take and give that dtype, adding up in float32,
-  and so are the states between them; biases, sums, LayerNorm, softmax, GELU, pooling and norm are computed in float32.
+  and the states between them have it too. Biases, sums, LayerNorm, softmax, GELU, pooling and norm are computed in
+  float32.
 - Linear layers and attention may be computed in a way that suits the device better (`jax_ops`).
-- The precision of float32 products is that of `jax.default_matmul_precision`, and where nobody has chosen one
-  "highest": left to itself, JAX rounds the factors to 11 bits on recent NVIDIA cards and to 8 on TPUs.
+- The precision of float32 products is that of `jax.default_matmul_precision`, or "highest" if nobody has chosen one:
+  left to itself, JAX rounds the factors to 11 bits on recent NVIDIA cards and to 8 on TPUs.
 
 Letters in shapes: B rows, T tokens of a row, K texts of a row, D hidden size, N heads, H size of a head, F feed-forward
 size.
@@ -51,7 +52,7 @@ def gelu(x: Array) -> Array:
     wide = widen(x)
     if x.dtype == wide.dtype:
         return jax.nn.gelu(x, approximate=False)
-    # 1 + erf is quicker than erfc, which that takes, and off by up to 6e-7 below zero: half precision rounds off more.
+    # `jax.nn.gelu` takes erfc. 1 + erf is quicker, and off by up to 6e-7 below zero: half precision rounds off more.
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
@@ -136,11 +137,11 @@ def forward(
             `numpy_model.forward`. Under `jax.jit` it must keep what it gets for the caller to return.
 
     Returns:
-        The last hidden states, [B, T, D], in the dtype of the weights' matrices; 0 where there is padding.
+        The last hidden states, [B, T, D], in the dtype of the weights' matrices; 0 at padding.
 
     Raises:
-        ValueError: as `numpy_model.forward`, but under `jax.jit`, where values are not known yet: there an id outside
-            the vocabulary is taken for the nearest inside. Also for float64 weights where JAX is not set to keep them.
+        ValueError: as `numpy_model.forward`, and for float64 weights if JAX is not set to keep them. Under `jax.jit`,
+            values are not known yet: an id outside the vocabulary is taken for the nearest one inside.
     """
     if not isinstance(input_ids, jax.core.Tracer):
         check_batch(np.asarray(input_ids), np.asarray(attention_mask), config)
@@ -264,7 +265,7 @@ def dot_product_attention(query: Array, key: Array, value: Array, attention_mask
     """Compute softmax(Q Kᵀ / √H) V among the tokens of each text, and the softmax itself.
 
     [B, T, N, H] three times, [B, T] -> [B, T, N, H], [B, N, T, T]. The softmax's division comes after the product with
-    the values, where it is one of H numbers a row instead of T.
+    the values: there a row has H numbers instead of T.
     """
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))  # [B, N, T, H]
     # [B, N, T, H] @ [B, N, H, T] -> [B, N, T, T]

@@ -149,7 +149,7 @@ def forward(
             "layers.0.feed_forward_activation" [B, T, F]; "last_hidden_state" [B, T, D]. Padding is 0.
 
     Returns:
-        The last hidden states, [B, T, D], in the weights' dtype; 0 where there is padding.
+        The last hidden states, [B, T, D], in the weights' dtype; 0 at padding.
 
     Raises:
         ValueError: shapes that differ, an id outside the vocabulary, a mask that does not number a row's texts, a row

@@ -16,22 +16,22 @@ from tokenizers.normalizers import BertNormalizer
 from e5ref.checkpoint.config import BertConfig, CheckpointError, read_json
 from e5ref.files.lines import foreign_file
 
-# Characters for each token of max_length up to which a text is tokenized whole, and its tokens are all counted: 65,536
-# for 512 tokens. Of a longer text only the first part, of this size, is tokenized. Prose has about 5 for each token.
+# A text of up to this many characters for each token of max_length is tokenized whole: 65,536 characters for 512
+# tokens. Only the first part, of this size, of a longer text is tokenized. Prose has about 5 characters a token.
 WHOLE_CHARACTERS = 128
 
 # If the first part has too few tokens, up to 16 parts are tokenized. What has too few even then is not text.
 MOST_PARTS = 16
 
-# The last tokens of a text that was cut can differ from those of the whole: the tokens of the last word, of which
-# WordPiece makes at most 100, and of a special token that was cut. Unigram chooses all tokens of a word together, but
-# what follows changes a choice hundreds of tokens before only in a word that repeats a pattern from there to its end.
+# The last tokens of a cut text can differ from those of the whole: the tokens of the last word, of which WordPiece
+# makes at most 100, and of a special token that was cut. Unigram chooses all tokens of a word together. What follows
+# changes a choice hundreds of tokens before only in a word that repeats a pattern from there to its end.
 UNSURE_TOKENS = 512
 
 # Fewer texts at once go through `tokenizers`: nanotoken takes 50 ms to start and to be checked.
 MANY_TEXTS = 256
 
-# nanotoken must read these as `tokenizers` does, and so it must long words, much of the vocabulary and added tokens.
+# nanotoken must read these as `tokenizers` does; also long words, much of the vocabulary and added tokens.
 AWKWARD = (
     "| |a|HOW MUCH Protein?|3.14159 -- $1,000.00 (50%) <html> a_b#c`~^+=|don't e-mail@x.org “”…–—|naïve café, Trần Hưng"
     "|nai\u0308ve cafe\u0301|\u0301| \u0323\u0301a\u0328|ÀÉÎõü|日本語の文章と中文句子、한국어|𠀀𪚥|ＦＵ ① Ⅳ ㎏|กิน|हिन्दी"
@@ -187,7 +187,7 @@ class Tokenizer:
             return fast if np.array_equal(ids, true_ids) and np.array_equal(offsets, true_offsets) else None
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException:  # which a panic of Rust is; whatever it is, `tokenizers` needs no nanotoken
+        except BaseException:  # a panic of Rust is one; after any failure, `tokenizers` does without nanotoken
             return None
 
     def token_strings(self, ids: Iterable[int]) -> list[str]:
@@ -195,7 +195,7 @@ class Tokenizer:
         return [self._tokenizer.id_to_token(token_id) or "" for token_id in ids]
 
     def save(self, path: Path) -> None:
-        """Write a tokenizer.json from which other libraries cut and pad as e5ref does."""
+        """Write a tokenizer.json with which any library cuts and pads as e5ref does."""
         tokenizer = FastTokenizer.from_str(self._tokenizer.to_str())
         tokenizer.enable_truncation(self.max_length)
         tokenizer.enable_padding(pad_id=self.pad_id, pad_token=tokenizer.id_to_token(self.pad_id) or "[PAD]")
@@ -203,15 +203,15 @@ class Tokenizer:
 
 
 def shorten(text: str, size: int, *, wordpiece: bool) -> tuple[str, bool]:
-    """Shorten the long runs of a text, and cut what is too long even so.
+    """Shorten the long runs of a text, and cut the text if it is still too long.
 
-    A run keeps at least `size` of its characters. They fill a text, since no vocabulary has a token of 64 equal
-    characters; or they are one token ([UNK], say) or none, and so are more of them.
+    A run keeps at least `size` of its characters. Either they fill a text, since no vocabulary has a token of 64 equal
+    characters. Or they are at most one token, such as [UNK], and more of them would be no more.
 
     Args:
         text: of any length.
         size: the characters of a part.
-        wordpiece: whether a long run of letters is one token, whatever they are, and white space is none.
+        wordpiece: whether any long run of letters is one token, and white space no token.
 
     Returns:
         `MOST_PARTS` parts at most, and whether they reach to the end of the text.
@@ -230,7 +230,7 @@ def shorten(text: str, size: int, *, wordpiece: bool) -> tuple[str, bool]:
 
 
 def _run(part: str, wordpiece: bool) -> str:
-    """Say of what a part of a text is a run: one character, or one kind of them; "" if of nothing."""
+    """Name what all of a part of a text is: one character, or one kind of character; "" if it is mixed."""
     if wordpiece and part.isascii() and part.isalnum():
         return "letters and digits"
     if wordpiece and not part.strip(" \t\r\n"):
@@ -261,7 +261,7 @@ def read_tokenizer(folder: Path) -> tuple[Path, FastTokenizer]:
         raise CheckpointError(f"{path}: {reason}") from None
     for name, attribute in NORMALIZER_OPTIONS.items() if isinstance(tokenizer.normalizer, BertNormalizer) else ():
         value = getattr(tokenizer.normalizer, attribute)
-        # transformers goes by tokenizer_config.json, other libraries by tokenizer.json.
+        # transformers goes by tokenizer_config.json, the rest by tokenizer.json.
         if options.get(name, value) != value:
             raise CheckpointError(
                 f"{settings}: {name} is {options[name]!r}, but {attribute} of tokenizer.json {value!r}; fetch both anew"

@@ -4,6 +4,9 @@ import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from e5ref.checkpoint.config import BertConfig, read_config
 from e5ref.checkpoint.hub import DEFAULT_CHECKPOINT, file_sha256, known_checkpoints, locate
@@ -33,6 +36,12 @@ class Checkpoint:
     settings: EmbeddingSettings
     params: BertParams = field(repr=False)
     weight_files: tuple[Path, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What the weights are made of: float32 or float64."""
+        dtype: np.dtype[Any] = self.params.embeddings.word.dtype
+        return dtype
 
     @cached_property
     def weights_sha256(self) -> str:

@@ -87,7 +87,7 @@ def _read_max_length(folder: Path, config: BertConfig) -> int:
         value = raw.get(key)
         if value is not None and (type(value) not in (int, float) or value < 1):
             raise CheckpointError(f"{path}: {key} is {value!r}, but must be a number of tokens")
-        # transformers writes a huge number where a tokenizer has no bound.
+        # transformers writes a huge number if a tokenizer has no bound.
         if value is not None and (key == "max_seq_length" or value <= config.max_tokens):
             limit = int(min(value, config.max_tokens))
     return limit

@@ -87,7 +87,7 @@ def params_from_tensors(
 ) -> BertParams:
     """Put a checkpoint's tensors into the tree, each checked."""
     prefix = next((p for p in NAME_PREFIXES if f"{p}embeddings.word_embeddings.weight" in tensors), "")
-    layers = min(config.num_hidden_layers, len(tensors))  # whatever config.json says, there are no more
+    layers = min(config.num_hidden_layers, len(tensors))  # config.json may say any number; there are no more
     names = leaves(build_params(lambda name, shape: name, replace(config, num_hidden_layers=layers)))
     known = {prefix + stored for name in names for stored in stored_names(name)}
     others = {name: name.removeprefix(prefix) for name in sorted(tensors.keys() - known)}

@@ -70,7 +70,7 @@ def inspect(model: str, revision: str | None, as_json: bool) -> None:
         "tokenizer": encoder.tokenizer.path.name,
         **encoder.provenance(""),
     }
-    del facts["prompt"]  # that of a run, which there is none of here
+    del facts["prompt"]  # a run has one; a checkpoint does not
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return

@@ -118,7 +118,9 @@ def rank(
         if as_json:
             click.echo(json.dumps({"index": int(index), "score": float(scores[index]), "text": lines[index]}))
         else:
-            click.echo(f"{scores[index]:6.2f}  {' '.join(lines[index].split())}")  # a line each, whatever is in it
+            click.echo(
+                f"{scores[index]:6.2f}  {' '.join(lines[index].split())}"
+            )  # one line each, even if the text has several
     say_if_none(len(lines))
 
 

@@ -112,7 +112,7 @@ def pad_ids(
     Args:
         ids: the token ids of each text.
         pad_id: the id that fills short rows.
-        shape: of the array, where it is to have more rows than there are texts, or longer ones.
+        shape: of the array, if it is to have more rows than texts, or longer rows.
 
     Returns:
         input_ids [B, T] and attention_mask [B, T] (1 for a real token); without `shape`, T is the longest length.

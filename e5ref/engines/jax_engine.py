@@ -32,13 +32,13 @@ PRECISIONS: "dict[Precision, tuple[str | None, str]]" = {
     "float16": ("float16", "highest"),
 }
 
-# Tokens of an accelerator's full batch, and of one for what full batches leave.
+# Tokens of an accelerator's full batch, and of a batch for the rest.
 FULL_TOKENS, REST_TOKENS = 65_536, 8192
 
-# A row has room for a text for each of so many tokens.
+# A row of T tokens has room for T / TOKENS_OF_A_TEXT texts.
 TOKENS_OF_A_TEXT = 8
 
-# Batches that are on the device or on their way there before the host waits for the first of them.
+# The host waits for a result once more batches than this are on the device or on their way there.
 IN_FLIGHT = 8
 
 
@@ -61,10 +61,10 @@ class Shapes(NamedTuple):
 
         Args:
             lengths: tokens of each text that is left, ascending.
-            alone: whether these are all texts of the window; what other batches leave goes without small shapes.
+            alone: whether these are all texts of the window. If not, few shapes are tried, so that few are compiled.
         """
         longest, tokens = lengths[-1], lengths.sum()
-        few = self.few if alone else self.few[-2:]  # what is left of many texts wants few programs of its own
+        few = self.few if alone else self.few[-2:]
         fit = [shape for shape in few if shape[1] >= tokens]
         fit += [self.rest] if 4 * math.prod(self.rest) >= tokens else []
         fit += [shape for most, shape in self.full if longest <= most]
@@ -78,8 +78,8 @@ class Shapes(NamedTuple):
 def batch_shapes(platform: str, max_length: int, devices: int = 1) -> Shapes:
     """Return the shapes of batches.
 
-    On a CPU a batch is one row, since attention is no dearer in a long one. Products run at their full rate from about
-    a thousand tokens on. An accelerator computes attention of a row whole, and so has rows of several lengths.
+    On a CPU a batch is one row, since attention goes text by text there. Products run at their full rate from about a
+    thousand tokens on. An accelerator computes a row's attention whole, and so has rows of several lengths.
 
     Args:
         platform: what JAX calls the devices: "cpu", "gpu", "tpu".
@@ -127,7 +127,7 @@ class JaxEngine:
         half, _ = PRECISIONS[precision]
         self._checkpoint = checkpoint
         self._pad_id = pad_id
-        self._float64 = checkpoint.params.embeddings.word.dtype == np.float64
+        self._float64 = checkpoint.dtype == np.float64
         if self._float64 and precision != "highest":
             raise ValueError(f"precision {precision!r} is for dtype 'float32'; float64 is computed as it is")
 
@@ -162,8 +162,8 @@ class JaxEngine:
     def run(self, windows: Iterable[Window], *, normalize: bool, max_texts: int | None = None) -> Iterator[int]:
         """Do what `Engine.run` says.
 
-        The host makes the next batches ready while the devices work; it waits for a result only when `IN_FLIGHT`
-        others are under way.
+        The host makes the next batches ready while the devices work; it waits for a result only when more than
+        `IN_FLIGHT` batches are under way.
         """
         under_way: deque[tuple[Window, Batch, jax.Array]] = deque()
         for window in windows:

@@ -16,20 +16,20 @@ from e5ref.engines.engine import Window
 from e5ref.operations.blas import blas, usable_cores
 from e5ref.operations.probes import rows_are_independent, threads_do_not_matter
 
-# A thread holds Python's lock for a fiftieth to a twentieth of its time, so that more would mostly wait for each other:
-# see docs/performance.md.
+# A thread holds Python's lock for a fiftieth to a twentieth of its time, so more threads would mostly wait for each
+# other: see docs/performance.md.
 MAX_THREADS = 16
 
-# What people set to say how many threads a BLAS has.
+# Environment variables that set the threads of a BLAS.
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
-# Tokens of a batch with which products run at the BLAS's full rate: more would only cost memory.
+# Products of batches of this many tokens run at the BLAS's full rate: larger batches would only cost memory.
 FULL_TOKENS = 1536
 
-# Tokens up to which all threads work on one batch together; more are divided among the threads.
+# Up to this many tokens, all threads work on one batch together; more tokens are divided among the threads.
 SHARED_TOKENS = 256
 
-# Tokens that are worth a batch, where threads do not work on one together since it would get other bits.
+# Smallest batch when threads may not share one (sharing would change bits).
 LEAST_TOKENS = 64
 
 
@@ -73,8 +73,8 @@ class NumpyEngine:
         tokens = -(-all_tokens // (self.threads * max(rounds, 1)))
         if tokens < SHARED_TOKENS:
             tokens = max(tokens, SHARED_TOKENS if self._threads_do_not_matter else LEAST_TOKENS)
-        # Where the BLAS rounds a text's rows differently by what stands beside them, it gets one text at a time; trying
-        # that out takes longer than a query.
+        # If the BLAS rounds a text's rows by what stands beside them, it gets one text at a time. Trying that out takes
+        # longer than a query.
         if len(lengths) > 1 and not self.rows_are_independent:
             max_texts = 1
         for texts in token_batches(lengths, tokens=tokens, max_texts=max_texts):
@@ -115,20 +115,16 @@ class NumpyEngine:
 
     @property
     def rows_are_independent(self) -> bool:
-        """Whether texts can share a batch: whether each keeps its bits whatever stands beside it."""
+        """Whether texts can share a batch: whether each keeps its bits in any company."""
         D, F = self._checkpoint.config.hidden_size, self._checkpoint.config.intermediate_size
-        return all(rows_are_independent(*shape, self._dtype) for shape in ((D, D), (D, F), (F, D)))
+        return all(rows_are_independent(*shape, self._checkpoint.dtype.name) for shape in ((D, D), (D, F), (F, D)))
 
     @property
     def _threads_do_not_matter(self) -> bool:
-        """Whether a text keeps its bits whatever number of threads the BLAS has."""
+        """Whether a text keeps its bits on any number of BLAS threads."""
         config = self._checkpoint.config
         sizes = config.hidden_size, config.intermediate_size, config.head_size
-        return threads_do_not_matter(*sizes, self._dtype, self.threads)
-
-    @property
-    def _dtype(self) -> str:
-        return str(self._checkpoint.params.embeddings.word.dtype)
+        return threads_do_not_matter(*sizes, self._checkpoint.dtype.name, self.threads)
 
     def _embed(self, window: Window, batch: Batch, normalize: bool, blas_threads: int) -> int:
         """Compute the vectors of a batch, write them where they belong, and return how many there are."""

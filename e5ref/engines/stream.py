@@ -12,19 +12,22 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from e5ref.checkpoint import Checkpoint
 from e5ref.engines.engine import Engine, Window
+from e5ref.numpy_model import l2_normalize
 from e5ref.terminal.progress import progress_bar
 from e5ref.tokenizer import TokenIds, Tokenizer
 
 Truncation = Literal["warn", "error", "allow"]
 
-# Characters of a text in mean, up to which a window is full when it has its number of texts.
+# A window closes early once its texts average more than this many characters.
 WINDOW_CHARACTERS = 512
 
-# Each window may have so many times the texts of the one before.
+# A window may have this many times the texts of the one before.
 WINDOW_GROWTH = 16
 
-# Who writes a stream may be slow: of its first windows, of 1, 16 and 256 texts, each is finished before more is read.
+# Whoever writes a stream may be slow, so the stream's first three windows, of 1, 16 and 256 texts, are each finished
+# before more is read.
 WINDOWS_AT_ONCE = 3
 
 
@@ -36,43 +39,38 @@ class E5Warning(UserWarning):
 warnings.simplefilter("always", E5Warning, append=True)
 
 
-class CutTexts:
-    """What was cut of the texts of a stream.
+class VectorStream(Iterator[NDArray[np.floating]]):
+    """The vectors of texts, window by window, [n, D] each; what `E5.encode_stream` returns.
 
     Attributes:
         total: how many texts have been tokenized so far.
         cut: how many of them were longer than the model takes.
         longest: the number of the longest of these.
-        n_tokens: how many tokens that one has, or more than so many.
+        n_tokens: how many tokens that one has; if `more_than`, it has more.
+        more_than: "more than " or "".
     """
 
-    def __init__(self) -> None:
-        """Begin with no texts."""
+    def __init__(
+        self,
+        texts: Iterable[str],
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+        engine: Engine,
+        *,
+        prompt: str,
+        normalize: bool,
+        truncate_dim: int | None,
+        truncation: Truncation,
+        max_texts: int | None,
+        show_progress_bar: bool | None,
+    ) -> None:
+        """Embed what `checked_texts` returns; `max_texts` bounds a batch, and the others are those of `E5.encode`."""
         self.total = self.cut = self.longest = self.n_tokens = 0
         self.more_than = ""
-
-    def add(self, tokens: TokenIds) -> None:
-        """Count the next texts."""
-        cut = np.flatnonzero(tokens.truncated)
-        self.cut += len(cut)
-        if len(cut) and tokens.n_tokens[cut].max() > self.n_tokens:
-            index = cut[tokens.n_tokens[cut].argmax()]
-            self.longest, self.n_tokens = self.total + int(index), int(tokens.n_tokens[index])
-            self.more_than = "" if tokens.exact[index] else "more than "
-        self.total += len(tokens.n_tokens)
-
-
-class VectorStream(Iterator[NDArray[np.floating]]):
-    """The vectors of texts, window by window, [n, D] each; what `E5.encode_stream` returns.
-
-    Attributes:
-        cut_texts: what was cut of the texts so far.
-    """
-
-    def __init__(self, parts: Generator[NDArray[np.floating]], cut_texts: CutTexts) -> None:
-        """Join what `embed` yields with what it counts."""
-        self.cut_texts = cut_texts
-        self._parts = parts
+        self._texts, self._checkpoint, self._tokenizer, self._engine = texts, checkpoint, tokenizer, engine
+        self._prompt, self._truncation = prompt, truncation
+        self._begun: deque[NDArray[np.floating]] = deque()  # vectors of windows, which the engine writes
+        self._parts = self._vectors(normalize, truncate_dim, max_texts, show_progress_bar)
 
     def __next__(self) -> NDArray[np.floating]:
         """Return the vectors of the next window."""
@@ -82,70 +80,49 @@ class VectorStream(Iterator[NDArray[np.floating]]):
         """Leave the rest undone."""
         self._parts.close()
 
+    def _vectors(
+        self, normalize: bool, truncate_dim: int | None, max_texts: int | None, show_progress_bar: bool | None
+    ) -> Generator[NDArray[np.floating]]:
+        windows, total = self._windows(), number_of(self._texts)
+        groups = [windows] if total is not None else [*(islice(windows, 1) for _ in range(WINDOWS_AT_ONCE)), windows]
+        finished = 0
+        with progress_bar(total, "embedding", "text", show=show_progress_bar) as bar:
+            for group in groups:
+                for count in self._engine.run(group, normalize=normalize, max_texts=max_texts):
+                    bar.update(count)
+                    finished += count
+                    while self._begun and finished >= len(self._begun[0]):
+                        finished -= len(self._begun[0])
+                        vectors = self._begun.popleft()[:, :truncate_dim]
+                        yield l2_normalize(vectors) if truncate_dim and normalize else vectors
+        if self.cut and self._truncation == "warn":
+            warn(
+                f"{self.cut} of {self.total} texts are longer than {self._tokenizer.max_length} tokens and were cut; "
+                f"the longest, texts[{self.longest}], has {self.more_than}{self.n_tokens} (truncation 'allow' silences "
+                "this, 'error' refuses)"
+            )
 
-def embed(
-    texts: Iterable[str],
-    tokenizer: Tokenizer,
-    engine: Engine,
-    cut_texts: CutTexts,
-    *,
-    width: int,
-    dtype: np.dtype[Any],
-    prompt: str,
-    normalize: bool,
-    truncation: Truncation,
-    max_texts: int | None,
-    show_progress_bar: bool | None,
-) -> Generator[NDArray[np.floating]]:
-    """Turn texts into vectors.
-
-    Args:
-        texts: what `checked_texts` returns.
-        tokenizer: texts → ids.
-        engine: ids → vectors.
-        cut_texts: counts.
-        width: D.
-        dtype: of the vectors.
-        prompt: what to put before each text.
-        normalize: whether to scale vectors to unit L2 norm.
-        truncation: as in `E5.encode`.
-        max_texts: the most texts of a batch; None for no bound.
-        show_progress_bar: as in `E5.encode`.
-
-    Yields:
-        The vectors of each window, [n, D].
-    """
-    begun: deque[NDArray[np.floating]] = deque()  # vectors of windows, which the engine writes
-
-    def windows() -> Iterator[Window]:
-        for tokens in tokenized(texts, tokenizer, engine, prompt):
-            check_tokens(tokens, cut_texts.total)
-            cut_texts.add(tokens)
-            if cut_texts.cut and truncation == "error":
+    def _windows(self) -> Iterator[Window]:
+        for tokens in tokenized(self._texts, self._tokenizer, self._engine, self._prompt):
+            check_tokens(tokens, self.total)
+            self._count(tokens)
+            if self.cut and self._truncation == "error":
                 raise ValueError(
-                    f"texts[{cut_texts.longest}] has {cut_texts.more_than}{cut_texts.n_tokens} tokens, more than "
-                    f"max_length {tokenizer.max_length}; split it, or allow truncation"
+                    f"texts[{self.longest}] has {self.more_than}{self.n_tokens} tokens, more than max_length "
+                    f"{self._tokenizer.max_length}; split it, or allow truncation"
                 )
-            begun.append(np.empty((len(tokens.n_tokens), width), dtype))
-            yield Window(tokens, begun[-1])
+            shape = len(tokens.n_tokens), self._checkpoint.config.hidden_size
+            self._begun.append(np.empty(shape, self._checkpoint.dtype))
+            yield Window(tokens, self._begun[-1])
 
-    every, total = windows(), number_of(texts)
-    groups = [every] if total is not None else [*(islice(every, 1) for _ in range(WINDOWS_AT_ONCE)), every]
-    finished = 0
-    with progress_bar(total, "embedding", "text", show=show_progress_bar) as bar:
-        for group in groups:
-            for count in engine.run(group, normalize=normalize, max_texts=max_texts):
-                bar.update(count)
-                finished += count
-                while begun and finished >= len(begun[0]):
-                    finished -= len(begun[0])
-                    yield begun.popleft()
-    if cut_texts.cut and truncation == "warn":
-        warn(
-            f"{cut_texts.cut} of {cut_texts.total} texts are longer than {tokenizer.max_length} tokens and were cut; "
-            f"the longest, texts[{cut_texts.longest}], has {cut_texts.more_than}{cut_texts.n_tokens} (truncation "
-            "'allow' silences this, 'error' refuses)"
-        )
+    def _count(self, tokens: TokenIds) -> None:
+        cut = np.flatnonzero(tokens.truncated)
+        self.cut += len(cut)
+        if len(cut) and tokens.n_tokens[cut].max() > self.n_tokens:
+            index = cut[tokens.n_tokens[cut].argmax()]
+            self.longest, self.n_tokens = self.total + int(index), int(tokens.n_tokens[index])
+            self.more_than = "" if tokens.exact[index] else "more than "
+        self.total += len(tokens.n_tokens)
 
 
 def tokenized(texts: Iterable[str], tokenizer: Tokenizer, engine: Engine, prompt: str) -> Iterator[TokenIds]:
@@ -200,13 +177,27 @@ def checked_texts(texts: Any) -> Iterable[str]:
     return texts
 
 
+def checked_batch_size(batch_size: int | None) -> int | None:
+    """Return the most texts of a batch; refuse what is no count."""
+    if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
+        raise ValueError(f"batch_size is {batch_size!r}, but must be a whole number of at least 1")
+    return batch_size
+
+
+def checked_truncation(truncation: str) -> Truncation:
+    """Return what to do about long texts; refuse an unknown word."""
+    if truncation not in ("warn", "error", "allow"):
+        raise ValueError(f"truncation is {truncation!r}, but must be 'warn', 'error' or 'allow'")
+    return truncation  # type: ignore[return-value]
+
+
 def number_of(texts: Iterable[str]) -> int | None:
     """Count texts; None for a stream, and for what only guesses its length, as a progress bar does."""
     return len(texts) if isinstance(texts, Sized) and hasattr(texts, "__getitem__") else None
 
 
 def as_text(name: str, text: Any) -> str:
-    """Return an element of an Arrow array as a str; refuse whatever else is none."""
+    """Return a str, also of an element of an Arrow array; refuse anything else."""
     text = text.as_py() if hasattr(text, "as_py") else text
     if not isinstance(text, str):
         raise TypeError(f"{name} is {type(text).__name__}, not str")
@@ -214,7 +205,7 @@ def as_text(name: str, text: Any) -> str:
 
 
 def check_unicode(texts: list[str], first: int = 0, name: str | None = None) -> list[str]:
-    """Return texts, all of which can be written as UTF-8; refuse others by `name`, or by number from `first` on."""
+    """Return texts if all can be written as UTF-8; else name the first that cannot: `name`, or its number."""
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:

@@ -39,7 +39,7 @@ MAX_LINE_BYTES = 1 << 28
 
 
 def foreign_kind(head: bytes) -> str | None:
-    """Say what kind of file begins with `head`, and what to do about it, if it is none that e5ref reads; else None."""
+    """Say what kind of file begins with `head` and what to do about it; None if e5ref may be able to read it."""
     return next((kind for start, kind in KINDS.items() if head.startswith(start)), None)
 
 
@@ -83,7 +83,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 def decoded_lines(file: BinaryIO, name: str | Path) -> Iterator[tuple[int, str]]:
     """Decode the lines of a file opened in binary, which end at line feeds only, as they come.
 
-    Opened as text they would end at other characters too, such as U+2028 with `str.splitlines`, that a text may hold.
+    `str.splitlines` would end lines at U+2028 and others too, which a text may hold.
 
     Args:
         file: what is read.

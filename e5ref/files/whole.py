@@ -47,7 +47,7 @@ def remove_parts() -> None:
 
 
 def _new_part(path: Path) -> tuple[Path, BinaryIO]:
-    """Open a new file beside `path`, locked for as long as it is open, or until the process ends in whatever way."""
+    """Open a new file beside `path`, locked while it is open; it is also unlocked if the process is killed."""
     while True:
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         file = part.open("xb")

@@ -16,9 +16,8 @@ class BlasThreads:
 
     Nothing is done about a BLAS that threadpoolctl does not know, such as Apple's Accelerate.
 
-    A fork waits until no other thread of Python is inside `at_most`. The child would have no such thread to put the
-    number back, or to let go of a lock, be it ours or OpenBLAS's. And OpenBLAS hangs at a fork while its own threads
-    are at work.
+    A fork waits until no other thread of Python is inside `at_most`. The child would lack that thread, which puts the
+    number back and lets go of locks, ours and OpenBLAS's. Besides, OpenBLAS hangs at a fork while its threads work.
     """
 
     def __init__(self) -> None:
@@ -36,7 +35,7 @@ class BlasThreads:
 
     @property
     def threads(self) -> int:
-        """How many the caller has chosen: all cores, unless the environment or threadpoolctl says otherwise."""
+        """How many the caller has chosen: all cores, unless the environment or threadpoolctl says less."""
         with self._lock:
             counts = self._before if self._wanted else [library.num_threads for library in self._libraries]
         return max(counts, default=os.cpu_count() or 1)
@@ -46,7 +45,7 @@ class BlasThreads:
         """Keep to `threads`; if several callers ask at a time, the least number counts."""
         me = threading.get_ident()
         with self._lock:
-            # What the fork waits for goes on, whatever it asks for within.
+            # A thread that the fork waits for may go on, and ask again.
             self._changed.wait_for(lambda: not self._forks or any(thread == me for thread, _ in self._wanted))
             if not self._wanted:
                 self._before = [library.num_threads for library in self._libraries]
@@ -62,8 +61,8 @@ class BlasThreads:
 
     def _set(self) -> None:
         for library, before in zip(self._libraries, self._before, strict=True):
-            # From version 3.7 on threadpoolctl heeds one thread of Python only, lest others set it back; here the lock
-            # sees to that.
+            # From version 3.7 on threadpoolctl heeds one thread of Python only, so that others do not set it back.
+            # Here the lock does that.
             set_threads = getattr(library, "_real_set_num_threads", library.set_num_threads)
             set_threads(min([before, *(threads for _, threads in self._wanted)]))
 
@@ -88,7 +87,7 @@ blas = BlasThreads()
 
 @functools.cache
 def rows_alternate() -> bool:
-    """Tell whether the BLAS rounds the first six of every twelve rows alike, and the other six in another way.
+    """Tell whether the BLAS rounds the first six of every twelve rows alike, and the next six differently.
 
     OpenBLAS's kernels for AVX2 do. Nothing documents this, so it is tried out.
     """
@@ -111,7 +110,7 @@ def usable_cores(root: Path = Path("/")) -> int:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     groups = root / "sys/fs/cgroup"
-    with suppress(OSError, ValueError):  # whatever cannot be read bounds nothing
+    with suppress(OSError, ValueError):  # a file that cannot be read sets no bound
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers:  # version 2

@@ -8,7 +8,7 @@ several texts in a row, it computes little more than the scores within each.
 
 They are written in Pallas' language for these GPUs, Mosaic GPU. What they deal in: *warpgroups*, 128 threads that
 multiply together; *SMEM*, 227 KiB on each multiprocessor; copies between it and memory that run beside the threads; and
-*barriers*, on which one waits until others have arrived. `jax_ops` calls them where they can be used.
+*barriers*, at which threads wait for each other. `jax_ops` calls these kernels if the device can run them.
 """
 
 import math
@@ -37,8 +37,8 @@ SMEM_BYTES = 227 << 10
 # Columns of a tile of the product → blocks of either factor that SMEM has room for.
 BLOCKS_AHEAD = {256: 4, 128: 6}
 
-# Tiles one after another share their rows of x or their weights, so that these are still in the cache: they run up and
-# down in stripes of so many.
+# Successive tiles share their rows of x or their weights, so that these are still in the cache: tiles run up and down
+# in stripes of this many.
 STRIPE = 8
 
 # Φ(u) - 1/2 is about u · (c₀ + c₁ u² + c₂ u⁴ + …) up to |u| = 4.4, where it is all but ±1/2: the polynomial whose error
@@ -60,7 +60,7 @@ COEFFICIENTS = (
 def gelu(x: Array) -> Array:
     """GELU in float32, off by 6e-5 at most up to |x| = 5, and by 1e-5 of |x| beyond.
 
-    Half precision rounds off more of the positive results, beside which the small negative ones are added up.
+    Half precision rounds off more of the positive results, to which the small negative ones are added.
     """
     u = jnp.maximum(jnp.minimum(x, jnp.full_like(x, TAIL)), jnp.full_like(x, -TAIL))
     square = u * u
@@ -196,15 +196,15 @@ def attention(query: Array, key: Array, value: Array, attention_mask: Array) -> 
         query: [B, T, N, H] of half precision; T is a multiple of 8 from 64 to 512, H is 32 or 64.
         key: [B, T, N, H].
         value: [B, T, N, H].
-        attention_mask: k > 0 for the tokens of the row's k-th text, 0 for padding, [B, T] of int32. Several texts stand
-            one behind another, each in one piece; of a single one, padding may stand anywhere.
+        attention_mask: k > 0 for the tokens of the row's k-th text, 0 for padding, [B, T] of int32. Several texts of a
+            row follow each other, each in one piece. If a row has a single text, padding may stand anywhere.
 
     Returns:
         [B, T, N, H]; finite numbers without meaning for padding.
     """
     rows, tokens, heads, size = query.shape
-    # Several warpgroups keep a multiprocessor busy. Short rows leave room in SMEM for several rows, where one for each
-    # was fastest; for longer rows it was as many as make four of the rows that there is room for.
+    # Several warpgroups keep a multiprocessor busy. SMEM has room for several short rows: one warpgroup for each was
+    # fastest. For longer rows it was the number that makes four of all rows that SMEM has room for.
     warpgroups = 1 if tokens <= 256 else -(-4 * 3 * tokens * size * query.dtype.itemsize // SMEM_BYTES)
     count = KEYS if tokens >= KEYS else KEYS // 2  # keys of a block
     return plgpu.kernel(
@@ -267,7 +267,7 @@ def _attention(query: Ref, key: Ref, value: Ref, attention_mask: Ref, blocks: Re
         plgpu.barrier_wait(is_full)
 
         def attend(turn: Array, _: None) -> None:
-            # Where 64 does not divide the row, the last queries are taken from its end: some are computed twice, but
+            # If 64 does not divide the row, the last queries are taken from its end. Some are computed twice, and
             # written by the tile before, which knows their keys.
             tile = warpgroup + turn * warpgroups
             start = pl.multiple_of(jnp.minimum(tile * ROWS, tokens - ROWS), 8)
@@ -280,7 +280,7 @@ def _attention(query: Ref, key: Ref, value: Ref, attention_mask: Ref, blocks: Re
                 begin = pl.multiple_of(jnp.minimum(first, tokens - count), 8)
                 block = pl.ds(begin, count)
                 if own is not None:
-                    # A block that would end behind the row ends with it: keys that have had their turn are left out.
+                    # The last block may reach past the row. It is shifted back, and keys already counted are masked.
                     place = begin + plgpu.broadcasted_iota(jnp.int32, (count,), 0, layout=ALONG)
                     others = jnp.where(place >= first, numbers(begin, count, ALONG), -1)
 
@@ -303,7 +303,7 @@ def _attention(query: Ref, key: Ref, value: Ref, attention_mask: Ref, blocks: Re
                 return context, highest, total * shrink + weights.sum(axis=1)
 
             # The highest score starts below all real ones, yet so far above masked ones that these always weigh 0.
-            # Among masked ones alone, what rounding leaves of 1e30 would decide, and could be infinite.
+            # Among masked ones alone, the rounding of 1e30 would decide, and could give infinity.
             highest, total = jnp.full((ROWS,), -1e20, jnp.float32), jnp.zeros((ROWS,), jnp.float32)
             state = jnp.zeros((ROWS, size), jnp.float32), highest, total
             state = jax.lax.fori_loop(0, unmasked, lambda index, state: add_keys(state, leading + index), state)

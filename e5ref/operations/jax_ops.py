@@ -1,7 +1,7 @@
-"""What the JAX twin leaves to the device: the same results, in the way that is fastest where this runs.
+"""What the JAX twin leaves to the device: the same results, computed as is fastest there.
 
-Each function gets the plain form of what it does, which `jax_model` defines. It runs that, or what computes the same: a
-kernel of `jax_kernels` on Hopper GPUs, cuDNN's attention on NVIDIA's others, attention text by text on a CPU.
+Each function gets its plain form, which `jax_model` defines. It runs that, or an equivalent: a kernel of `jax_kernels`
+on Hopper GPUs, cuDNN's attention on the rest of NVIDIA's, attention text by text on a CPU.
 """
 
 import math
@@ -20,11 +20,12 @@ Array = jax.Array
 
 HALF = (jnp.bfloat16, jnp.float16)
 
-# Tokens of a row from which on attention goes to a kernel of ours or of cuDNN.
+# Rows of at least this many tokens go to an attention kernel, ours or cuDNN's.
 KERNEL_FROM_TOKENS = 64
 
-# On a CPU: tokens of a row up to which attention takes rows whole; tokens in which all texts that start there are one
-# piece; the lengths to which a piece is padded; and tokens of the pieces that are taken at a time.
+# On a CPU, attention takes rows of up to CPU_ROW tokens whole, and cuts longer ones into pieces. All texts that start
+# within one block of CPU_BLOCK tokens are one piece. It is padded to one of CPU_LENGTHS. Pieces of about CPU_GROUP
+# tokens in all are computed at a time.
 CPU_ROW, CPU_BLOCK = 256, 32
 CPU_LENGTHS = (64, 96, 128, 192, 256, 384, 512)
 CPU_GROUP = 256
@@ -98,16 +99,16 @@ def attention_in_pieces(
 ) -> Array:
     """Do what `attention` does, piece by piece: a long text, or several short ones that follow each other.
 
-    So next to nothing is computed for texts that do not see each other, and the scores of a piece stay in the cache.
+    Almost no score is then computed between different texts, and the scores of a piece stay in the cache.
     """
     shape, tokens = query.shape, attention_mask.size
     starts, stops = pieces(attention_mask)  # [pieces]
-    # Now one row holds all texts. No two of them share a number.
+    # From here on one row holds all texts, and no two of them share a number.
     numbers = (attention_mask + jnp.arange(shape[0])[:, None] * (shape[1] + 1)).reshape(tokens)
     inputs = [x.reshape(tokens, *shape[2:]) for x in (query, key, value)] + [numbers]  # [tokens, N, H], [tokens]
 
     def attend(context: Array, length: int, done: Array, last: Array) -> Array:
-        """Take the pieces from `done` to `last`, which `length` tokens are enough for, some at a time."""
+        """Compute the pieces from `done` to `last`, of at most `length` tokens, some at a time."""
         together = max(1, CPU_GROUP // length)
 
         def turn(number: Array, context: Array) -> Array:
@@ -128,7 +129,7 @@ def attention_in_pieces(
         return jax.lax.fori_loop(0, -((done - last) // together), turn, context)
 
     lengths = [length for length in CPU_LENGTHS if length < tokens]
-    # What is too long for the greatest of these takes the rows whole. As a loop, XLA would compute that unasked.
+    # If a piece is longer than the greatest of these, rows are taken whole. In a loop, XLA would always compute that.
     context = jax.lax.cond(
         jnp.max(stops - starts) > lengths[-1],
         lambda: plain(query, key, value, attention_mask),
@@ -151,8 +152,8 @@ def pieces(attention_mask: Array) -> tuple[Array, Array]:
         attention_mask: [B, T].
 
     Returns:
-        The first token of each piece and the one behind its last, [blocks] of int32, the longest pieces first. Those at
-        the end that are none have two equal numbers.
+        The first token of each piece and the one behind its last, [blocks] of int32, the longest pieces first. The two
+        are equal for blocks without a piece, which come last.
     """
     tokens = attention_mask.size
     place = jnp.arange(tokens, dtype=jnp.int32)

@@ -12,8 +12,8 @@ from e5ref.operations.blas import rows_alternate
 # Numbers of one block: large enough that Python's part of a call does not count, small enough to stay in cache.
 BLOCK_ELEMENTS = 147_456
 
-# Below this many rows a BLAS takes other paths (a matrix-vector product, kernels for tiny matrices) that add in
-# another order, so that a row's last bits would depend on how many rows came with it.
+# Below this many rows a BLAS takes different paths (a matrix-vector product, kernels for tiny matrices) that add in a
+# different order. A row's last bits would then depend on the number of rows.
 MIN_ROWS = 16
 
 # Up to this many rows a product of float32 is faster as W xᵀ: a BLAS rearranges its second factor first, which here is
@@ -62,8 +62,8 @@ def matmul_rows(x: Array, weight: Array) -> Array:
 def matmul_heads(a: Array, b: Array) -> Array:
     """Multiply head by head, as `a @ b` does, for what goes down the columns afterwards.
 
-    [n, N, t, H] @ [n, N, H, m] -> [n, N, t, m], in memory [n, t, N, m]: row i of all heads lies in one piece. Where a
-    text is short, NumPy's passes over rows of N · m numbers take half of their time over rows of m.
+    [n, N, t, H] @ [n, N, H, m] -> [n, N, t, m], in memory [n, t, N, m]: row i of all heads lies in one piece. If a text
+    is short, NumPy's passes over rows of N · m numbers take half as long as over rows of m.
     """
     texts, heads, rows, _ = a.shape
     return np.matmul(a, b, out=np.empty((texts, rows, heads, b.shape[-1]), a.dtype).transpose(0, 2, 1, 3))
@@ -88,7 +88,7 @@ def normal_tail(x: Array) -> Array:
     """Q(x) = 1 - Φ(x) = erfc(x/√2) / 2: the chance that a normal variable exceeds x.
 
     In float64 it is the C library's erfc, element by element. In float32 it is a fit of our own: exp(-x²/2) N(x)/D(x),
-    where the ratio of polynomials of degree 3 and 4 meets exp(x²/2) Q(x) within a relative 1.5e-7 on 0 ≤ x ≤ 3, and
+    whose ratio of polynomials, of degree 3 and 4, meets exp(x²/2) Q(x) within a relative 1.5e-7 on 0 ≤ x ≤ 3, and
     within 6e-6 up to x = 14.5, beyond which Q is below what float32 can hold. Out there exp multiplies the rounding of
     x² by x²/2, which is more. `x` may go up to 40, from where on Q is 0 in either dtype.
 

@@ -41,8 +41,8 @@ def text_lengths(attention_mask: Ids, texts_per_row: int | None = None) -> NDArr
 def text_starts(attention_mask: Ids) -> NDArray[np.int64]:
     """Find the column from which each token's text counts its positions. [B, T] -> [B, T].
 
-    The first text of a row counts from the start of the row, whatever padding stands before it; the others from their
-    first token.
+    The first text of a row counts from the start of the row, even behind padding. The next ones count from their first
+    token.
     """
     reached = np.maximum.accumulate(attention_mask, axis=1)  # [B, T]
     begins = (reached > 1) & (np.diff(reached, axis=1, prepend=0) > 0)  # [B, T]
@@ -75,7 +75,7 @@ def token_positions(input_ids: Ids, attention_mask: Ids, config: BertConfig) -> 
 
 
 def rows_of(tokens: Array, attention_mask: Ids) -> Array:
-    """Put tokens, text after text, into the rows in which the BLAS rounds each alike whatever stands beside it.
+    """Put tokens, text after text, into rows in which the BLAS rounds each alike in any company.
 
     If `rows_alternate`, tokens at even positions of their text take the first six of every twelve rows, and those at
     odd positions the other six. Unused rows hold a copy of the first token. Otherwise each token takes the next row.
@@ -124,7 +124,7 @@ def pad_rows(rows: Array, attention_mask: Ids) -> Array:
 
 
 def check_texts_per_row(attention_mask: Ids, texts_per_row: int) -> None:
-    """Check that no row has more texts than `texts_per_row`: pooling would give the others to the next row.
+    """Check that no row has more texts than `texts_per_row`: pooling would give the rest to the next row.
 
     Raises:
         ValueError: says how many a row has.

@@ -1,4 +1,4 @@
-"""Dot products and cosines of vectors: two equal vectors get two equal scores, whatever stands beside them.
+"""Dot products and cosines of vectors: equal vectors get equal scores in any company.
 
 A BLAS adds up products in an order that depends on where a vector stands and how many there are, so that equal vectors
 get scores that differ in the last bit, and ties are broken by chance. Sums of whole numbers do not depend on the order

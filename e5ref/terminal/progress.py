@@ -27,7 +27,7 @@ def progress_bar(
         unit: what a step is.
         show: None shows the bar in a terminal and in a notebook.
         delay: seconds after which it appears.
-        options: the others of tqdm.
+        options: further ones of tqdm.
     """
     in_notebook = "ipykernel" in sys.modules
     hide = (False if in_notebook else None) if show is None else not show  # None is for tqdm to look at the terminal

@@ -75,7 +75,7 @@ def _end_after_grace(reader: int) -> None:
 
 
 def end(code: int) -> NoReturn:
-    """End the process on the spot, whatever its threads do."""
+    """End the process on the spot, without waiting for threads."""
     try:
         remove_parts()
         sys.stderr.write("Stopped.\n")
