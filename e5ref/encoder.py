@@ -15,6 +15,7 @@ from e5ref.engines.batching import pad_ids
 from e5ref.engines.engine import Backend, Engine, Precision, require_jax
 from e5ref.engines.numpy_engine import NumpyEngine
 from e5ref.engines.stream import (
+    CutTexts,
     Truncation,
     VectorStream,
     as_text,
@@ -23,6 +24,7 @@ from e5ref.engines.stream import (
     checked_batch_size,
     checked_texts,
     checked_truncation,
+    embed,
     number_of,
     warn,
 )
@@ -247,8 +249,8 @@ class E5:
 
         Returns:
             An iterator that gives the vectors of the next texts, [n, D], in the order given; n is a thousand or
-            more, fewer at the beginning of a generator, and fewer for long texts. Its attribute `cut` counts the texts
-            that were cut.
+            more, fewer at the beginning of a generator, and fewer for long texts. Its attribute `cut_texts` counts what
+            was cut.
 
         Raises:
             TypeError, ValueError: as `encode`, those of an argument at once.
@@ -258,11 +260,13 @@ class E5:
             prompt_name = settings.default_prompt_name
         prompt = as_text("prompt", find_prompt(settings.prompts, prompt_name, prompt))
         check_unicode([prompt], name="prompt")
-        return VectorStream(
+        cut_texts = CutTexts()
+        vectors = embed(
             checked_texts(texts),
             self.checkpoint,
             self.tokenizer,
             self.engine,
+            cut_texts,
             prompt=prompt,
             normalize=settings.normalize if normalize_embeddings is None else normalize_embeddings,
             truncate_dim=self.truncate_dim if truncate_dim is None else self._checked_width(truncate_dim),
@@ -270,6 +274,7 @@ class E5:
             max_texts=self.batch_size if batch_size is None else checked_batch_size(batch_size),
             show_progress_bar=show_progress_bar,
         )
+        return VectorStream(vectors, cut_texts)
 
     def encode_query(self, texts: str | Iterable[str], **options: Any) -> NDArray[np.floating]:
         """Turn queries into vectors: `encode` with the checkpoint's query prompt (E5: "query: ") before each.
@@ -313,7 +318,7 @@ class E5:
             b: vectors, [m, D], or one, [D].
 
         Returns:
-            [n, m], between -1 and 1 but for rounding. Equal vectors have equal cosines, whatever stands beside them.
+            [n, m], between -1 and 1 but for rounding. Equal vectors have equal cosines in any company.
 
         Raises:
             ValueError: vectors of different widths.

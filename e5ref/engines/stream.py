@@ -39,8 +39,8 @@ class E5Warning(UserWarning):
 warnings.simplefilter("always", E5Warning, append=True)
 
 
-class VectorStream(Iterator[NDArray[np.floating]]):
-    """The vectors of texts, window by window, [n, D] each; what `E5.encode_stream` returns.
+class CutTexts:
+    """What was cut of the texts of a stream.
 
     Attributes:
         total: how many texts have been tokenized so far.
@@ -50,27 +50,33 @@ class VectorStream(Iterator[NDArray[np.floating]]):
         more_than: "more than " or "".
     """
 
-    def __init__(
-        self,
-        texts: Iterable[str],
-        checkpoint: Checkpoint,
-        tokenizer: Tokenizer,
-        engine: Engine,
-        *,
-        prompt: str,
-        normalize: bool,
-        truncate_dim: int | None,
-        truncation: Truncation,
-        max_texts: int | None,
-        show_progress_bar: bool | None,
-    ) -> None:
-        """Embed what `checked_texts` returns; `max_texts` bounds a batch, and the others are those of `E5.encode`."""
+    def __init__(self) -> None:
+        """Begin with no texts."""
         self.total = self.cut = self.longest = self.n_tokens = 0
         self.more_than = ""
-        self._texts, self._checkpoint, self._tokenizer, self._engine = texts, checkpoint, tokenizer, engine
-        self._prompt, self._truncation = prompt, truncation
-        self._begun: deque[NDArray[np.floating]] = deque()  # vectors of windows, which the engine writes
-        self._parts = self._vectors(normalize, truncate_dim, max_texts, show_progress_bar)
+
+    def add(self, tokens: TokenIds) -> None:
+        """Count the next texts."""
+        cut = np.flatnonzero(tokens.truncated)
+        self.cut += len(cut)
+        if len(cut) and tokens.n_tokens[cut].max() > self.n_tokens:
+            index = cut[tokens.n_tokens[cut].argmax()]
+            self.longest, self.n_tokens = self.total + int(index), int(tokens.n_tokens[index])
+            self.more_than = "" if tokens.exact[index] else "more than "
+        self.total += len(tokens.n_tokens)
+
+
+class VectorStream(Iterator[NDArray[np.floating]]):
+    """The vectors of texts, window by window, [n, D] each; what `E5.encode_stream` returns.
+
+    Attributes:
+        cut_texts: what was cut of the texts so far.
+    """
+
+    def __init__(self, parts: Generator[NDArray[np.floating]], cut_texts: CutTexts) -> None:
+        """Join what `embed` yields with what it counts."""
+        self.cut_texts = cut_texts
+        self._parts = parts
 
     def __next__(self) -> NDArray[np.floating]:
         """Return the vectors of the next window."""
@@ -80,49 +86,60 @@ class VectorStream(Iterator[NDArray[np.floating]]):
         """Leave the rest undone."""
         self._parts.close()
 
-    def _vectors(
-        self, normalize: bool, truncate_dim: int | None, max_texts: int | None, show_progress_bar: bool | None
-    ) -> Generator[NDArray[np.floating]]:
-        windows, total = self._windows(), number_of(self._texts)
-        groups = [windows] if total is not None else [*(islice(windows, 1) for _ in range(WINDOWS_AT_ONCE)), windows]
-        finished = 0
-        with progress_bar(total, "embedding", "text", show=show_progress_bar) as bar:
-            for group in groups:
-                for count in self._engine.run(group, normalize=normalize, max_texts=max_texts):
-                    bar.update(count)
-                    finished += count
-                    while self._begun and finished >= len(self._begun[0]):
-                        finished -= len(self._begun[0])
-                        vectors = self._begun.popleft()[:, :truncate_dim]
-                        yield l2_normalize(vectors) if truncate_dim and normalize else vectors
-        if self.cut and self._truncation == "warn":
-            warn(
-                f"{self.cut} of {self.total} texts are longer than {self._tokenizer.max_length} tokens and were cut; "
-                f"the longest, texts[{self.longest}], has {self.more_than}{self.n_tokens} (truncation 'allow' silences "
-                "this, 'error' refuses)"
-            )
 
-    def _windows(self) -> Iterator[Window]:
-        for tokens in tokenized(self._texts, self._tokenizer, self._engine, self._prompt):
-            check_tokens(tokens, self.total)
-            self._count(tokens)
-            if self.cut and self._truncation == "error":
+def embed(
+    texts: Iterable[str],
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    engine: Engine,
+    cut_texts: CutTexts,
+    *,
+    prompt: str,
+    normalize: bool,
+    truncate_dim: int | None,
+    truncation: Truncation,
+    max_texts: int | None,
+    show_progress_bar: bool | None,
+) -> Generator[NDArray[np.floating]]:
+    """Turn what `checked_texts` returns into vectors, and count in `cut_texts` what was cut.
+
+    `max_texts` bounds a batch; None does not. The remaining arguments are those of `E5.encode`.
+
+    Yields:
+        The vectors of each window, [n, D].
+    """
+    begun: deque[NDArray[np.floating]] = deque()  # vectors of windows, which the engine writes
+
+    def windows() -> Iterator[Window]:
+        for tokens in tokenized(texts, tokenizer, engine, prompt):
+            check_tokens(tokens, cut_texts.total)
+            cut_texts.add(tokens)
+            if cut_texts.cut and truncation == "error":
                 raise ValueError(
-                    f"texts[{self.longest}] has {self.more_than}{self.n_tokens} tokens, more than max_length "
-                    f"{self._tokenizer.max_length}; split it, or allow truncation"
+                    f"texts[{cut_texts.longest}] has {cut_texts.more_than}{cut_texts.n_tokens} tokens, more than "
+                    f"max_length {tokenizer.max_length}; split it, or allow truncation"
                 )
-            shape = len(tokens.n_tokens), self._checkpoint.config.hidden_size
-            self._begun.append(np.empty(shape, self._checkpoint.dtype))
-            yield Window(tokens, self._begun[-1])
+            begun.append(np.empty((len(tokens.n_tokens), checkpoint.config.hidden_size), checkpoint.dtype))
+            yield Window(tokens, begun[-1])
 
-    def _count(self, tokens: TokenIds) -> None:
-        cut = np.flatnonzero(tokens.truncated)
-        self.cut += len(cut)
-        if len(cut) and tokens.n_tokens[cut].max() > self.n_tokens:
-            index = cut[tokens.n_tokens[cut].argmax()]
-            self.longest, self.n_tokens = self.total + int(index), int(tokens.n_tokens[index])
-            self.more_than = "" if tokens.exact[index] else "more than "
-        self.total += len(tokens.n_tokens)
+    every, total = windows(), number_of(texts)
+    groups = [every] if total is not None else [*(islice(every, 1) for _ in range(WINDOWS_AT_ONCE)), every]
+    finished = 0
+    with progress_bar(total, "embedding", "text", show=show_progress_bar) as bar:
+        for group in groups:
+            for count in engine.run(group, normalize=normalize, max_texts=max_texts):
+                bar.update(count)
+                finished += count
+                while begun and finished >= len(begun[0]):
+                    finished -= len(begun[0])
+                    vectors = begun.popleft()[:, :truncate_dim]
+                    yield l2_normalize(vectors) if truncate_dim and normalize else vectors
+    if cut_texts.cut and truncation == "warn":
+        warn(
+            f"{cut_texts.cut} of {cut_texts.total} texts are longer than {tokenizer.max_length} tokens and were cut; "
+            f"the longest, texts[{cut_texts.longest}], has {cut_texts.more_than}{cut_texts.n_tokens} (truncation "
+            "'allow' silences this, 'error' refuses)"
+        )
 
 
 def tokenized(texts: Iterable[str], tokenizer: Tokenizer, engine: Engine, prompt: str) -> Iterator[TokenIds]:

@@ -95,7 +95,7 @@ def _embed(model: E5, texts: Sequence[str], prompt: str, progress: "tqdm[Any]") 
         start, stop = stop, stop + len(part)
         vectors[start:stop] = part
         progress.update(len(part))
-    return vectors, stream.cut
+    return vectors, stream.cut_texts.cut
 
 
 def _read(path: Path, facts: dict[str, str]) -> tuple[NDArray[np.floating], int] | None:

@@ -88,8 +88,8 @@ MUTANTS = {
     "[CLS] for the average": ('average_pool if pooling == "mean"', 'cls_pool if pooling == "mean"', "pooled"),
     "not normalised": ("vectors = l2_normalize(vectors)", "", "normalized"),
     "float32 where float64 is": (
-        "from e5ref.jax_ops import matmul, widen",
-        "from e5ref.jax_ops import matmul\nwiden = jnp.float32",
+        "from e5ref.operations.jax_ops import matmul, widen",
+        "from e5ref.operations.jax_ops import matmul\nwiden = jnp.float32",
         "embeddings",
     ),
 }
