@@ -6,8 +6,9 @@ from e5ref.checkpoint.config import BertConfig, CheckpointError
 from e5ref.checkpoint.hub import known_checkpoints
 from e5ref.checkpoint.params import BertParams, build_params
 from e5ref.checkpoint.settings import EmbeddingSettings
-from e5ref.encoder import E5, Tokens, load
+from e5ref.encoder import E5, load
 from e5ref.engines.stream import E5Warning
+from e5ref.tokenizer import Tokens
 
 __version__ = "0.1.0"
 

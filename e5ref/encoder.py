@@ -3,7 +3,7 @@
 import importlib.metadata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,16 +30,7 @@ from e5ref.engines.stream import (
 )
 from e5ref.operations.similarity import cosines, pairwise_cosines
 from e5ref.terminal.progress import progress_bar
-from e5ref.tokenizer import Tokenizer
-
-
-class Tokens(TypedDict):
-    """What `E5.tokenize` returns; the first two entries are what the model card's code calls `batch_dict`."""
-
-    input_ids: NDArray[np.int64]  # [B, T]
-    attention_mask: NDArray[np.int64]  # [B, T], 1 for a real token
-    n_tokens: NDArray[np.int64]  # [B], tokens of each text uncut, with [CLS] and [SEP]; a very long one may have more
-    truncated: NDArray[np.bool_]  # [B], whether the text was cut to max_length
+from e5ref.tokenizer import Tokenizer, Tokens
 
 
 def load(

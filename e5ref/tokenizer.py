@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,15 @@ class TokenIds(NamedTuple):
     def texts(self) -> list[NDArray[np.int32]]:
         """Return each text's ids, as views."""
         return [self.ids[start:stop] for start, stop in itertools.pairwise(self.offsets.tolist())]
+
+
+class Tokens(TypedDict):
+    """What `E5.tokenize` returns; the first two entries are what the model card's code calls `batch_dict`."""
+
+    input_ids: NDArray[np.int64]  # [B, T]
+    attention_mask: NDArray[np.int64]  # [B, T], 1 for a real token
+    n_tokens: NDArray[np.int64]  # [B], tokens of each text uncut, with [CLS] and [SEP]; a very long one may have more
+    truncated: NDArray[np.bool_]  # [B], whether the text was cut to max_length
 
 
 class Tokenizer:
