@@ -18,7 +18,7 @@ def test_no_module_and_no_room_imports_in_a_circle():
 
 
 def test_a_circle_is_found():
-    with pytest.raises(ValueError, match="circle, or what does: a, b, c$"):
+    with pytest.raises(ValueError, match=r"circle, or what does: a, b, c$"):
         HOUSE["levels"]({"a": {"b"}, "b": {"a"}, "c": {"a"}, "d": set()})
 
 
