@@ -24,7 +24,8 @@ README = """\
 # Golden kit: {model}
 
 What {model} gives for {texts} texts: token ids, states inside the model, vectors. e5ref {e5ref_version} computed
-them in float64. The kit also says how far rounding may take an implementation in float32, float16 or bfloat16 from them.
+them in float64. The kit also says how far rounding may take an implementation in float32, float16 or bfloat16 away from
+them.
 
 - weights: SHA-256 `{weights_sha256}`{revision}
 - at most {max_length} tokens a text, pooled by {pooling}, {normalized}
