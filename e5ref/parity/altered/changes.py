@@ -258,7 +258,7 @@ def norm_before_sum(*points: str) -> Change:
 
 
 def changed_pool(function: Callable[[Array, int], Array]) -> Change:
-    """Replace the pooling. (a text's states [T, D], real tokens first and zeros at padding, and their number) -> [D]."""
+    """Replace the pooling of a text: its states, [T, D] with padding last and 0, and its number of tokens -> [D]."""
 
     def average_pool(last_hidden_state: Array, attention_mask: Ids, _texts_per_row: int) -> Array:
         vectors = []

@@ -1,7 +1,7 @@
 """The reference with something changed: a mistake, rounding to a smaller dtype, or padding that is computed too.
 
-Only `numpy_model` holds the forward pass. Its functions find each other by name in their module. So a second instance of
-that module, with one name bound to a different function, is the whole forward pass with one thing changed.
+Only `numpy_model` holds the forward pass. Its functions find each other by name in their module. So a copy of that
+module, with one name bound to a different function, is the whole forward pass with one thing changed.
 """
 
 import importlib.util
