@@ -151,7 +151,7 @@ def compare(
     REFERENCE is what `e5ref record MODEL --dtype float64` wrote for the same texts. Nobody picks a tolerance: RUN may
     err by a few times what rounding alone costs at each point. Exit code 1 if it errs by more anywhere.
     """
-    from e5ref.parity.judge.compare import compare as compare_runs
+    from e5ref.parity.judge.comparison import compare as compare_runs
     from e5ref.parity.judge.explain import explain
     from e5ref.parity.judge.report import html_report, json_report, text_report
     from e5ref.parity.runs.run import read_run
@@ -210,7 +210,7 @@ def diagnose(
     another precision or order, and says what these texts cannot tell. Exit code 1 for all but the first. The key of a
     service is taken from the environment variable E5REF_API_KEY.
     """
-    from e5ref.parity.diagnosis.diagnose import diagnose as find
+    from e5ref.parity.diagnosis.diagnosis import diagnose as find
     from e5ref.parity.diagnosis.endpoint import fetch_vectors
 
     if (vectors is None) == (endpoint is None):

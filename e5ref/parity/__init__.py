@@ -1,7 +1,10 @@
-"""The judge: record a run of any implementation, say where it departs from the reference, and recognise mistakes."""
+"""The judge: record a run of any implementation, find where it departs from the reference, and recognise mistakes."""
 
-from e5ref.parity.diagnosis.diagnose import Diagnosis, Finding, diagnose
-from e5ref.parity.judge.compare import Comparison, PointVerdict, assert_parity, compare
+from e5ref.parity.diagnosis.conclusion import Diagnosis
+from e5ref.parity.diagnosis.diagnosis import diagnose
+from e5ref.parity.diagnosis.trial import Finding
+from e5ref.parity.judge.comparison import Comparison, PointVerdict, compare
+from e5ref.parity.judge.report import assert_parity
 from e5ref.parity.runs.recording import record
 from e5ref.parity.runs.run import Run, RunError, read_run, write_run
 

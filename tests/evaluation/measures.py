@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from e5ref.evaluation.retrieval import Qrels, Ranking, measure
+from e5ref.evaluation.beir import Qrels
+from e5ref.evaluation.retrieval import measure
+from e5ref.evaluation.search import Ranking
 
 # trec_eval starts with "no query", and goes on with "no_query", as the query that it has seen last.
 QUERIES = ["q", "Q", "q 1", "é", "\u2028", "😀", "0", "1", "-1", "no query", "no_query", "all", "%s%n", "q" * 3000]

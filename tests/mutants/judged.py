@@ -5,7 +5,7 @@ from pathlib import Path
 import e5ref
 from e5ref.engines.batching import pad_ids
 from e5ref.parity.altered.models import run_reference
-from e5ref.parity.judge.compare import compare
+from e5ref.parity.judge.comparison import compare
 from e5ref.parity.judge.explain import explain
 from tests.parity.runs import reference_run, run_of
 

@@ -24,7 +24,7 @@ import e5ref
 from e5ref.bench.contenders import load_network
 from e5ref.bench.prepare import export_graph
 from e5ref.engines.batching import pad_ids
-from e5ref.parity.judge.compare import Comparison, compare
+from e5ref.parity.judge.comparison import Comparison, compare
 from e5ref.parity.runs import peers
 from e5ref.parity.runs.recording import choose_points, point_shapes
 from e5ref.parity.runs.runners import Runner, jax_runner, numpy_runner

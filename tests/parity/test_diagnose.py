@@ -364,7 +364,7 @@ def test_vectors_that_are_none(vectors, message, tiny_bert):
 def test_vectors_that_are_too_wide(tiny_bert):
     diagnosis = diagnose(["a", "b"], np.ones((2, 1024)), [tiny_bert])
     assert diagnosis.verdict == "unknown"
-    assert "gives 32 numbers, and these vectors have 1024" in diagnosis.notes[0]
+    assert "has 32 dimensions, and these vectors have 1024" in diagnosis.notes[0]
 
 
 def test_command(tiny_bert, tmp_path):

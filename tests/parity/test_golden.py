@@ -114,7 +114,7 @@ def test_the_same_kit_twice_has_the_same_bytes(kit, tiny_bert, tmp_path):
 
 def test_only_a_kit_is_written_over(tiny_copy):
     before = sorted(tiny_copy.iterdir())
-    assert "holds something else than a golden kit" in fails("golden", tiny_copy, "-o", tiny_copy)
+    assert "holds files that are not a golden kit" in fails("golden", tiny_copy, "-o", tiny_copy)
     assert sorted(tiny_copy.iterdir()) == before
 
 
@@ -312,7 +312,7 @@ def test_wrong_ids_are_said_where_they_differ_first(kit, batches, right, tmp_pat
             arrays["input_ids"][2, 1:3] = ids[2, 1] + 1
         save_file(arrays, tmp_path / path.name)
     detail = own_verdicts(kit, tmp_path)[2]["ragged: input_ids"]
-    assert detail == f"text 2, token 1 is {ids[2, 1] + 1} for {ids[2, 1]} ({token})"
+    assert detail == f"text 2, token 1 is {ids[2, 1] + 1} instead of {ids[2, 1]} ({token})"
 
 
 def test_what_follows_the_last_array_is_no_part_of_a_run(kit, right, tmp_path):
@@ -351,7 +351,7 @@ def test_a_damaged_kit_is_not_taken_for_a_damaged_run(kit, right, tmp_path):
     content = file.read_bytes()
     for cut in (b"", content[:100], content[:-3], b"[]", b"{}"):
         file.write_bytes(cut)
-        assert own_error(tmp_path / "kit", right).startswith(f"{file}: cut short, or no golden kit's")
+        assert own_error(tmp_path / "kit", right).startswith(f"{file}: is cut short, or does not belong")
 
 
 def test_the_commands(tiny_bert, right, tmp_path):
@@ -366,7 +366,7 @@ def test_the_commands(tiny_bert, right, tmp_path):
     for batch in ("alone", "ragged", "reversed", "traps", "long"):
         (tmp_path / "none" / f"{batch}.safetensors").write_bytes(b"cut")
     assert run("check", tmp_path / "kit", tmp_path / "none", code=1).stdout.count(b"[UNREADABLE]") == 5
-    assert "is no golden kit that this e5ref can judge by" in fails("check", right, right)
+    assert "is not a golden kit that this e5ref can use" in fails("check", right, right)
     (tmp_path / "kit" / "long.safetensors").unlink()
     assert "long.safetensors: no such file" in fails("check", tmp_path / "kit", right)
 
@@ -401,9 +401,7 @@ def test_the_readme_tells_what_a_port_must_compute(kit, tmp_path):
     assert "with the variance over 32 (not 32 - 1) and an epsilon of 1e-12" in text
     assert "GELU in its erf form" in text
     assert f"{len(WORDS)} tokens in the vocabulary; a text's positions are counted from 0" in text
-    assert (
-        "mean of `last_hidden_state` over a text's real tokens, `[CLS]` and `[SEP]` among them; that, divided" in text
-    )
+    assert "over a text's real tokens, `[CLS]` and `[SEP]` included, divided by its L2 norm" in text
     assert "a text of more than 64 tokens is cut so that `[SEP]` stays: its first 63 tokens, then `[SEP]`" in text
     tokens = read_run(kit / "long.safetensors").tokens
     assert tokens is not None

@@ -143,7 +143,7 @@ def test_large_runs_keep_fewer_points(texts, kept, tiny_bert):
 
 
 def test_what_is_left_out_is_said(tiny_bert, monkeypatch):
-    monkeypatch.setattr(recording, "DEFAULT_NUMBERS", 8000)
+    monkeypatch.setattr(recording, "DEFAULT_VALUES", 8000)
     with pytest.warns(e5ref.E5Warning, match="14 of 20 points are left out to keep"):
         recorded = record(tiny_bert, TEXTS)
     assert list(points(recorded)) == [
@@ -198,7 +198,7 @@ def test_a_graph_without_a_known_output(graph, tiny_bert, tmp_path):
     file = renamed(graph, "logits", tmp_path)
     (tmp_path / "texts.txt").write_text("cat\n")
     command = ["record", tiny_bert, "-i", tmp_path / "texts.txt", "-o", tmp_path / "run.safetensors"]
-    assert "has the outputs logits, none of which is among" in fails(*command, "--backend", f"onnx:{file}")
+    assert "none of its outputs (logits) is a point to record" in fails(*command, "--backend", f"onnx:{file}")
     (tmp_path / "no.onnx").write_text("no graph")
     assert "onnxruntime cannot load it" in fails(*command, "--backend", f"onnx:{tmp_path / 'no.onnx'}")
 

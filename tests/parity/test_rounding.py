@@ -8,8 +8,8 @@ import pytest
 import e5ref
 from e5ref.parity import compare
 from e5ref.parity.altered.models import padded_model, round_params, round_to, rounded_model, run_reference
-from e5ref.parity.judge.compare import FACTOR
-from e5ref.parity.runs.rounding import ErrorSum, cost_at, least_costs, rounding_costs, text_rows
+from e5ref.parity.judge.comparison import FACTOR
+from e5ref.parity.runs.rounding import ErrorSum, cost_at, least_costs, rounding_costs, token_values
 from tests.parity.runs import reference_run, run_of
 from tests.parity.small_mistakes import PLAIN_LOOPS, SMALL, judged, reference_of
 from tests.test_numpy_model import ragged_batch
@@ -40,10 +40,10 @@ def test_costs_are_errors_from_float64_over_real_tokens(tiny_bert):
 def test_rows_of_a_text():
     mask = np.array([[1, 1, 1], [0, 1, 1]])
     states = np.arange(12.0).reshape(2, 3, 2)
-    assert text_rows(states, mask, 1).tolist() == [[8, 9], [10, 11]]
-    assert text_rows(states[:, 0], mask, 1).tolist() == [[6, 7]]
+    assert token_values(states, mask, 1).tolist() == [[8, 9], [10, 11]]
+    assert token_values(states[:, 0], mask, 1).tolist() == [[6, 7]]
     squares = np.arange(36.0).reshape(2, 2, 3, 3)  # texts, heads, queries, keys
-    assert text_rows(squares, mask, 1).tolist() == [[22, 23, 31, 32], [25, 26, 34, 35]]
+    assert token_values(squares, mask, 1).tolist() == [[22, 23, 31, 32], [25, 26, 34, 35]]
     errors = ErrorSum()
     assert errors.rms == errors.max == 0
     errors.add(np.array([3.0]))
@@ -97,4 +97,4 @@ def test_a_single_short_text_leaves_room_for_rounding(minilm):
 def test_a_signalling_nan_is_nan_without_a_warning():
     """A damaged file may hold one; that warnings are errors here makes this fail otherwise."""
     array = np.full((1, 2, 3), 0x7FA00000, np.uint32).view(np.float32)
-    assert np.isnan(text_rows(array, np.ones((1, 2), int), 0)).all()
+    assert np.isnan(token_values(array, np.ones((1, 2), int), 0)).all()

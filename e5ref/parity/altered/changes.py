@@ -1,4 +1,4 @@
-"""The reference with a mistake in it: functions that make one kind of change each."""
+"""Changes that put a mistake into the reference: each function makes one kind."""
 
 import math
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def changed_config(**values: Any) -> Change:
 
 
 def changed_affines(change: Callable[[Affine], Affine], *names: str) -> Change:
-    """Change linear layers or LayerNorms of every layer, those named."""
+    """Change the named linear layers or LayerNorms of every layer."""
     return changed_layers(lambda layer: layer._replace(**{name: change(getattr(layer, name)) for name in names}))
 
 
@@ -57,18 +57,18 @@ def no_bias(affine: Affine) -> Affine:
 
 
 def transposed(affine: Affine) -> Affine:
-    """Return the layer with its weight turned over, if that is square."""
+    """Return the layer with its weight transposed, if it is square."""
     square = affine.weight.shape[0] == affine.weight.shape[1]
     return Affine(affine.weight.T if square else affine.weight, affine.bias)
 
 
 def swapped(one: str, other: str) -> Change:
-    """Give each of two parts of every layer the other's weights."""
+    """Swap the weights of two parts of every layer."""
     return changed_layers(lambda layer: layer._replace(**{one: getattr(layer, other), other: getattr(layer, one)}))
 
 
 def taken(place: str, source: str) -> Change:
-    """Give one part of every layer another's weights."""
+    """Use the weights of `source` for `place` too, in every layer."""
     return changed_layers(lambda layer: layer._replace(**{place: getattr(layer, source)}))
 
 
@@ -79,19 +79,27 @@ LINEAR = ("query", "key", "value", "attention_output", "feed_forward_up", "feed_
 
 
 def changed_layer_norm(function: Callable[[Array, Array, Array, float], Array]) -> Change:
-    """Put another LayerNorm in all places. (x, weight, bias, eps) -> x."""
+    """Replace LayerNorm everywhere. (x, weight, bias, eps) -> x."""
     return changed_function(layer_norm=function)
 
 
 def normed(x: Array, *, mean: bool = True, outside: float = 0.0, inside: float = 0.0, less: int = 0) -> Array:
-    """Normalise rows without weight and bias; `outside` and `inside` are epsilons beside and under the root."""
+    """Normalise without weight and bias.
+
+    Args:
+        x: [m, n].
+        mean: whether the mean is subtracted.
+        outside: an epsilon beside the root.
+        inside: an epsilon under the root.
+        less: the variance divides by n - less.
+    """
     centred = x - x.mean(axis=-1, keepdims=True) if mean else x
     variance = np.sum(centred**2, axis=-1, keepdims=True) / (x.shape[-1] - less)
     return centred / (np.sqrt(variance + inside) + outside)
 
 
 def no_norm_at(name: str) -> Change:
-    """Leave out one of the LayerNorms: it is known by its weights."""
+    """Leave out one of the LayerNorms. It is recognised by its weights."""
 
     def change(checkpoint: Checkpoint) -> tuple[ModuleType, Checkpoint]:
         embeddings, layers = checkpoint.params
@@ -114,12 +122,12 @@ def _split(x: Array, config: BertConfig) -> Array:
 
 
 def split_inside_out(x: Array, config: BertConfig) -> Array:
-    """Take the heads apart as if [t, D] were [t, H, N]. [t, D] -> [N, t, H]."""
+    """Split the heads as if [t, D] were [t, H, N]. [t, D] -> [N, t, H]."""
     return x.reshape(len(x), config.head_size, config.num_attention_heads).transpose(2, 0, 1)
 
 
 def split_without_transposing(x: Array, config: BertConfig) -> Array:
-    """Take the heads apart by a reshape alone. [t, D] -> [N, t, H]."""
+    """Split the heads by a reshape alone. [t, D] -> [N, t, H]."""
     return x.reshape(config.num_attention_heads, len(x), config.head_size)
 
 
@@ -128,17 +136,17 @@ def _merge(context: Array) -> Array:
 
 
 def merge_inside_out(context: Array) -> Array:
-    """Put the heads together as [t, H, N]. [N, t, H] -> [t, D]."""
+    """Merge the heads as [t, H, N]. [N, t, H] -> [t, D]."""
     return context.transpose(1, 2, 0).reshape(context.shape[1], -1)
 
 
 def merge_without_transposing(context: Array) -> Array:
-    """Put the heads together by a reshape alone. [N, t, H] -> [t, D]."""
+    """Merge the heads by a reshape alone. [N, t, H] -> [t, D]."""
     return context.reshape(context.shape[1], -1)
 
 
 def plain_softmax(scores: Array, axis: int = -1) -> Array:
-    """Softmax along an axis, by default over the keys. [N, t, t] -> [N, t, t]."""
+    """Softmax along an axis, by default the keys. [N, t, t] -> [N, t, t]."""
     exponents = np.exp(scores - scores.max(axis=axis, keepdims=True))
     return exponents / exponents.sum(axis=axis, keepdims=True)
 
@@ -153,7 +161,7 @@ def changed_attention(
     value: str = "value",
     project: bool = True,
 ) -> Change:
-    """Return self-attention with its parts open to change."""
+    """Replace parts of self-attention."""
 
     def self_attention(
         params: Layer, hidden_states: Array, attention_mask: Ids, *, config: BertConfig, tap: Tap | None = None
@@ -186,7 +194,7 @@ def changed_attention(
 
 
 def changed_mask(bias: float) -> Change:
-    """Compute padding, and add `bias` to its scores."""
+    """Compute padding too, and add `bias` to its scores."""
     return lambda checkpoint: (padded_model(bias), checkpoint)
 
 
@@ -198,7 +206,7 @@ def changed_layer(
     before: bool = False,
     residuals: tuple[str, str] = ("input", "attention"),
 ) -> Change:
-    """Return the encoder layer with LayerNorm before each part, or with other residuals."""
+    """Put LayerNorm `before` each part of the encoder layer, or change the residuals."""
 
     def encoder_layer(
         params: Layer, hidden_states: Array, attention_mask: Ids, *, config: BertConfig, tap: Tap | None = None
@@ -225,7 +233,7 @@ def changed_layer(
 
 
 def norm_before_sum(*points: str) -> Change:
-    """LayerNorm on what a part gives, before the residual is added: at "attention_output", "output", or both."""
+    """Apply LayerNorm before the residual is added: at "attention_output", "output", or both."""
 
     def encoder_layer(
         params: Layer, hidden_states: Array, attention_mask: Ids, *, config: BertConfig, tap: Tap | None = None
@@ -250,20 +258,20 @@ def norm_before_sum(*points: str) -> Change:
 
 
 def changed_pool(function: Callable[[Array, int], Array]) -> Change:
-    """Pool each text's states [T, D], of which so many are real, in another way; padding holds 0."""
+    """Replace the pooling of a text: its states, [T, D] with padding last and 0, and its number of tokens -> [D]."""
 
     def average_pool(last_hidden_state: Array, attention_mask: Ids, _texts_per_row: int) -> Array:
-        rows = []
+        vectors = []
         for states, mask in zip(last_hidden_state, attention_mask, strict=True):
             ordered = np.concatenate([states[mask == 1], states[mask == 0]])
-            rows.append(function(ordered, int(mask.sum())))
-        return np.stack(rows)
+            vectors.append(function(ordered, int(mask.sum())))
+        return np.stack(vectors)
 
     return lambda checkpoint: (model_copy(average_pool=average_pool, cls_pool=average_pool), checkpoint)
 
 
 def pool_padding(checkpoint: Checkpoint) -> tuple[ModuleType, Checkpoint]:
-    """Average over padding too, as it comes out of the encoder."""
+    """Average over padding too, whose states are computed."""
 
     def average_pool(last_hidden_state: Array, _mask: Ids, _texts_per_row: int) -> Array:
         return np.asarray(last_hidden_state.mean(axis=1))
@@ -272,7 +280,7 @@ def pool_padding(checkpoint: Checkpoint) -> tuple[ModuleType, Checkpoint]:
 
 
 def changed_positions(shift: int) -> Change:
-    """Give each token the position embedding so many rows further."""
+    """Give each token the position embedding that stands `shift` places further."""
 
     def change(embeddings: Embeddings) -> Embeddings:
         return embeddings._replace(position=np.roll(embeddings.position, -shift, axis=0))
@@ -281,7 +289,7 @@ def changed_positions(shift: int) -> Change:
 
 
 def changed_gelu(function: Callable[[Array], Array]) -> Change:
-    """Put another activation for GELU. [m, n] -> [m, n]."""
+    """Replace GELU. [m, n] -> [m, n]."""
     return changed_function(gelu=function)
 
 

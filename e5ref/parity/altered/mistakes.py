@@ -1,4 +1,4 @@
-"""The mistakes that ports of BERT make, each as a change to the reference, and where each shows first."""
+"""The mistakes that ports of BERT make: each as a change to the reference, and the point where it shows first."""
 
 import math
 from dataclasses import dataclass
@@ -41,13 +41,13 @@ from e5ref.parity.altered.changes import (
 
 @dataclass(frozen=True)
 class Mistake:
-    """A mistake that is known.
+    """A known mistake.
 
     Attributes:
-        name: what it is called.
+        name: the mistake in a few words.
         point: where it shows first: "embeddings", a point of a layer such as "query", "pooled", "normalized".
         check: what to look at in the port.
-        change: makes it in the reference.
+        change: makes the mistake in the reference.
     """
 
     name: str
@@ -69,7 +69,7 @@ MISTAKES = [
     Mistake(
         "token type 1",
         "embeddings",
-        "all tokens of an E5 text are of token type 0",
+        "all tokens of an E5 text have token type 0",
         changed_embeddings(lambda e: e._replace(token_type=e.token_type[::-1])),
     ),
     Mistake(
@@ -123,7 +123,7 @@ MISTAKES = [
     Mistake(
         "LayerNorm without its mean (RMSNorm)",
         "embeddings",
-        "LayerNorm takes the mean off first",
+        "LayerNorm subtracts the mean first",
         changed_layer_norm(lambda x, w, b, eps: normed(x, mean=False, inside=eps) * w + b),
     ),
     Mistake(
@@ -174,13 +174,18 @@ MISTAKES = [
         Mistake(
             f"{one} and {other} swapped",
             one,
-            f"which of the fused weights is {one} and which {other}",
+            f"the order of {one} and {other} in the fused weights",
             swapped(one, other),
         )
         for one, other in (("query", "key"), ("query", "value"), ("key", "value"))
     ),
     *(
-        Mistake(f"{source}'s weights for {place}", place, "each has weights of its own", taken(place, source))
+        Mistake(
+            f"{source}'s weights for {place}",
+            place,
+            "query, key and value have their own weights",
+            taken(place, source),
+        )
         for place in LINEAR[:3]
         for source in LINEAR[:3]
         if place != source
@@ -195,13 +200,13 @@ MISTAKES = [
     Mistake(
         "attention scale 1/√D",
         "attention_probabilities",
-        "the scale is of the head's size H, not of the hidden size D",
+        "the scale comes from the head's size H, not from the hidden size D",
         changed_attention(scale=lambda config: 1 / math.sqrt(config.hidden_size)),
     ),
     Mistake(
         "attention scale 1/H",
         "attention_probabilities",
-        "scores are divided by the root of the head's size, once: perhaps a fused kernel does so too",
+        "scores are divided by the root of the head's size once; a fused kernel may do it a second time",
         changed_attention(scale=lambda config: 1 / config.head_size),
     ),
     Mistake(
@@ -228,7 +233,12 @@ MISTAKES = [
         "softmax divides by the sum",
         changed_attention(softmax=lambda scores: np.exp(scores - scores.max(axis=-1, keepdims=True))),
     ),
-    Mistake("causal mask", "attention_probabilities", "BERT attends both ways", changed_attention(causal=True)),
+    Mistake(
+        "causal mask",
+        "attention_probabilities",
+        "BERT attends to all tokens, before and after",
+        changed_attention(causal=True),
+    ),
     Mistake(
         "attention mask ignored",
         "attention_probabilities",
@@ -239,7 +249,7 @@ MISTAKES = [
         Mistake(
             f"attention mask of {bias:g}",
             "attention_probabilities",
-            "what is added to the scores of padding is minus infinity, or so large that exp of it is 0",
+            "minus infinity is added to the scores of padding, or a number whose exp is 0",
             changed_mask(bias),
         )
         for bias in (-1.0, -5.0, -10.0)
@@ -259,7 +269,7 @@ MISTAKES = [
     Mistake(
         "heads merged inside out",
         "context",
-        "heads stand side by side in the context, each with its H numbers together",
+        "heads stand side by side in the context; the H values of a head are adjacent",
         changed_attention(merge=merge_inside_out),
     ),
     # after attention
@@ -413,7 +423,7 @@ MISTAKES = [
     Mistake(
         "the first layer's weights in every layer",
         "query",
-        "each layer has weights of its own",
+        "each layer has its own weights",
         changed_params(lambda params: params._replace(layers=params.layers[:1] * len(params.layers))),
     ),
     # pooling

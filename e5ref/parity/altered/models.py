@@ -1,7 +1,7 @@
-"""The reference with something changed: a mistake, rounding to a smaller dtype, or padding computed as others do it.
+"""The reference with something changed: a mistake, rounding to a smaller dtype, or padding that is computed too.
 
-The forward pass stands in `numpy_model` alone. Its functions find one another by name in their module, so a second
-instance of that module with one name bound to another function is the whole forward pass with one thing changed.
+Only `numpy_model` holds the forward pass. Its functions find each other by name in their module. So a copy of that
+module, with one name bound to a different function, is the whole forward pass with one thing changed.
 """
 
 import importlib.util
@@ -20,18 +20,18 @@ from e5ref.numpy_model import Tap
 from e5ref.operations import Array, Ids, numpy_ops
 from e5ref.operations.rows import rows_of, tokens_of
 
-# Tokens of a batch, padding counted: its points are a few hundred MB at most.
+# Tokens of a batch, padding counted. Its points take a few hundred MB at most.
 BATCH_TOKENS = 2048
 
 
 def model_copy(**replacements: Any) -> ModuleType:
-    """Return a second, private instance of `numpy_model` in which the named functions are others.
+    """Return a private copy of `numpy_model` with some functions replaced.
 
     Args:
-        replacements: name → function; names of `numpy_model` alone, such as gelu or softmax.
+        replacements: name → function; only names of `numpy_model`, such as gelu or softmax.
 
     Raises:
-        ValueError: a name that `numpy_model` does not have.
+        ValueError: `numpy_model` does not have a name.
     """
     spec = importlib.util.spec_from_file_location("e5ref.parity.numpy_model_copy", numpy_model.__file__)
     assert spec is not None
@@ -61,10 +61,10 @@ def run_reference(
         checkpoint: the weights, in the dtype to compute in, and how to pool and normalise.
         input_ids: [B, T].
         attention_mask: [B, T], 1 for a real token and 0 for padding, which may stand on either side.
-        model: `numpy_model`, or what `model_copy` returns.
-        params: other weights than the checkpoint's own.
+        model: `numpy_model`, or a copy by `model_copy`.
+        params: weights to use instead of the checkpoint's.
         only: names of the points to return; None for all.
-        batch_tokens: how many tokens to compute at a time. Points of all texts are kept, those of one batch besides.
+        batch_tokens: the tokens that are computed at a time, padding counted.
 
     Returns:
         Name → array, in the forward pass's order, padded to T; 0 at padding.
@@ -73,10 +73,10 @@ def run_reference(
         ValueError: as `numpy_model.embed`.
     """
     texts, length = input_ids.shape
-    rows = max(1, batch_tokens // max(length, 1))
+    batch_texts = max(1, batch_tokens // max(length, 1))
     points: dict[str, Array] = {}
-    for start in range(0, texts, rows):
-        batch = slice(start, min(start + rows, texts))
+    for start in range(0, texts, batch_texts):
+        batch = slice(start, min(start + batch_texts, texts))
 
         def keep(name: str, array: Array, batch: slice = batch) -> None:
             if only is None or name in only:
@@ -97,10 +97,10 @@ def run_reference(
 
 
 def padded_model(bias: float = -math.inf, **replacements: Any) -> ModuleType:
-    """Return the forward pass that computes padding too, as frameworks do; with it one can be wrong about the mask.
+    """Return the forward pass that computes padding too, as frameworks do, and so needs a mask.
 
     Args:
-        bias: what is added to the scores of padding; minus infinity is right, 0 is no mask at all.
+        bias: the number that is added to the scores of padding; minus infinity is right, 0 means no mask.
         replacements: as for `model_copy`.
     """
 
@@ -117,7 +117,7 @@ def padded_model(bias: float = -math.inf, **replacements: Any) -> ModuleType:
             x = tokens_of(x, all_tokens)  # [B * T, D]
             return x.reshape(texts, length, config.num_attention_heads, config.head_size).transpose(0, 2, 1, 3)
 
-        query = module.linear(hidden_states, *params.query)  # [R, D], with rows for padding
+        query = module.linear(hidden_states, *params.query)  # [R, D], padding included
         key = module.linear(hidden_states, *params.key)
         value = module.linear(hidden_states, *params.value)
         scores = heads(key) @ heads(query).swapaxes(-1, -2)  # keys down: [B, N, T, T]
@@ -146,8 +146,8 @@ def padded_model(bias: float = -math.inf, **replacements: Any) -> ModuleType:
 def rounded_model(dtype: str) -> ModuleType:
     """Return the forward pass with the result of every operation rounded, as frameworks compute in half precision.
 
-    Sums inside an operation, and the operation itself, stay in the dtype of the weights; these are to be rounded too:
-    see `round_params`. With "float32" only the average is another: added up in float32 instead of in float64.
+    Inside, an operation computes in the dtype of the weights. The weights must be rounded too: see `round_params`. With
+    "float32", only the average changes: it adds up in float32 instead of float64.
 
     Args:
         dtype: "float32", "float16" or "bfloat16".
@@ -185,9 +185,9 @@ def _plain_average(last_hidden_state: Array, attention_mask: Ids, _texts_per_row
 
 
 def round_to(x: Array, dtype: str) -> Array:
-    """Round to what "float16" or "bfloat16" holds, ties to even, and keep the array's dtype."""
+    """Round to the precision of "float16" or "bfloat16", ties to even, and keep the array's dtype."""
     if dtype == "float16":
-        with np.errstate(over="ignore"):  # beyond 65,504 there is infinity, as there is in a framework
+        with np.errstate(over="ignore"):  # beyond 65,504 is infinity, as in a framework
             return x.astype(np.float16).astype(x.dtype)
     bits = np.asarray(x, np.float32).view(np.uint32)
     bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
@@ -195,20 +195,20 @@ def round_to(x: Array, dtype: str) -> Array:
 
 
 def round_params(params: BertParams, dtype: str) -> BertParams:
-    """Round all weights to what `dtype` holds; "float32" leaves them."""
+    """Round all weights to the precision of `dtype`; "float32" leaves them."""
     return params if dtype == "float32" else map_leaves(lambda leaf: round_to(leaf, dtype), params)
 
 
 def int8_model(kind: str) -> ModuleType:
-    """Return the forward pass with 8-bit products, as a library's dynamic quantisation makes them.
+    """Return the forward pass with 8-bit products, as in a library's dynamic quantisation.
 
     Args:
-        kind: "onnxruntime" (states of 8 bits; weights with one scale each, embeddings too), "onnxruntime by channel"
-            (a scale for each output of a weight) or "torch" (states of 7 bits, embeddings untouched).
+        kind: "onnxruntime" (states of 8 bits; one scale for each weight and embedding), "onnxruntime by channel" (one
+            scale for each output of a weight) or "torch" (states of 7 bits; embeddings as they are).
     """
     steps = 127 if kind == "torch" else 255
 
-    def rounded(x: Array) -> Array:  # with one scale and one zero for the whole array
+    def rounded(x: Array) -> Array:  # one scale and one zero point for the whole array
         low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
         step = (high - low) / steps
         zero = round(low / step)

@@ -1,4 +1,4 @@
-"""Vectors from a service: OpenAI's `/v1/embeddings`, and `/embed` of text-embeddings-inference."""
+"""Vectors from a service: OpenAI's `/v1/embeddings`, or `/embed` of text-embeddings-inference."""
 
 import http.client
 import json
@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 
 from e5ref.terminal.progress import progress_bar
 
-# Where the key of a service is taken from; it is sent to that service, and never printed.
+# The environment variable with the key of a service. The key is sent to that service only, and never printed.
 KEY_VARIABLE = "E5REF_API_KEY"
 
 MAX_ANSWER = 1 << 28  # bytes
 
 
 class EndpointError(ValueError):
-    """A service cannot be asked, or does not answer with a vector for each text."""
+    """A service cannot be reached, or does not answer with a vector for each text."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the key to another place."""
+    """Refuses redirects, which would carry the key to a different address."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -43,9 +43,9 @@ def fetch_vectors(
     """Ask a service for the vectors of texts, which are sent as they are.
 
     Args:
-        url: ends in "/embeddings" (OpenAI's way) or "/embed" (that of text-embeddings-inference).
-        texts: n of them.
-        model: what an OpenAI-style service is to call the model.
+        url: ends in "/embeddings" (OpenAI) or "/embed" (text-embeddings-inference).
+        texts: n texts.
+        model: the service's name of the model, for OpenAI's route.
         timeout: seconds to wait for each answer.
         batch_size: the most texts of one request.
         show_progress_bar: None shows one in a terminal once the work has taken 2 seconds.
@@ -54,31 +54,31 @@ def fetch_vectors(
         [n, d], float64.
 
     Raises:
-        EndpointError: the service cannot be reached, refuses, or answers with something else; in one sentence.
+        EndpointError: the service cannot be reached, refuses, or does not answer with vectors.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise EndpointError(f"{url!r} is not the address of a service; give one that starts with http:// or https://")
     path = parts.path.rstrip("/")
     if not path.endswith(("/embeddings", "/embed")):
-        raise EndpointError(f"{url} must end in /v1/embeddings (OpenAI's way) or /embed (text-embeddings-inference's)")
+        raise EndpointError(f"{url} must end in /v1/embeddings (OpenAI) or /embed (text-embeddings-inference)")
     openai = path.endswith("/embeddings")
-    rows: list[NDArray[np.float64]] = []
+    vectors: list[NDArray[np.float64]] = []
     with progress_bar(len(texts), "asking", "text", show=show_progress_bar) as progress:
         for start in range(0, len(texts), batch_size):
             batch = list(texts[start : start + batch_size])
             body = {"model": model, "input": batch, "encoding_format": "float"} if openai else {"inputs": batch}
             answer = _post(url, body, timeout)
-            rows += _vectors(url, answer, len(batch), openai)
+            vectors += _vectors(url, answer, len(batch), openai)
             progress.update(len(batch))
-    widths = sorted({len(row) for row in rows})
+    widths = sorted({len(vector) for vector in vectors})
     if len(widths) > 1:
         raise EndpointError(f"{url} answers with vectors of different lengths: {widths[0]} and {widths[-1]}")
-    return np.stack(rows) if rows else np.empty((0, 0))
+    return np.stack(vectors) if vectors else np.empty((0, 0))
 
 
 def _post(url: str, body: dict[str, Any], timeout: float) -> Any:
-    """Send JSON, and return the JSON that comes back."""
+    """Send JSON and return the answer's JSON."""
     key = os.environ.get(KEY_VARIABLE, "")
     headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "e5ref"}
     if key:
@@ -113,22 +113,20 @@ def _post(url: str, body: dict[str, Any], timeout: float) -> Any:
 
 
 def _vectors(url: str, answer: Any, count: int, openai: bool) -> list[NDArray[np.float64]]:
-    """Take the vectors out of an answer, in the order of the texts."""
+    """Take the vectors from an answer, in the order of the texts."""
     try:
         if openai:
             data = answer["data"]
-            rows = [entry["embedding"] for entry in sorted(data, key=lambda entry: entry["index"])]
+            found = [entry["embedding"] for entry in sorted(data, key=lambda entry: entry["index"])]
             complete = sorted(entry["index"] for entry in data) == list(range(count))
         else:
-            rows, complete = answer, len(answer) == count
-        if not isinstance(rows, list) or any(type(value) not in (int, float) for row in rows for value in row):
+            found, complete = answer, len(answer) == count
+        if not isinstance(found, list) or any(type(value) not in (int, float) for vector in found for value in vector):
             raise TypeError
-        vectors = [np.array(row, np.float64) for row in rows]
+        vectors = [np.array(vector, np.float64) for vector in found]
     except (KeyError, TypeError, ValueError, OverflowError):
         expected = '{"data": [{"index": 0, "embedding": [numbers]}]}' if openai else "[[numbers]]"
-        raise EndpointError(f"{url} answers with something else than {expected}") from None
+        raise EndpointError(f"{url} does not answer with {expected}") from None
     if not complete or not all(map(len, vectors)):
-        raise EndpointError(
-            f"{url} answers with {len(vectors)} vectors where {count} texts were sent, or with empty ones"
-        )
+        raise EndpointError(f"{url} answers with {len(vectors)} vectors for {count} texts, or with empty ones")
     return vectors

@@ -1,4 +1,4 @@
-"""How near predicted vectors are to given ones, whatever was done to scale, order, width and digits afterwards."""
+"""How near predicted vectors are to given ones, whatever happened to scale, order, width and digits afterwards."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,33 +16,33 @@ from e5ref.parity.altered.models import round_params, round_to, rounded_model
 
 Floats = NDArray[np.floating]
 
-# How many times the rounding that was measured on a few texts a distance may be, as the median of the texts and for
-# the worst of them. Two implementations of the same dtype round at other places: each is off by about once that.
-# float32 is far from everything else, and so gets more.
+# Rounding explains distances up to these multiples of its level, which is measured on a few texts: the median of the
+# texts, and the worst of them. Two implementations in one dtype round at different places, so each is off by about the
+# level. float32 is far from everything else, so it gets more room.
 FACTORS = {"float32": (6.0, 12.0), "float16": (2.5, 5.0), "bfloat16": (2.5, 5.0)}
 
-# The same for what digits were rounded to afterwards, which is known very well.
+# The same for values that were rounded afterwards. The level of that is known very well.
 STORED_FACTORS = (1.5, 2.5)
 
-# Rounding coarser than float32 reaches every text: where a quarter of them are nearer than so much of its level, the
-# others are off for another reason.
+# Rounding coarser than float32 reaches every text. If a quarter of the texts are nearer than this part of its level,
+# the rest have a different problem.
 LEAST = 0.15
 
-# Numbers of a vector that are independent of each other, taken very low, to tell chance from evidence.
+# A cautious guess of how many values of a vector are independent, to tell chance from evidence.
 INDEPENDENT = 30
 
 
 @dataclass(frozen=True)
 class Given:
-    """The vectors, and what their digits say.
+    """The given vectors, and what their digits show.
 
     Attributes:
         vectors: [n, d], float64.
         directions: the same with unit L2 norm.
         norms: [n].
         lengths: characters of each text.
-        stored: what the numbers were rounded to, such as "stored as float16"; "" if to nothing coarser than float32.
-        stored_level: the distance that this costs a direction.
+        stored: how the values were rounded, such as "stored as float16"; "" if not coarser than float32.
+        stored_level: how far this rounding moves a direction.
     """
 
     vectors: Floats
@@ -54,12 +54,12 @@ class Given:
 
     @property
     def width(self) -> int:
-        """How many numbers a vector has."""
+        """The number of dimensions of a vector."""
         return self.vectors.shape[1]
 
     @classmethod
     def check(cls, texts: Sequence[str], vectors: ArrayLike) -> "Given":
-        """Check that there is a vector for each text. Raises `ValueError` where not."""
+        """Check the vectors; raise `ValueError` if there is not a finite one other than zero for each text."""
         array = np.asarray(vectors)
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError("texts must be a list of str")
@@ -79,8 +79,8 @@ class Given:
 
 
 def _storage(vectors: Floats, norms: Floats) -> tuple[str, float]:
-    """Find the coarsest rounding that leaves every number as it is, and the distance that it costs a direction."""
-    uniform = 12**-0.5  # the root mean square of an error that is anything up to half a unit
+    """Find the coarsest rounding that would leave every value as it is, and how far it moves a direction."""
+    uniform = 12**-0.5  # the root mean square of a rounding error, uniform within half a unit
 
     def cost(unit: Floats | float) -> float:
         return float(np.median(uniform * np.sqrt(np.sum(np.broadcast_to(unit, vectors.shape) ** 2, axis=1)) / norms))
@@ -88,7 +88,7 @@ def _storage(vectors: Floats, norms: Floats) -> tuple[str, float]:
     if np.abs(vectors).max() <= 255 and np.array_equal(vectors, np.rint(vectors)):
         return "stored as int8", cost(1.0)
     for decimals in range(1, 8):
-        # What is left is float32's own rounding of the decimal number.
+        # float32 itself rounds the decimal number.
         if (np.abs(vectors - np.round(vectors, decimals)) <= 6.1e-8 * np.abs(vectors)).all():
             return f"rounded to {decimals} decimals", cost(0.1**decimals)
     powers = 2.0 ** np.floor(np.log2(np.abs(vectors) + 1e-30))
@@ -106,8 +106,9 @@ class Fit:
     Attributes:
         distances: between the two directions of each text, [m].
         predicted: the predicted directions, cut to the given width, [m, d].
-        scale: what became of the predicted length, for people; "" where vectors are normalised.
-        order: how rows are out of order; "" where they are not.
+        scale: what happened to the length of the vectors, for people; "" if they are normalised.
+        width: the dimensions of given and predicted vectors.
+        order: how the vectors are out of order; "" if they are not.
     """
 
     distances: Floats
@@ -126,13 +127,13 @@ class Fit:
         """The largest distance."""
         return float(self.distances.max())
 
-    def only(self, rows: Sequence[int]) -> "Fit":
-        """Return the part of it that is about some of the texts."""
-        chosen = list(rows)
+    def only(self, texts: Sequence[int]) -> "Fit":
+        """Return the fit of some of the texts."""
+        chosen = list(texts)
         return replace(self, distances=self.distances[chosen], predicted=self.predicted[chosen])
 
     def deviations(self, normalize: bool) -> tuple[str, ...]:
-        """Name what departs from a card that has vectors normalised, or not."""
+        """Name what departs from the card, which says whether to `normalize`."""
         scale = self.scale
         if not normalize:
             scale = {"": "normalised", "not normalised": ""}.get(scale, scale)
@@ -153,41 +154,41 @@ def fit(predicted: Floats, given: Given, indices: Sequence[int]) -> Fit:
         indices: which of the given vectors belong to the predicted ones, [m].
 
     Returns:
-        Distances of directions, and what else must have been done.
+        The distances of directions, and changes of scale, width and order.
     """
-    rows = np.asarray(indices, np.int64)
+    texts = np.asarray(indices, np.int64)
     cut = predicted[:, : given.width]
     directions = numpy_model.l2_normalize(cut)
-    distances = np.linalg.norm(directions - given.directions[rows], axis=1)
-    order, matches = "", rows
+    distances = np.linalg.norm(directions - given.directions[texts], axis=1)
+    order, matches = "", texts
     if len(given.vectors) > 1 and np.median(distances) > 1e-3:
-        nearest = np.argmax(dots(directions, given.directions), axis=1)  # of equal vectors, the first
+        nearest = np.argmax(dots(directions, given.directions), axis=1)  # the first of equal vectors
         found = np.linalg.norm(directions - given.directions[nearest], axis=1)
-        if np.median(found) < np.median(distances) / 3 and len(set(nearest.tolist())) > len(rows) / 2:
-            order, matches, distances = _order(rows, nearest, given.lengths), nearest, found
+        if np.median(found) < np.median(distances) / 3 and len(set(nearest.tolist())) > len(texts) / 2:
+            order, matches, distances = _order(texts, nearest, given.lengths), nearest, found
     width = (given.width, predicted.shape[1])
     scale = _scale(predicted, cut, given.vectors[matches], float(np.median(distances)))
     return Fit(distances, directions, scale, width, order)
 
 
-def _order(rows: NDArray[np.int64], nearest: NDArray[np.int64], lengths: NDArray[np.int64]) -> str:
-    """Say in what order rows are that belong elsewhere: the vector of text rows[i] stands at nearest[i]."""
+def _order(texts: NDArray[np.int64], nearest: NDArray[np.int64], lengths: NDArray[np.int64]) -> str:
+    """Describe the order of vectors that are out of order: the vector of texts[i] stands at nearest[i]."""
     count = len(lengths)
-    if np.array_equal(nearest, count - 1 - rows):
+    if np.array_equal(nearest, count - 1 - texts):
         return "order reversed"
-    shift = (nearest - rows) % count
+    shift = (nearest - texts) % count
     if (shift == shift[0]).all():
         return f"order shifted by {shift[0] if shift[0] <= count / 2 else shift[0] - count}"
-    by_place = lengths[rows][np.argsort(nearest)]
-    if len(rows) > 3 and (np.diff(by_place) <= 0).mean() > 0.85:
+    by_place = lengths[texts][np.argsort(nearest)]
+    if len(texts) > 3 and (np.diff(by_place) <= 0).mean() > 0.85:
         return "order changed: sorted by length, the longest first"
-    if len(rows) > 3 and (np.diff(by_place) >= 0).mean() > 0.85:
+    if len(texts) > 3 and (np.diff(by_place) >= 0).mean() > 0.85:
         return "order changed: sorted by length, the shortest first"
     return "order shuffled"
 
 
 def _scale(predicted: Floats, cut: Floats, given: Floats, distance: float) -> str:
-    """Say what was done to the length of vectors, the direction of which was off by `distance`."""
+    """Describe what happened to the length of vectors whose directions are off by `distance`."""
     norms = np.linalg.norm(given, axis=1)
     tolerance = max(3 * distance, 1e-4)
 
@@ -213,7 +214,7 @@ def _scale(predicted: Floats, cut: Floats, given: Floats, distance: float) -> st
 
 @dataclass(frozen=True)
 class Levels:
-    """What rounding costs a checkpoint's directions: distance for each dtype, the largest of a few texts."""
+    """How far rounding moves a checkpoint's directions: dtype → the largest distance over a few texts."""
 
     of: Mapping[str, float]
 
@@ -233,14 +234,14 @@ class Levels:
 
 
 def measure_levels(encoder: E5, ids: Sequence[Sequence[int]]) -> Levels:
-    """Measure what rounding costs on a few texts.
+    """Measure on a few texts how far rounding moves directions.
 
     Args:
         encoder: the checkpoint in float32.
         ids: the texts' tokens.
 
     Returns:
-        The largest distance of directions from those of float64, for float32 and for simulated float16 and bfloat16.
+        The largest distance from float64's directions, for float32 and for simulated float16 and bfloat16.
     """
     checkpoint = encoder.checkpoint
     exact = read_checkpoint(checkpoint.folder, dtype="float64").params
@@ -260,10 +261,11 @@ def measure_levels(encoder: E5, ids: Sequence[Sequence[int]]) -> Levels:
 
 
 def tell_apart(one: Fit, other: Fit) -> bool:
-    """Tell whether the vectors say that the first of two explanations, tried on the same texts, is the right one.
+    """Tell whether the vectors show that the first of two explanations, tried on the same texts, is right.
 
-    With δ between the two predictions, the squared distance to the other exceeds that to the first by δ² on average
-    where the first is right, and is less by δ² where the other is; chance moves that by about 2 r / (δ √(n · d)).
+    Let δ be the distance between the two predictions. If the first is right, the squared distance to the other is
+    larger by δ² on average; if the other is right, it is smaller by δ². Chance moves this by about 2 r / (δ √(n · d)),
+    with r the distance to the first.
     """
     gap = float(np.sum(np.linalg.norm(one.predicted - other.predicted, axis=1) ** 2))
     if gap <= 1e-12 * len(one.distances):

@@ -1,11 +1,12 @@
-"""What may have been done to texts on their way to vectors: the prefixes, tokens and poolings that people get wrong.
+"""Hypotheses about the way from texts to vectors: the prefixes, tokens and poolings that people get wrong.
 
-A `Hypothesis` is one way of doing it; `Predictions` gives the vectors that it leads to. Hidden states are computed
-once for each sequence of ids, and all poolings taken from them.
+A `Hypothesis` is one such way; `Predictions` computes the vectors that it leads to. Hidden states are computed once for
+each sequence of ids, and all poolings are taken from them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from itertools import product
 
 import numpy as np
@@ -21,14 +22,34 @@ from e5ref.parity.altered.models import int8_model, padded_model
 from e5ref.tokenizer import read_tokenizer
 
 Floats = NDArray[np.floating]
-Ids = tuple[int, ...]
+TextIds = tuple[int, ...]  # the ids of one text
 
 BATCH_TOKENS = 2048
 STAGES = 5
-INT8_KINDS = ("onnxruntime", "onnxruntime by channel", "torch")
 LENGTHS = (64, 128, 256, 384, 512)
 
-# Pooling → what it is called where the card says otherwise.
+
+class Computation(Enum):
+    """How the encoder computed."""
+
+    PLAIN = auto()  # in float32, without padding
+    PADDED = auto()  # padding was computed, and hidden from attention as usual
+    UNMASKED = auto()  # padding was computed, and attended to
+    INT8_ONNXRUNTIME = auto()
+    INT8_ONNXRUNTIME_BY_CHANNEL = auto()
+    INT8_TORCH = auto()
+
+
+WITH_PADDING = (Computation.PADDED, Computation.UNMASKED)
+
+# Computation in 8 bits → the kind of `int8_model`.
+INT8_KINDS = {
+    Computation.INT8_ONNXRUNTIME: "onnxruntime",
+    Computation.INT8_ONNXRUNTIME_BY_CHANNEL: "onnxruntime by channel",
+    Computation.INT8_TORCH: "torch",
+}
+
+# Pooling → its name if it departs from the card.
 POOLINGS = {
     "mean": "mean pooling",
     "cls": "[CLS] pooling",
@@ -45,12 +66,12 @@ OVER_PADDING = {
 
 @dataclass(frozen=True)
 class TextVariant:
-    """What the tokenizer got: the card's prefix, or something else.
+    """The texts that the tokenizer got, with the card's prefix or something else.
 
     Attributes:
-        prefix: what stands before the texts, for people to read.
-        deviation: how that departs from the card; None where it does not.
-        texts: one for each of the user's.
+        prefix: the prefix, for people to read.
+        deviation: how it departs from the card; None if it does not.
+        texts: one for each of the user's texts.
     """
 
     prefix: str
@@ -60,55 +81,63 @@ class TextVariant:
 
 @dataclass(frozen=True)
 class TokenVariant:
-    """How the tokenizer went about it; `deviation` is None for the card's way."""
+    """How the tokenizer was used.
+
+    Attributes:
+        deviation: how that departs from the card; None if it does not.
+        max_length: the most tokens of a text.
+        normalizer: options of the normalizer that are changed.
+        lower: whether texts are lower-cased before the tokenizer, if it keeps case.
+        cls: whether [CLS] stands before a text.
+        sep: whether [SEP] stands after it.
+    """
 
     deviation: str | None
     max_length: int
     normalizer: tuple[tuple[str, bool], ...] = ()
-    lower: bool = False  # lower-cased before the tokenizer, for one that keeps case
-    front: bool = True  # [CLS]
-    back: bool = True  # [SEP]
+    lower: bool = False
+    cls: bool = True
+    sep: bool = True
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One way from texts to vectors, up to their scale, their order and their width, which vectors tell by themselves.
+    """One way from texts to vectors. Scale, order and width are left open: the vectors show them.
 
     Attributes:
         text, token: what the encoder got.
-        run: "plain"; "padded" (padding hidden from attention, as is usual) or "unmasked" (padding attended to); or
-            "int8 " and a kind (`int8_model`).
-        length: how far texts are padded; 0 for the longest of them.
+        computation: how it computed.
+        length: the length that texts are padded to; 0 for the longest of them.
         pooling: a key of POOLINGS or of OVER_PADDING.
     """
 
     text: TextVariant
     token: TokenVariant
-    run: str = "plain"
+    computation: Computation = Computation.PLAIN
     length: int = 0
     pooling: str = "mean"
 
     def deviations(self, pooling: str, longest: int) -> tuple[str, ...]:
-        """Name what departs from the card, whose pooling is given, and so is how far texts are padded."""
+        """Name what departs from the card, given the card's pooling and the length that texts are padded to."""
         padding = f" (padded to {longest} tokens)"
-        unmasked = f"padding attended to{padding}" if self.run == "unmasked" else None
+        unmasked = f"padding attended to{padding}" if self.computation is Computation.UNMASKED else None
         pooled = (POOLINGS | OVER_PADDING)[self.pooling] if self.pooling != pooling else None
-        if pooled and self.run == "padded":
+        if pooled and self.computation is Computation.PADDED:
             pooled += padding
-        int8 = "int8" if self.run.startswith("int8") else None
+        int8 = "int8" if self.computation in INT8_KINDS else None
         return tuple(filter(None, (self.text.deviation, self.token.deviation, unmasked, pooled, int8)))
 
 
 def text_variants(texts: Sequence[str], prompts: Mapping[str, str], prompt_name: str | None) -> list[TextVariant]:
-    """List what may have stood before the texts, which may or may not have their prefixes already.
+    """List the prefixes that the texts may have got. They may or may not bring their prefixes already.
 
     Args:
-        texts: the user's.
-        prompts: the checkpoint's, by name.
-        prompt_name: the one that the user believes was used; None if any of them will do.
+        texts: the user's texts.
+        prompts: the checkpoint's prompts, by name.
+        prompt_name: the prompt that the user believes was used; None if any of them will do.
 
     Returns:
-        The card's way or ways first (with no `deviation`), each different for at least one text.
+        Variants that differ in at least one text; those that follow the card (without `deviation`) first.
     """
     known = tuple(dict.fromkeys(filter(None, prompts.values())))
     variants: list[TextVariant] = []
@@ -126,12 +155,13 @@ def text_variants(texts: Sequence[str], prompts: Mapping[str, str], prompt_name:
 
     own = [next((prompt for prompt in known if text.startswith(prompt)), "") for text in texts]
     bare = [text.removeprefix(prompt) for text, prompt in zip(texts, own, strict=True)]
+    # Name → the prefix of each text, for every choice of prefixes that follows the card.
     if prompt_name is not None:
         prompt = find_prompt(prompts, prompt_name, None)
         right = {repr(prompt): [prompt] * len(texts)}
     elif all(own):
-        kinds = sorted(set(own))
-        right = {repr(kinds[0]) if len(kinds) == 1 else "each text's own prefix": own}
+        name = repr(own[0]) if len(set(own)) == 1 else "each text's own prefix"
+        right = {name: own}
     else:
         right = {repr(prompt): [mine or prompt for mine in own] for prompt in known}
 
@@ -155,7 +185,7 @@ class Predictions:
 
     Attributes:
         encoder: the checkpoint.
-        texts, tokens: what the encoder may have got; the card's way first.
+        texts, tokens: the variants of what the encoder may have got, those of the card first.
     """
 
     def __init__(self, encoder: E5, texts: Sequence[str], prompt_name: str | None) -> None:
@@ -166,13 +196,13 @@ class Predictions:
         self._text = read_tokenizer(encoder.checkpoint.folder)[1].to_str()
         self._tokenizers: dict[tuple[tuple[str, bool], ...], FastTokenizer] = {}
         self.tokens = self._token_variants()
-        self._ids: dict[tuple[TextVariant, TokenVariant], list[Ids]] = {}
-        self._pooled: dict[tuple[str, int, Ids], dict[str, Floats]] = {}
+        self._ids: dict[tuple[TextVariant, TokenVariant], list[TextIds]] = {}
+        self._pooled: dict[tuple[Computation, int, TextIds], dict[str, Floats]] = {}
         self._models = {
-            "plain": numpy_model,
-            "padded": padded_model(),
-            "unmasked": numpy_model,
-        } | {f"int8 {kind}": int8_model(kind) for kind in INT8_KINDS}
+            Computation.PLAIN: numpy_model,
+            Computation.PADDED: padded_model(),
+            Computation.UNMASKED: numpy_model,
+        } | {computation: int8_model(kind) for computation, kind in INT8_KINDS.items()}
 
     def _token_variants(self) -> list[TokenVariant]:
         card = self.encoder.tokenizer.max_length
@@ -193,13 +223,13 @@ class Predictions:
         ]
         return [
             *variants,
-            TokenVariant("no [CLS]", card, front=False),
-            TokenVariant("no [SEP]", card, back=False),
-            TokenVariant("no [CLS] and no [SEP]", card, front=False, back=False),
+            TokenVariant("no [CLS]", card, cls=False),
+            TokenVariant("no [SEP]", card, sep=False),
+            TokenVariant("no [CLS] and no [SEP]", card, cls=False, sep=False),
         ]
 
     def _tokenizer(self, options: tuple[tuple[str, bool], ...]) -> FastTokenizer:
-        """Return the checkpoint's tokenizer with other options of its normalizer; reading one takes long."""
+        """Return the checkpoint's tokenizer with changed options of its normalizer. Reading one is slow, so keep it."""
         if options not in self._tokenizers:
             tokenizer = FastTokenizer.from_str(self._text)
             tokenizer.no_padding()
@@ -212,63 +242,69 @@ class Predictions:
             self._tokenizers[options] = tokenizer
         return self._tokenizers[options]
 
-    def ids(self, text: TextVariant, token: TokenVariant) -> list[Ids]:
-        """Return what the encoder gets for each text."""
+    def ids(self, text: TextVariant, token: TokenVariant) -> list[TextIds]:
+        """Return the ids that the encoder gets for each text."""
         key = (text, token)
         if key not in self._ids:
             tokenizer = self._tokenizer(token.normalizer)
-            first, last = (tokenizer.encode("").ids * 2)[:2]
-            front, back = (first,) * token.front, (last,) * token.back
+            cls, sep = (tokenizer.encode("").ids * 2)[:2]
+            before, after = (cls,) * token.cls, (sep,) * token.sep
             texts = [text.lower() if token.lower else text for text in text.texts]
-            room = token.max_length - len(front) - len(back)
+            room = token.max_length - len(before) - len(after)
             self._ids[key] = [
-                (*front, *encoding.ids[:room], *back) or (self.encoder.tokenizer.pad_id,)
+                (*before, *encoding.ids[:room], *after) or (self.encoder.tokenizer.pad_id,)
                 for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)
             ]
         return self._ids[key]
 
     def longest(self, hypothesis: Hypothesis) -> int:
-        """Return how many tokens the padded texts of a hypothesis have."""
+        """Return the number of tokens that the texts of a hypothesis have with padding."""
         ids = self.ids(hypothesis.text, hypothesis.token)
         return min(max(hypothesis.length, *map(len, ids), 0), self.config.max_tokens)
 
     def prepare(self, wanted: Iterable[tuple[Hypothesis, Sequence[int]]]) -> None:
-        """Compute what several hypotheses need for some of the texts, in batches of good size."""
-        missing: dict[tuple[str, int, TextVariant | None], dict[Ids, None]] = {}
+        """Compute what several hypotheses need for some of the texts, in full batches."""
+        missing: dict[tuple[Computation, int, TextVariant | None], dict[TextIds, None]] = {}
         for hypothesis, indices in wanted:
-            length = self.longest(hypothesis) if hypothesis.run in ("padded", "unmasked") else 0
+            computation, length = hypothesis.computation, self._padded_length(hypothesis)
             ids = self.ids(hypothesis.text, hypothesis.token)
-            # In 8 bits states have one scale for the whole batch, and so no other texts may be in it.
-            together = hypothesis.text if hypothesis.run.startswith("int8") else None
-            new = missing.setdefault((hypothesis.run, length, together), {})
+            # In 8 bits a whole batch shares one scale, so it must hold these texts and no others.
+            together = hypothesis.text if computation in INT8_KINDS else None
+            new = missing.setdefault((computation, length, together), {})
             for index in indices:
-                if (hypothesis.run, length, ids[index]) not in self._pooled:
+                if (computation, length, ids[index]) not in self._pooled:
                     new[ids[index]] = None
-        for (run, length, together), keys_of_run in missing.items():
-            keys = list(keys_of_run)
-            lengths = np.array([length or len(key) for key in keys])
+        for (computation, length, together), new in missing.items():
+            texts = list(new)
+            lengths = np.array([length or len(ids) for ids in texts])
             for batch in token_batches(lengths, tokens=lengths.sum() if together else BATCH_TOKENS):
-                self._compute(run, length, [keys[index] for index in batch])
+                self._compute(computation, length, [texts[index] for index in batch])
 
     def __call__(self, hypothesis: Hypothesis, indices: Sequence[int]) -> Floats:
         """Predict the vectors of some texts, not normalised. -> [len(indices), D], float64."""
         self.prepare([(hypothesis, indices)])
         ids = self.ids(hypothesis.text, hypothesis.token)
-        length = self.longest(hypothesis) if hypothesis.run in ("padded", "unmasked") else 0
-        return np.stack([self._pooled[hypothesis.run, length, ids[index]][hypothesis.pooling] for index in indices])
+        key = hypothesis.computation, self._padded_length(hypothesis)
+        return np.stack([self._pooled[*key, ids[index]][hypothesis.pooling] for index in indices])
 
-    def _compute(self, run: str, length: int, batch: list[Ids]) -> None:
+    def _padded_length(self, hypothesis: Hypothesis) -> int:
+        """Return the length that texts are padded to; 0 without padding."""
+        return self.longest(hypothesis) if hypothesis.computation in WITH_PADDING else 0
+
+    def _compute(self, computation: Computation, length: int, batch: list[TextIds]) -> None:
         shape = (len(batch), length) if length else None
         input_ids, attention_mask = pad_ids(batch, self.encoder.tokenizer.pad_id, shape)
         params, config = self.encoder.checkpoint.params, self.config
-        seen = np.ones_like(attention_mask) if run == "unmasked" else attention_mask
-        states = self._models[run].forward(params, input_ids, seen, config=config)
-        for key, rows in zip(batch, states, strict=True):
-            self._pooled[run, length, key] = _poolings(rows, len(key), bool(length))
+        seen = np.ones_like(attention_mask) if computation is Computation.UNMASKED else attention_mask
+        states = self._models[computation].forward(params, input_ids, seen, config=config)
+        for ids, states_of_text in zip(batch, states, strict=True):
+            self._pooled[computation, length, ids] = _poolings(states_of_text, len(ids), bool(length))
 
     def stages(self) -> Iterator[list[Hypothesis]]:
-        """Yield hypotheses to be tried together, the cheap and likely ones first: the card's own, then one change to
-        texts or tokens, padding, changes to both, 8 bits; of all but the first kind each with every pooling."""
+        """Yield hypotheses to try together, the cheap and likely ones first, each with all poolings that apply.
+
+        The stages: the card's way; one change to texts or tokens; padding; changes to both; 8 bits.
+        """
         card = self.tokens[0]
         right = [text for text in self.texts if text.deviation is None]
         likely = [text for text in self.texts if text.deviation in (None, "prefix missing")]
@@ -282,20 +318,20 @@ class Predictions:
             [(text, card) for text in self.texts if text not in right] + [*product(right, self.tokens[1:])],
         )
         padded = [
-            Hypothesis(text, card, run, length, pooling)
-            for text, run, length in product(likely, ("padded", "unmasked"), lengths)
-            for pooling in (*(POOLINGS if run == "unmasked" else ()), *OVER_PADDING)
+            Hypothesis(text, card, computation, length, pooling)
+            for text, computation, length in product(likely, WITH_PADDING, lengths)
+            for pooling in (*(POOLINGS if computation is Computation.UNMASKED else ()), *OVER_PADDING)
         ]
         yield [one for one in padded if one.length == 0 or self.longest(replace(one, length=0)) < one.length]
         yield plain(product([text for text in self.texts if text not in right], self.tokens[1:]))
         yield [
-            Hypothesis(text, card, f"int8 {kind}", 0, pooling)
-            for text, kind, pooling in product(likely, INT8_KINDS, POOLINGS)
+            Hypothesis(text, card, computation, 0, pooling)
+            for text, computation, pooling in product(likely, INT8_KINDS, POOLINGS)
         ]
 
 
 def _poolings(states: Floats, real: int, padded: bool) -> dict[str, Floats]:
-    """Take every pooling of one text's states [T, D], of which the first `real` are its own."""
+    """Take every pooling of one text's states, [T, D]; the first `real` tokens are not padding."""
     own = states[:real]
     inner = own[1:-1] if real > 2 else own
     pooled = {

@@ -1,25 +1,23 @@
-"""Golden kits: inputs that expose mistakes and what the float64 reference gives for them, for ports to be tested on."""
+"""Golden kits, which test ports: inputs that expose mistakes, and what the float64 reference gives for them."""
 
 import itertools
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-import e5ref
-from e5ref.encoder import E5
+from e5ref.encoder import E5, load
 from e5ref.files.whole import written_whole
 from e5ref.parity.golden.readme import readme
-from e5ref.parity.judge.compare import FACTOR, Comparison, compare, expected_errors
+from e5ref.parity.judge.comparison import FACTOR, Comparison, compare, expected_errors
 from e5ref.parity.runs import check
 from e5ref.parity.runs.recording import point_shapes, record_reference
-from e5ref.parity.runs.rounding import ErrorSum, text_rows
-from e5ref.parity.runs.run import DTYPES, Run, RunError, read_run, write_run_content
+from e5ref.parity.runs.rounding import ErrorSum, token_values
+from e5ref.parity.runs.run import DTYPES, Run, RunError, matching, read_run, write_run_content
 from e5ref.terminal.progress import progress_bar
 
 FORMAT = "e5ref-kit 1"
@@ -28,17 +26,17 @@ KIT = "kit.json"
 # Short texts of different lengths.
 RAGGED = ["query: how much protein should a female eat", "a", "passage: Café, 日本", "", "query: plants need light"]
 
-# What tokenizers, and those who call them, trip over.
+# Traps for tokenizers, and for code that calls them.
 TRAPS = [
     "query: how much protein",
     "query:how much protein",  # no space after the colon
     "Query: how much protein",
     " query:  how   much protein ",
     "how much protein",  # no prompt
-    "passage: how much protein",  # the other one
+    "passage: how much protein",  # the other prompt
     "query: query: how much protein",
     "QUERY: HOW MUCH PROTEIN?",
-    "query: how much protein",  # the first again: the same vector
+    "query: how much protein",  # the first text again: the same vector
     " ",
     "passage: naïve café, señor Ångström, Trần Hưng Đạo",
     "passage: nai\u0308ve cafe\u0301, sen\u0303or",  # accents apart from their letters
@@ -55,11 +53,11 @@ TRAPS = [
     "passage: " + "protein " * 16,
 ]
 
-# Words of the long texts, no two neighbours alike.
+# Words of the long texts; neighbours always differ.
 WORDS = ("plants", "need", "light", "and", "water", ",", "how", "much", "protein", "should", "a", "female", "eat", "?")
 
-# Which points of a batch a kit of each size holds. A mistake in a layer shows in the first, one in how layers or
-# weights are put together in a later output; whatever else goes wrong, in the vectors.
+# Size of a kit → batch → its points. A mistake inside a layer shows in the first layer. A mistake in how layers are put
+# together shows in a later output. All other mistakes show in the vectors.
 VECTORS = ("pooled", "normalized")
 STATES = ("embeddings", "layers.0.*", "layers.*.output", "last_hidden_state", *VECTORS)
 Size = Literal["small", "full"]
@@ -71,7 +69,7 @@ POINTS: dict[Size, dict[str, tuple[str, ...]]] = {
 
 
 def kit_texts(encoder: E5) -> dict[str, list[str]]:
-    """Return the texts of a kit's batches: name of the batch → texts as the tokenizer gets them."""
+    """Return a kit's batches: name → texts as the tokenizer gets them."""
     most = encoder.tokenizer.max_length
     return {
         "alone": ["a"],
@@ -83,37 +81,37 @@ def kit_texts(encoder: E5) -> dict[str, list[str]]:
 
 
 def long_text(encoder: E5, tokens: int) -> str:
-    """Make a passage of exactly so many tokens, [CLS] and [SEP] counted."""
+    """Make a passage of exactly `tokens` tokens, [CLS] and [SEP] counted."""
     text, words = "passage:", itertools.cycle(WORDS)
     while encoder.tokenizer([longer := f"{text} {next(words)}"]).n_tokens[0] <= tokens:
         text = longer
-    # What is left of the room is less than a word of several tokens.
+    # The next word has more tokens than there is room for; "a" has one.
     return text + " a" * int(tokens - encoder.tokenizer([text]).n_tokens[0])
 
 
 def write_kit(
     model_name_or_path: str | Path, folder: Path, *, size: Size = "small", revision: str | None = None
 ) -> None:
-    """Write a golden kit; the same model gives the same bytes on the same machine.
+    """Write a golden kit. The same model gives the same bytes on the same machine.
 
     Args:
         model_name_or_path: a hub name or a folder.
-        folder: where to; it is made if it does not exist, and files of a kit that are there are replaced.
+        folder: the folder to write. It is created if it does not exist; an existing kit is replaced.
         size: "small" or "full": see `POINTS`.
         revision: as in `e5ref.load`.
 
     Raises:
         CheckpointError: as `e5ref.load`.
-        ValueError: an unknown size, or a folder that holds other files.
+        ValueError: the size is unknown, or the folder holds other files.
     """
     if size not in POINTS:
         raise ValueError(f"size is {size!r}, but must be one of {', '.join(POINTS)}")
     if folder.exists() and any(folder.iterdir()) and not (folder / KIT).exists():
-        raise ValueError(f"{folder}: holds something else than a golden kit; give a new folder, or an empty one")
-    encoder = e5ref.load(model_name_or_path, revision=revision, dtype="float64", truncation="allow")
+        raise ValueError(f"{folder}: holds files that are not a golden kit; give a new folder, or an empty one")
+    encoder = load(model_name_or_path, revision=revision, dtype="float64", truncation="allow")
     texts = kit_texts(encoder)
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as files:  # which get their names only when all are there
+    with ExitStack() as files:  # the files get their names together, once all are written
 
         def new_file(name: str) -> BinaryIO:
             return files.enter_context(written_whole(folder.resolve() / name))
@@ -144,32 +142,32 @@ def check_kit(kit: Path, runs: Path, *, only: Sequence[str] | None = None) -> di
 
     Args:
         kit: the kit's folder.
-        runs: a folder that holds a run for each batch of the kit, named as there.
-        only: names, or patterns such as "layers.*.output", of the points to judge; batches without any are left out.
+        runs: a folder with a run for each batch of the kit, under the same name.
+        only: names, or patterns such as "layers.*.output", of the points to judge. Batches without them are left out.
 
     Returns:
-        Batch → the comparison of the kit's points, or why there is none.
+        Batch → the comparison of the kit's points, or the error that prevents it.
 
     Raises:
-        RunError: the kit is none, or damaged.
+        RunError: the folder is not a kit, or the kit is damaged.
         ValueError: `only` fits no point of the kit.
     """
     try:
         content = json.loads((kit / KIT).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            raise ValueError(f"it is of format {content['format']!r}, but this e5ref reads {FORMAT!r}")
-        if content["factor"] != FACTOR:  # its own checker would come to another verdict
+            raise ValueError(f"it has format {content['format']!r}, but this e5ref reads {FORMAT!r}")
+        if content["factor"] != FACTOR:  # the kit's own checker would give a different verdict
             raise ValueError(
-                f"it allows {content['factor']} times what rounding costs, this e5ref {FACTOR}: use check.py"
+                f"it allows {content['factor']} times what rounding costs, this e5ref {FACTOR}: use its check.py"
             )
         points = {batch: entry["points"] for batch, entry in content["batches"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(
-            f"{kit}: is no golden kit that this e5ref can judge by ({error}); write one with e5ref golden"
+            f"{kit}: is not a golden kit that this e5ref can use ({error}); write one with e5ref golden"
         ) from None
     results: dict[str, Comparison | RunError] = {}
     for batch, names in points.items():
-        chosen = [name for name in names if only is None or any(fnmatchcase(name, pattern) for pattern in only)]
+        chosen = names if only is None else matching(names, only)
         if not chosen:
             continue
         reference = read_run(kit / f"{batch}.safetensors")
@@ -178,19 +176,18 @@ def check_kit(kit: Path, runs: Path, *, only: Sequence[str] | None = None) -> di
         except RunError as error:
             results[batch] = error
         else:
-            results[batch] = compare(run, reference, only=chosen)  # what this raises is the kit's
+            results[batch] = compare(run, reference, only=chosen)  # an error here is the kit's fault
     if not results:
         raise ValueError(f"no point of the kit is one of {', '.join(only or ())}")
     return results
 
 
 def _truth(encoder: E5, texts: list[str], patterns: Sequence[str]) -> Run:
-    """Run a batch in float64. It is kept in float32, whose rounding is small beside that of a whole forward pass."""
+    """Run a batch in float64, and store it in float32: that rounding is small beside a whole forward pass's."""
     points = point_shapes(encoder.checkpoint, *encoder.tokenize(texts)["input_ids"].shape)
-    names = [name for name in points if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    run = record_reference(encoder, texts, names)
+    run = record_reference(encoder, texts, matching(points, patterns))
     provenance = run.provenance
-    if not provenance["revision"]:  # a folder of this machine
+    if not provenance["revision"]:  # a folder on this machine
         provenance["model"] = Path(provenance["model"]).resolve().name
     arrays: dict[str, NDArray[Any]] = {name: array.astype(np.float32) for name, array in run.points.items()}
     ids = {"input_ids": run.input_ids.astype(np.int32), "attention_mask": run.attention_mask.astype(np.int32)}
@@ -198,12 +195,12 @@ def _truth(encoder: E5, texts: list[str], patterns: Sequence[str]) -> Run:
 
 
 def _tolerances(run: Run) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the errors that pass: dtype → point → "max" and "rms"."""
+    """Return the largest errors that pass: dtype → point → "max" and "rms"."""
     tolerances: dict[str, dict[str, dict[str, float]]] = {dtype: {} for dtype in DTYPES}
     for name, array in run.points.items():
         scale = ErrorSum()
         for text in range(len(array)):
-            scale.add(text_rows(array, run.attention_mask, text))
+            scale.add(token_values(array, run.attention_mask, text))
         for dtype, points in tolerances.items():
             largest, rms = expected_errors(run, name, dtype, scale)
             points[name] = {"max": FACTOR * largest, "rms": FACTOR * rms}

@@ -1,4 +1,4 @@
-"""Which known mistake explains a run: each is made in the reference, on the run's own inputs, and compared with it."""
+"""Which known mistake explains a run: each is made in the reference, on the run's own inputs, and compared."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,19 +16,21 @@ from e5ref.encoder import E5
 from e5ref.operations import Ids
 from e5ref.parity.altered.mistakes import MISTAKES
 from e5ref.parity.diagnosis.hypotheses import Predictions, TextVariant
-from e5ref.parity.judge.compare import FACTOR, Comparison, compare
-from e5ref.parity.runs.rounding import UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, text_rows
+from e5ref.parity.judge.comparison import FACTOR, Comparison, compare
+from e5ref.parity.runs.rounding import UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, token_values
 from e5ref.parity.runs.run import Run
 
-# Tokens to try the mistakes on, padding not counted, and how many padded ones at most.
+# The most tokens that mistakes are tried on, without padding and with it.
 TRIED_TOKENS = 192
 TRIED_PADDED = 1024
 
-# How many times the cost of rounding may be left where a mistake explains a run. More than FACTOR: the cost was
-# measured without the mistake, which can make later points more sensitive.
-LEFT = {"first": 2 * FACTOR, "later": 8 * FACTOR}
+# A mistake explains a run if the errors that are left are at most this many times the cost of rounding, up to the first
+# departure and after it. More than FACTOR: the cost was measured without the mistake, which can make later points more
+# sensitive.
+LEFT_AT_DEPARTURE = 2 * FACTOR
+LEFT_LATER = 8 * FACTOR
 
-# An error that falls by so much is looked into even where more is left than rounding costs the reference.
+# A mistake that lowers the error by this factor is looked into even if more than rounding is left.
 MUCH = 1e4
 
 
@@ -39,10 +41,10 @@ class Explanation:
     Attributes:
         mistake: its name.
         check: what to look at in the port.
-        point: where the run departs first; "input_ids" where the tokens do.
+        point: where the run departs first; "input_ids" if the tokens differ.
         before: the largest error there, on the texts that were tried.
         after: the same with the mistake made in the reference.
-        explains: whether what is left, there and at all other points, is rounding.
+        explains: whether only rounding is left, there and at all other points.
     """
 
     mistake: str
@@ -53,7 +55,7 @@ class Explanation:
     explains: bool
 
     def __str__(self) -> str:
-        """Say it in a line."""
+        """Return the explanation as one line."""
         if self.point == "input_ids":
             return f"explained by: {self.mistake} (gives the same tokens). Check: {self.check}."
         start = "explained by" if self.explains else "not explained; nearest"
@@ -69,17 +71,17 @@ def explain(
     """Find the known mistakes that explain why a run departs.
 
     Args:
-        run: what is judged.
+        run: the run that is judged.
         reference: e5ref's run in float64, with the costs of rounding.
         checkpoint: the weights in float64.
-        comparison: of the two, if there is one already; with `only`, its points are those that count.
+        comparison: what `compare` returned for the two, if it was called already. Only its points count.
 
     Returns:
-        The mistakes that bring the error down most, the likeliest first; none where the run passes, or departs in a
-        way (a shape, a NaN, a missing point alone) that no numbers can explain.
+        The mistakes that lower the error most, the likeliest first. None if the run passes, or if the first departure
+        is a shape, a NaN or a missing point, which no values can explain.
 
     Raises:
-        ValueError: weights that are not float64, or another checkpoint's than the reference's.
+        ValueError: the weights are not float64, or not those of the reference.
         RunError: as `compare`.
     """
     if checkpoint.params.embeddings.word.dtype != np.float64:
@@ -88,7 +90,7 @@ def explain(
     if recorded.get("weights_sha256", checkpoint.weights_sha256) != checkpoint.weights_sha256:
         raise ValueError(
             f"{checkpoint.name}: is not the checkpoint of the reference, which was recorded from "
-            f"{recorded.get('model', 'another')}; give that one"
+            f"{recorded.get('model', 'a different one')}; give that one"
         )
     comparison = compare(run, reference) if comparison is None else comparison
     first = comparison.first_departure
@@ -111,35 +113,35 @@ def explain(
             continue
         after, factor = part.error(first.name, points)
         explains = False
-        if factor <= LEFT["first"] or after <= before / MUCH:
+        if factor <= LEFT_AT_DEPARTURE or after <= before / MUCH:
             points = part.points(changed, model, names)
             factors = [part.error(name, points)[1] if name in points else np.inf for name in names]
             explains = _are_rounding(factors, at)
             if not explains and run.dtype == "float32" and all(name in points for name in names):
-                # The mistake may make numbers so large, or what follows so sensitive, that rounding costs more.
+                # The mistake may make rounding cost more: it makes values larger, or later points more sensitive.
                 single = replace(changed, params=map_leaves(lambda leaf: leaf.astype(np.float32), changed.params))
                 rounded = part.points(single, mistake.change(single)[0], names)
                 factors[at:] = [part.error(name, points, rounded[name])[1] for name in names[at:]]
                 explains = _are_rounding(factors, at)
             factor = max(factors) if explains else factor
         explanation = Explanation(mistake.name, mistake.check, first.name, before, after, explains)
-        if after < before / 2:  # else it changes nothing there, however little is left
+        if after < before / 2:  # otherwise the mistake changes nothing there
             found.append((factor, explanation))
     return [one for _, one in sorted(found, key=lambda entry: (not entry[1].explains, entry[0]))]
 
 
-def _are_rounding(factors: Sequence[float], first: int) -> bool:
-    """Tell whether what is left is rounding, up to the first departure and after it."""
-    return max(factors[: first + 1]) <= LEFT["first"] and max(factors) <= LEFT["later"]
+def _are_rounding(factors: Sequence[float], departure: int) -> bool:
+    """Tell whether only rounding is left, up to the first departure and after it."""
+    return max(factors[: departure + 1]) <= LEFT_AT_DEPARTURE and max(factors) <= LEFT_LATER
 
 
-class _Enough(Exception):  # noqa: N818  # not an error: there is nothing more to find out
+class _Enough(Exception):  # noqa: N818  # not an error: it only stops the forward pass
     pass
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A few of a run's texts, on which mistakes are tried."""
+    """The few texts of a run that mistakes are tried on."""
 
     run: Run
     reference: Run
@@ -147,7 +149,7 @@ class _Part:
 
     @classmethod
     def of(cls, run: Run, reference: Run, worst: int) -> "_Part":
-        """Choose the text with the worst error, unless it is long, and the shortest: they cost least."""
+        """Choose the text with the worst error, and the shortest texts, which cost least."""
         lengths = run.attention_mask.sum(axis=1)
         most = max(1, TRIED_PADDED // run.input_ids.shape[1])
         order = [worst, *(text for text in np.argsort(lengths, kind="stable").tolist() if text != worst)]
@@ -157,27 +159,27 @@ class _Part:
     def points(
         self, checkpoint: Checkpoint, model: ModuleType, names: Collection[str], right: Collection[str] = ()
     ) -> dict[str, NDArray[Any]]:
-        """Run the reference, changed or not, as far as the last of some points.
+        """Run the reference, changed or not, up to the last of some points.
 
-        Where a point that is `right` in the run comes out otherwise, the change is not what the run did: no further.
+        Stop as soon as the change spoils a point that the run has `right`.
         """
         points: dict[str, NDArray[Any]] = {}
 
         def tap(name: str, array: NDArray[Any]) -> None:
-            if name in right and self.error(name, {name: array})[1] > LEFT["first"]:
+            if name in right and self.error(name, {name: array})[1] > LEFT_AT_DEPARTURE:
                 raise _Enough
             if name in names:
                 points[name] = array
                 if len(points) == len(names):
                     raise _Enough
 
-        rows = list(self.texts)
+        texts = list(self.texts)
         try:
             with np.errstate(all="ignore"):  # a mistake may well overflow
                 model.embed(
                     checkpoint.params,
-                    self.run.input_ids[rows],
-                    self.run.attention_mask[rows],
+                    self.run.input_ids[texts],
+                    self.run.attention_mask[texts],
                     config=checkpoint.config,
                     pooling=checkpoint.settings.pooling,
                     normalize=checkpoint.settings.normalize,
@@ -192,20 +194,20 @@ class _Part:
     ) -> tuple[float, float]:
         """Return the run's largest error at a point, and how many times the cost of rounding its errors are.
 
-        That cost is the reference's, or the error of a point that is `rounded`.
+        The cost is the reference's, or if it is larger the error of `rounded`, the same point in float32.
         """
         errors, scale, plain, cost = ErrorSum(), ErrorSum(), ErrorSum(), ErrorSum()
         mask: Ids = self.run.attention_mask
-        for row, text in enumerate(self.texts):
-            expected = text_rows(points[name], mask[list(self.texts)], row)
-            errors.add(text_rows(self.run.points[name], mask, text) - expected)
+        for place, text in enumerate(self.texts):
+            expected = token_values(points[name], mask[list(self.texts)], place)
+            errors.add(token_values(self.run.points[name], mask, text) - expected)
             scale.add(expected)
             if rounded is not None:
-                cost.add(text_rows(rounded, mask[list(self.texts)], row) - expected)
-            plain.add(text_rows(self.reference.points[name], self.reference.attention_mask, text))
+                cost.add(token_values(rounded, mask[list(self.texts)], place) - expected)
+            plain.add(token_values(self.reference.points[name], self.reference.attention_mask, text))
         if not np.isfinite(errors.max):
             return np.inf, np.inf
-        # Rounding is relative to the size of the numbers, which a mistake may have changed.
+        # Rounding is relative to the size of the values, which a mistake may have changed.
         grown = max(1.0, scale.rms / plain.rms if plain.rms else 1.0)
         unit = max(UNIT_ROUNDOFF[self.run.dtype], UNIT_ROUNDOFF[str(self.reference.points[name].dtype)])
         max_cost, rms_cost = cost_at(self.reference.rounding, self.run.dtype, name)
@@ -217,7 +219,7 @@ class _Part:
 
 
 def _explain_inputs(run: Run, reference: Run, checkpoint: Checkpoint) -> list[Explanation]:
-    """Find what was done to texts or tokens that gives the run's ids."""
+    """Find the changes to texts or tokens that give the run's ids."""
     texts = reference.texts or run.texts
     if texts is None:
         return []
@@ -230,7 +232,7 @@ def _explain_inputs(run: Run, reference: Run, checkpoint: Checkpoint) -> list[Ex
             names = [name for name in (text.deviation, token.deviation) if name]
             if names and names not in found:
                 found.append(names)
-    # What needs less says more: the same with something that makes no difference to these texts is left out.
+    # The simplest explanation wins: leave out those that only add a change without effect on these texts.
     simplest = [names for names in found if not any(set(other) < set(names) for other in found)]
     return [
         Explanation(", ".join(names), "how texts become tokens", "input_ids", np.nan, np.nan, True)

@@ -1,17 +1,37 @@
-"""A comparison as text, as JSON, and as a page of its own."""
+"""A comparison as text, as JSON, as a page of its own, and as an assertion."""
 
 import html
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from e5ref.parity.judge.compare import FACTOR, Comparison, Place, PointVerdict
+from e5ref.parity.judge.comparison import FACTOR, Comparison, Place, PointVerdict, compare
 from e5ref.parity.judge.explain import Explanation
+from e5ref.parity.runs.run import Run
 
 COLUMNS = ("max abs", "relative", "cosine", "ulps", "factor")
 
-FLOOR = -40.0  # the power of ten at which no error at all is drawn
+FLOOR = -40.0  # the power of ten where an error of 0 is drawn
+
+
+def assert_parity(run: Run | str | Path, reference: Run | str | Path, *, only: Sequence[str] | None = None) -> None:
+    """Fail a test if a run departs from the reference by more than rounding.
+
+    Args:
+        run: as for `compare`.
+        reference: as for `compare`.
+        only: as for `compare`.
+
+    Raises:
+        AssertionError: the run departs; the message is the table up to the first departure.
+        RunError: as `compare`.
+    """
+    __tracebackhide__ = True  # pytest then shows the caller's line
+    comparison = compare(run, reference, only=only)
+    if not comparison.passed:
+        raise AssertionError(text_report(comparison, whole=False))
 
 
 def text_report(comparison: Comparison, *, whole: bool = True) -> str:
@@ -19,10 +39,10 @@ def text_report(comparison: Comparison, *, whole: bool = True) -> str:
 
     Args:
         comparison: what `compare` returns.
-        whole: whether to show all points, or those up to the first departure alone.
+        whole: whether to show all points, or only those up to the first departure.
 
     Returns:
-        A line per point, and a last paragraph that says what to make of them.
+        A line per point, and the summary.
     """
     verdicts = list(comparison.verdicts)
     first = comparison.first_departure
@@ -69,46 +89,44 @@ def where(place: Place) -> str:
 
 
 def summary(comparison: Comparison) -> list[str]:
-    """Say what to make of a comparison: whether it passed, where it departs first, and what feeds that point."""
+    """Sum up a comparison: whether it passed, where the run departs first, and what feeds that point."""
     verdicts, first = comparison.verdicts, comparison.first_departure
     if first is None:
         most = max(verdicts, key=lambda verdict: verdict.factor)
         return [
-            f"Passed: all {len(verdicts)} points are what rounding in {comparison.dtype} explains, with at most "
-            f"{_figure(most.factor)} times its cost ({most.name}); up to {FACTOR:g} passes."
+            f"Passed: rounding in {comparison.dtype} explains all {len(verdicts)} points. Their errors are at most "
+            f"{_figure(most.factor)} times its cost ({most.name}); up to {FACTOR:g} times passes."
         ]
     failed = sum(verdict.verdict != "OK" for verdict in verdicts)
     lines = [f"FAILED: {failed} of {len(verdicts)} points, judged as {comparison.dtype}."]
     if first.name == "input_ids":
-        return [f"FAILED: the runs are not of the same inputs ({first.detail}), so their points cannot be compared."]
+        return [f"FAILED: the runs do not have the same inputs ({first.detail}), so their points cannot be compared."]
     if first.verdict == "MISSING":
         return [
             *lines,
-            f"What is there is right. {first.name} is missing: {first.detail} (--only names what to compare).",
+            f"All other points are right. {first.name} is missing: {first.detail} (--only chooses the points).",
         ]
     reason = first.detail or (
-        f"its error is {_figure(first.factor)} times what rounding costs, and up to {FACTOR:g} passes; "
-        f"{first.worst[0].value:.6g} for {first.worst[0].expected:.6g} at {where(first.worst[0])}"
+        f"its error is {_figure(first.factor)} times what rounding costs, and up to {FACTOR:g} times passes; "
+        f"{first.worst[0].value:.6g} instead of {first.worst[0].expected:.6g} at {where(first.worst[0])}"
     )
     lines.append(f"First departure: {first.name}: {reason}.")
     feeds = comparison.feeds(first.name)
     if not feeds:
-        lines.append("It is computed from input_ids and the weights, and nothing else.")
+        lines.append("It is computed from input_ids and the weights alone.")
     right = [name for name, verdict in feeds.items() if verdict == "OK"]
     unknown = [name for name, verdict in feeds.items() if verdict != "OK"]
     if right:
-        lines.append(f"It is fed by {_and(right)}, which {'are' if len(right) > 1 else 'is'} right.")
+        lines.append(f"It is fed by {' and '.join(right)}, which {'are' if len(right) > 1 else 'is'} right.")
     if unknown:
-        lines.append(f"It is fed by {_and(unknown)}, not compared here; the mistake may be there or before.")
+        are = "are" if len(unknown) > 1 else "is"
+        fed_by = " and ".join(unknown)
+        lines.append(f"It is fed by {fed_by}, which {are} not compared; the mistake may be there or before.")
     return lines
 
 
-def _and(names: Sequence[str]) -> str:
-    return " and ".join(names)
-
-
 def json_report(comparison: Comparison, explanations: Sequence[Explanation] | None = None) -> dict[str, Any]:
-    """Return a comparison as JSON has it, with what explains it if that was asked; figures that are none are null."""
+    """Return a comparison and its explanations, if there are any, ready for JSON. NaN and infinity become None."""
     first = comparison.first_departure
     report = {
         "passed": comparison.passed,
@@ -183,7 +201,7 @@ def _worst_table(verdict: PointVerdict) -> str:
 
 
 def chart(verdicts: Sequence[PointVerdict]) -> str:
-    """Draw the largest error of each point, in the forward pass's order, beside the largest that passes, as SVG."""
+    """Draw the largest error of each point and the largest that passes, in the forward pass's order, as SVG."""
     width, height, left, bottom = 900.0, 280.0, 46.0, 24.0
     ours = [_log(verdict.max_error) for verdict in verdicts]
     allowed = [_log(verdict.allowed) for verdict in verdicts]
@@ -221,8 +239,8 @@ def chart(verdicts: Sequence[PointVerdict]) -> str:
         parts.append(f"<circle {dot}><title>{said}</title></circle>")
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img">{"".join(parts)}</svg>'
-        "<p>The largest absolute error of each point (blue; red where it fails), layer by layer, and the largest that "
-        "passes (dashed).</p>"
+        "<p>The largest absolute error of each point, layer by layer (blue; red if the point fails), and the largest "
+        "error that passes (dashed).</p>"
     )
 
 

@@ -1,7 +1,7 @@
-"""What computes a run: transformers, sentence-transformers, and graphs of ONNX, so that they yield our named points.
+"""The runners of other libraries: transformers, sentence-transformers and ONNX graphs give our named points.
 
-Their modules are watched through hooks, so nothing of a library is changed. All run on the CPU, in the process's own
-threads, and everything heavy is imported when asked for.
+Hooks watch the modules of a library, so nothing in it is changed. Everything runs on the CPU, in the process's own
+threads. Heavy packages are imported only when they are needed.
 """
 
 import importlib
@@ -23,9 +23,9 @@ from e5ref.extras import require
 from e5ref.operations import Ids
 from e5ref.parity.runs.runners import Points, Runner, own_tokenize
 
-# What people call the outputs of their graphs → our names. Outputs with our own names need no entry.
+# Common names of a graph's outputs → our names. Outputs with our own names need no entry.
 GRAPH_OUTPUTS = {"token_embeddings": "last_hidden_state"}
-GRAPH_VECTORS = "sentence_embedding"  # the last thing that the checkpoint's modules give
+GRAPH_VECTORS = "sentence_embedding"  # the result of the checkpoint's last module
 
 GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -48,7 +48,7 @@ def transformers_points(
     """Load a checkpoint in transformers so that it gives named points.
 
     Args:
-        checkpoint: where its files are, and how to pool.
+        checkpoint: its files, and how to pool.
         names: which points; None for all.
         dtype: "float64", "float32", "bfloat16" or "float16".
 
@@ -85,7 +85,7 @@ def transformers_points(
 def sentence_transformers_runner(encoder: E5, names: Collection[str], dtype: str) -> Runner:
     """Run the checkpoint in sentence-transformers: its own tokenization, modules, pooling and normalisation.
 
-    A folder without `modules.json` gets the modules that e5ref takes it to have.
+    A folder without `modules.json` gets the modules that e5ref assumes for it.
     """
     require("parity", "backend 'sentence-transformers'", "torch", "transformers", "sentence-transformers")
     torch, package = (importlib.import_module(name) for name in ("torch", "sentence_transformers"))
@@ -110,13 +110,13 @@ def sentence_transformers_runner(encoder: E5, names: Collection[str], dtype: str
 
     def tokenize(texts: Sequence[str]) -> list[list[int]]:
         batch = model.preprocess(list(texts))
-        rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
-        return [ids[mask == 1].tolist() for ids, mask in rows]
+        padded = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        return [ids[mask == 1].tolist() for ids, mask in padded]
 
     watched = Watched(names)
     watched.network(model[0].auto_model)
     caught = {"last_hidden_state": "token_embeddings"} | dict.fromkeys(("pooled", "normalized"), "sentence_embedding")
-    for module, (point, key) in zip(model, caught.items(), strict=False):  # without Normalize there is one less
+    for module, (point, key) in zip(model, caught.items(), strict=False):  # without Normalize there is one fewer
         watched.module(module, point, itemgetter(key))
 
     def run(input_ids: Ids, attention_mask: Ids) -> Points:
@@ -128,13 +128,13 @@ def sentence_transformers_runner(encoder: E5, names: Collection[str], dtype: str
 
 
 def onnx_runner(encoder: E5, file: Path, names: Collection[str], dtype: str | None) -> Runner:
-    """Run a graph with onnxruntime, on the ids of e5ref's own tokenizer, and keep what outputs it has.
+    """Run a graph with onnxruntime on the ids of e5ref's own tokenizer, and keep its known outputs.
 
-    Outputs are known by our names, as "token_embeddings", and as "sentence_embedding", which is taken for the last
-    point of the checkpoint's modules; others are named in a warning.
+    Known are outputs with our names, "token_embeddings", and "sentence_embedding", which counts as the checkpoint's
+    last point. A warning names all others.
 
     Raises:
-        ValueError: the file is no graph, wants inputs that are not a BERT's, or has no output that is known.
+        ValueError: the file is not a graph, needs inputs that are not a BERT's, or has no known output.
     """
     if not file.is_file():
         raise ValueError(f"{file}: no such file; give the graph as onnx:FILE")
@@ -142,19 +142,19 @@ def onnx_runner(encoder: E5, file: Path, names: Collection[str], dtype: str | No
     onnxruntime = importlib.import_module("onnxruntime")
     try:
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own are of no common kind
+    except Exception as error:  # onnxruntime's exceptions have no common class of their own
         raise ValueError(f"{file}: onnxruntime cannot load it ({' '.join(str(error).split())})") from None
     inputs = {one.name: np.dtype(one.type.removeprefix("tensor(").rstrip(")")) for one in session.get_inputs()}
     if unknown := [name for name in inputs if name not in GRAPH_INPUTS]:
-        raise ValueError(f"{file}: wants the input {unknown[0]!r}; e5ref gives {', '.join(GRAPH_INPUTS)}")
+        raise ValueError(f"{file}: needs the input {unknown[0]!r}, but e5ref gives only {', '.join(GRAPH_INPUTS)}")
     vectors = "normalized" if encoder.checkpoint.settings.normalize else "pooled"
     known = GRAPH_OUTPUTS | {GRAPH_VECTORS: vectors} | {name: name for name in names}
     outputs = {one.name: known.get(one.name) for one in session.get_outputs()}
     if unknown := [name for name, point in outputs.items() if point is None]:
-        warnings.warn(f"{file}: outputs that e5ref does not know are left out: {', '.join(unknown)}", stacklevel=2)
+        warnings.warn(f"{file}: unknown outputs are left out: {', '.join(unknown)}", stacklevel=2)
     asked = {name: point for name, point in outputs.items() if point is not None and point in names}
     if not asked:
-        raise ValueError(f"{file}: has the outputs {', '.join(outputs)}, none of which is among the points to record")
+        raise ValueError(f"{file}: none of its outputs ({', '.join(outputs)}) is a point to record")
 
     def run(input_ids: Ids, attention_mask: Ids) -> Points:
         given = (input_ids, attention_mask, np.zeros_like(input_ids))
@@ -166,26 +166,26 @@ def onnx_runner(encoder: E5, file: Path, names: Collection[str], dtype: str | No
 
 
 class Watched:
-    """Hooks on the modules of a network of transformers, and what they caught in the last batch."""
+    """Hooks on the modules of a transformers network, and the points that they caught in the last batch."""
 
     def __init__(self, names: Collection[str] | None) -> None:
-        """Watch for the points of these names; None for all."""
+        """Watch for the points with these names; None for all."""
         self._names = names
         self._points: dict[str, NDArray[Any]] = {}
 
     def keep(self, name: str, tensor: Any) -> None:
-        """Keep a tensor as a NumPy array, bfloat16 as float32, if it is one of the names."""
+        """Keep a tensor as a NumPy array, bfloat16 as float32, if its name is wanted."""
         if self._names is None or name in self._names:
             wide = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
             self._points[name] = wide.detach().cpu().numpy()
 
     def taken(self) -> Points:
-        """Return what was kept, and start anew."""
+        """Return the points that were kept, and start again."""
         points, self._points = self._points, {}
         return points
 
     def module(self, module: Any, name: str, choose: Callable[[Any], Any] = lambda output: output) -> None:
-        """Keep what a module gives, or what `choose` takes of that."""
+        """Keep a module's output, or what `choose` takes from it."""
         if self._names is None or name in self._names:
             module.register_forward_hook(lambda _module, _inputs, output: self.keep(name, choose(output)))
 
@@ -205,13 +205,13 @@ class Watched:
 
 
 def attention_form(names: Collection[str] | None) -> str:
-    """Choose transformers' way of attention: the fused one that it takes by default has no probabilities to show."""
+    """Choose transformers' form of attention: the fused one, its default, cannot show probabilities."""
     wanted = names is None or any(name.endswith("attention_probabilities") for name in names)
     return "eager" if wanted else "sdpa"
 
 
 def _facts(backend: str, attention: str | None = None) -> dict[str, str]:
-    """Say what computed: the library, what it stands on, and transformers' way of attention."""
+    """Describe a runner: the library, the packages beneath it, and transformers' form of attention."""
     packages = [backend] if attention is None else sorted({"torch", "transformers", backend})
     versions = {f"{name.replace('-', '_')}_version": importlib.metadata.version(name) for name in packages}
     return {"backend": backend} | ({"attention": attention} if attention else {}) | versions
@@ -219,7 +219,7 @@ def _facts(backend: str, attention: str | None = None) -> dict[str, str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' notes and progress bars off the terminal while it loads."""
+    """Keep transformers' messages and progress bars off the terminal while it loads."""
     logging = importlib.import_module("transformers.utils.logging")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()

@@ -1,41 +1,39 @@
-"""Record a run: texts through a model, every named point kept."""
+"""Record a run: put texts through a model and keep every named point."""
 
 import json
 import math
 import warnings
 from collections.abc import Collection, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import e5ref
 from e5ref.checkpoint import Checkpoint
 from e5ref.checkpoint.prompts import find_prompt
-from e5ref.encoder import E5
+from e5ref.encoder import E5, load
 from e5ref.engines.batching import pad_ids
 from e5ref.engines.stream import E5Warning
 from e5ref.operations import Ids
 from e5ref.parity.runs.rounding import rounding_costs
-from e5ref.parity.runs.run import LAYER_POINTS, Run
-from e5ref.parity.runs.runners import DTYPES, Runner, jax_runner, numpy_runner
+from e5ref.parity.runs.run import LAYER_POINTS, Run, matching
+from e5ref.parity.runs.runners import BACKEND_DTYPES, Runner, jax_runner, numpy_runner
 from e5ref.terminal.progress import progress_bar
 
-BACKENDS = (*DTYPES, "onnx:FILE")
+BACKENDS = (*BACKEND_DTYPES, "onnx:FILE")
 
-# Tokens of a batch, padding counted: so many keep every library busy, and their points are a few hundred MB at most.
+# Tokens of a batch, padding counted. They keep every library busy, and their points take a few hundred MB at most.
 BATCH_TOKENS = 1024
 
-# What is recorded unless points are chosen: the first of these choices that has at most so many numbers, 1 GiB in
-# float32. It does not depend on backend or dtype, so that two runs of the same texts hold the same points.
+# The points that are recorded by default: the first of these choices with at most DEFAULT_VALUES values (1 GiB in
+# float32). The choice does not depend on backend or dtype, so two runs of the same texts hold the same points.
 CHOICES = (("*",), ("embeddings", "layers.*.output", "last_hidden_state", "pooled", "normalized"), ("pooled", "norm*"))
-DEFAULT_NUMBERS = 1 << 28
+DEFAULT_VALUES = 1 << 28
 
 
 def point_shapes(checkpoint: Checkpoint, texts: int, tokens: int) -> dict[str, tuple[int, ...]]:
-    """Return every named point of a checkpoint in the forward pass's order, and its shape.
+    """Return the shape of every named point of a checkpoint, in the forward pass's order.
 
     Args:
         checkpoint: the model.
@@ -66,24 +64,20 @@ def choose_points(shapes: dict[str, tuple[int, ...]], only: Sequence[str] | None
         only: names, or patterns such as "layers.*.output"; None for the first of `CHOICES` that is not too large.
 
     Returns:
-        The names in the forward pass's order, and those that are left out though nobody asked for that.
+        The names in the forward pass's order, and those that are left out because they are too large.
 
     Raises:
-        ValueError: a pattern that fits no name.
+        ValueError: a pattern fits no name.
     """
-
-    def fitting(patterns: Sequence[str]) -> list[str]:
-        return [name for name in shapes if any(fnmatchcase(name, pattern) for pattern in patterns)]
-
     if only is not None:
         examples = ", ".join(name for name in shapes if not name.startswith("layers.") or name.startswith("layers.0."))
         for pattern in only:
-            if not fitting([pattern]):
+            if not matching(shapes, [pattern]):
                 raise ValueError(f"there is no point {pattern!r}; this model has {examples}")
-        return fitting(only), []
+        return matching(shapes, only), []
     for patterns in CHOICES:
-        names = fitting(patterns)
-        if sum(math.prod(shapes[name]) for name in names) <= DEFAULT_NUMBERS:
+        names = matching(shapes, patterns)
+        if sum(math.prod(shapes[name]) for name in names) <= DEFAULT_VALUES:
             break
     return names, [name for name in shapes if name not in names]
 
@@ -99,39 +93,40 @@ def record(
     prompt: str | None = None,
     only: Sequence[str] | None = None,
 ) -> Run:
-    """Run texts through a model and keep every named point.
+    """Put texts through a model and keep every named point.
 
     Args:
         model_name_or_path: a hub name or a folder.
         texts: one text, or several.
         revision: the hub's commit, tag or branch; None takes the commit that e5ref pins for a known name.
         backend: "numpy", "jax", "transformers", "sentence-transformers", or "onnx:" and the file of a graph.
-        dtype: one of `DTYPES` of the backend; None for "float32". For a graph: what it computes in, if that is not
-            what its outputs are made of.
+        dtype: one of the backend's `BACKEND_DTYPES`; None for "float32". For a graph, the dtype that it computes in;
+            None for the dtype of its outputs.
         prompt_name: which of the checkpoint's prompts to put before each text.
         prompt: a prompt to put before each text, instead of a named one.
-        only: names of points, or patterns such as "layers.*.output". None keeps all of them, or, where that were more
-            than `DEFAULT_NUMBERS` numbers, fewer, and warns.
+        only: names of points, or patterns such as "layers.*.output". None keeps all points. If they have more than
+            `DEFAULT_VALUES` values, it keeps fewer and warns.
 
     Returns:
         The run: input_ids and attention_mask [B, T] int64, padded to the longest text, and the points in the forward
-        pass's order. One of NumPy in float64 says too what rounding costs.
+        pass's order. A run of NumPy in float64 also holds what rounding costs.
 
     Raises:
         CheckpointError: as `e5ref.load`.
-        ValueError: no texts, or an argument that is out of its range.
+        ValueError: there are no texts, or an argument is out of its range.
         TypeError: `texts` is not a sequence of str.
         ModuleNotFoundError: the backend is not installed; the message says what to install.
     """
     kind, _, file = backend.partition(":")
-    if kind not in DTYPES and not (kind == "onnx" and file):
+    if kind not in BACKEND_DTYPES and not (kind == "onnx" and file):
         raise ValueError(f"backend is {backend!r}, but must be one of {', '.join(BACKENDS)}")
-    if dtype is not None and dtype not in DTYPES.get(kind, DTYPES["jax"]):
-        raise ValueError(f"dtype is {dtype!r}, but backend {kind!r} has {', '.join(DTYPES.get(kind, DTYPES['jax']))}")
+    dtypes = BACKEND_DTYPES.get(kind, BACKEND_DTYPES["jax"])
+    if dtype is not None and dtype not in dtypes:
+        raise ValueError(f"dtype is {dtype!r}, but backend {kind!r} has {', '.join(dtypes)}")
     texts = [texts] if isinstance(texts, str) else texts
     if not texts:
         raise ValueError("there are no texts to record")
-    encoder = e5ref.load(model_name_or_path, revision=revision, dtype="float64" if dtype == "float64" else "float32")
+    encoder = load(model_name_or_path, revision=revision, dtype="float64" if dtype == "float64" else "float32")
     prefix = find_prompt(encoder.checkpoint.settings.prompts, prompt_name, prompt)
     texts = [prefix + text for text in texts]
     own = encoder.tokenize(texts)
@@ -146,7 +141,7 @@ def record(
     names, left_out = choose_points(shapes, only)
     if left_out:
         warnings.warn(
-            f"{len(left_out)} of {len(shapes)} points are left out to keep the run small; choose others with `only`",
+            f"{len(left_out)} of {len(shapes)} points are left out to keep the run small; choose points with `only`",
             E5Warning,
             stacklevel=2,
         )
@@ -156,7 +151,7 @@ def record(
 
 
 def record_reference(encoder: E5, texts: Sequence[str], names: Sequence[str], prompt: str = "") -> Run:
-    """Run texts in float64, and measure what rounding costs: what others are compared with.
+    """Run texts in float64 and measure what rounding costs: the reference for other runs.
 
     Args:
         encoder: the model, loaded in float64, with NumPy.
@@ -173,14 +168,14 @@ def record_reference(encoder: E5, texts: Sequence[str], names: Sequence[str], pr
 
 
 def run_texts(encoder: E5, runner: Runner, texts: Sequence[str], names: Sequence[str], prompt: str = "") -> Run:
-    """Tokenize texts, run them, and say where the result comes from.
+    """Tokenize texts, run them, and note where the result comes from.
 
     Args:
         encoder: the model.
-        runner: what computes.
+        runner: computes the points.
         texts: with their prompts.
-        names: the points to keep, in order; those that the runner does not give are left out.
-        prompt: what stands before each text, for the provenance.
+        names: the points to keep, in order. Points that the runner does not give are left out.
+        prompt: the prompt before each text, for the provenance.
 
     Returns:
         The run.
@@ -194,14 +189,14 @@ def run_texts(encoder: E5, runner: Runner, texts: Sequence[str], names: Sequence
     metadata = {
         "dtype": dtype,
         "texts": json.dumps(texts, ensure_ascii=False),
-        "tokens": json.dumps([encoder.tokenizer.token_strings(row) for row in ids], ensure_ascii=False),
+        "tokens": json.dumps([encoder.tokenizer.token_strings(of_text) for of_text in ids], ensure_ascii=False),
         "provenance": json.dumps({**encoder.provenance(prompt), "dtype": dtype, **runner.facts}, ensure_ascii=False),
     }
     return Run(arrays, metadata)
 
 
 def _runner(encoder: E5, kind: str, file: str, names: Collection[str], dtype: str | None) -> Runner:
-    """Load what a backend's name stands for."""
+    """Load the runner of a backend."""
     if kind == "numpy":
         return numpy_runner(encoder, names)
     if kind == "jax":
@@ -216,10 +211,10 @@ def _runner(encoder: E5, kind: str, file: str, names: Collection[str], dtype: st
 
 
 def run_batches(runner: Runner, input_ids: Ids, attention_mask: Ids) -> dict[str, NDArray[Any]]:
-    """Run texts in batches of `BATCH_TOKENS`, in their order, and put the points together.
+    """Run texts in batches of `BATCH_TOKENS`, in their order, and join the points.
 
     Args:
-        runner: what computes them.
+        runner: computes the points.
         input_ids: [B, T].
         attention_mask: [B, T], with padding on the right.
 
@@ -227,21 +222,19 @@ def run_batches(runner: Runner, input_ids: Ids, attention_mask: Ids) -> dict[str
         Name → array of B texts, padded to T.
     """
     texts, tokens = input_ids.shape
-    rows = min(texts, max(1, BATCH_TOKENS // tokens))
+    batch_texts = min(texts, max(1, BATCH_TOKENS // tokens))
     lengths = attention_mask.sum(axis=1)
     arrays: dict[str, NDArray[Any]] = {}
     with progress_bar(texts, "recording", "text") as progress:
-        for start in range(0, texts, rows):
-            stop = min(start + rows, texts)
+        for start in range(0, texts, batch_texts):
+            stop = min(start + batch_texts, texts)
             length = tokens if runner.fixed_shape else lengths[start:stop].max()
             batch = [array[start:stop, :length] for array in (input_ids, attention_mask)]
-            if runner.fixed_shape:  # rows of padding alone fill the last batch
-                batch = [np.pad(array, ((0, rows - len(array)), (0, 0))) for array in batch]
+            if runner.fixed_shape:  # empty texts fill the last batch
+                batch = [np.pad(array, ((0, batch_texts - len(array)), (0, 0))) for array in batch]
             for name, array in runner.run(*batch).items():
                 if array.ndim not in (2, 3, 4) or len(array) != len(batch[0]):
-                    raise ValueError(
-                        f"{name} is {array.shape} for a batch of {batch[0].shape}, which is no known shape"
-                    )
+                    raise ValueError(f"{name} has the unknown shape {array.shape} for a batch of {batch[0].shape}")
                 if name not in arrays:
                     padded = {2: array.shape[1:], 3: (tokens, *array.shape[2:]), 4: (array.shape[1], tokens, tokens)}
                     arrays[name] = np.zeros((texts, *padded[array.ndim]), array.dtype)

@@ -1,4 +1,4 @@
-"""What computes a run: e5ref's own twins. Those of other libraries are in `peers`."""
+"""The runners of e5ref's own twins. `peers` has those of other libraries."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,8 +19,8 @@ from e5ref.parity.altered.models import run_reference
 
 Points = Mapping[str, NDArray[Any]]
 
-# What `record` computes in, by the backend's name; a graph of ONNX is what it is.
-DTYPES = {
+# Backend → the dtypes that `record` can compute in. An ONNX graph has its own.
+BACKEND_DTYPES = {
     "numpy": ("float32", "float64"),
     "jax": ("float32", "float64", "bfloat16", "float16"),
     "transformers": ("float32", "float64", "bfloat16", "float16"),
@@ -33,12 +33,12 @@ class Runner:
     """Something that computes named points from token ids.
 
     Attributes:
-        run: computes a batch: input_ids [b, T], attention_mask [b, T] → name → array, padded as the ids are; or, of
-            what belongs to a text as a whole, [b, D]. bfloat16 comes as float32 of the same values.
+        run: computes a batch: input_ids [b, T], attention_mask [b, T] → name → array, padded as the ids are. A point
+            of a whole text is [b, D]. bfloat16 comes as float32 of the same values.
         tokenize: texts → the ids of each, cut to the model's length.
-        dtype: what is computed in; "" for whatever the arrays are made of.
-        fixed_shape: whether each new shape of a batch costs a good deal, so that all should have one.
-        facts: what to say of the library, for the run's provenance.
+        dtype: the dtype that is computed in; "" for that of the arrays.
+        fixed_shape: whether a new batch shape is expensive, so that all batches should have the same.
+        facts: what the run's provenance says of the library.
     """
 
     run: Callable[[Ids, Ids], Points]
@@ -49,7 +49,7 @@ class Runner:
 
 
 def own_tokenize(encoder: E5) -> Callable[[Sequence[str]], list[list[int]]]:
-    """Return what tokenizes as e5ref does."""
+    """Return a function that tokenizes as e5ref does."""
     return lambda texts: [ids.tolist() for ids in encoder.tokenizer(texts).texts()]
 
 
@@ -60,7 +60,7 @@ def numpy_runner(encoder: E5, names: Collection[str]) -> Runner:
 
 
 def jax_runner(encoder: E5, names: Collection[str], dtype: str) -> Runner:
-    """Run the JAX twin; for "bfloat16" and "float16" with matrices and states of that dtype."""
+    """Run the JAX twin. In "bfloat16" and "float16", matrices and states have that dtype."""
     require_jax()
     import jax
 
@@ -81,7 +81,7 @@ def jax_points(
         model: `e5ref.jax_model`, or a changed copy of it.
 
     Returns:
-        A function of input_ids [b, T] and attention_mask [b, T], as `Runner.run`; one program for each shape.
+        A function of input_ids [b, T] and attention_mask [b, T], as `Runner.run`. Each shape compiles one program.
     """
     import jax
 
@@ -109,5 +109,5 @@ def jax_points(
 
 
 def _as_numpy(array: Any) -> NDArray[Any]:
-    """Bring an array of JAX to NumPy, bfloat16 as float32."""
+    """Convert a JAX array to NumPy, bfloat16 as float32."""
     return np.asarray(array.astype("float32") if array.dtype == "bfloat16" else array)

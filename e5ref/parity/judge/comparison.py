@@ -1,29 +1,28 @@
-"""Compare a run with the reference: one verdict per point, and the first departure, with what feeds it."""
+"""Compare a run with the reference: a verdict per point, the first departure, and the points that feed it."""
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from e5ref.parity.judge.inputs import other_inputs
-from e5ref.parity.runs.rounding import UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, text_rows
-from e5ref.parity.runs.run import Run, RunError, forward_order, read_run
+from e5ref.parity.judge.inputs import difference_in_inputs
+from e5ref.parity.runs.rounding import UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, token_values
+from e5ref.parity.runs.run import Run, RunError, forward_order, matching, read_run
 
-# A run passes at a point while its largest error, and the root of its mean squared error, stay within so many times
-# what rounding alone costs the reference there. docs/judge.md has the evidence.
+# A run passes at a point if both its largest error and its root mean square error are at most this many times what
+# rounding alone costs the reference there. docs/judge.md has the evidence.
 FACTOR = 8.0
 
-# How many of the worst tokens of each point to keep.
+# The number of worst tokens that are kept for each point.
 WORST = 5
 
 Verdict = Literal["OK", "DIFF", "SHAPE", "MISSING", "NAN"]
 
-# What each point of a layer is computed from; "input" is the output of the layer before.
+# Point of a layer → the points that it is computed from; "input" is the output of the layer before.
 FEEDS = {
     "query": ("input",),
     "key": ("input",),
@@ -41,12 +40,12 @@ class Place:
     """Where two runs differ, and by how much.
 
     Attributes:
-        text: which text, from 0.
-        token: which of its real tokens, from 0; None for the vector of a whole text.
+        text: the text, counted from 0.
+        token: the real token of that text, counted from 0; None for the vector of a whole text.
         string: the token as a string, if it is known.
-        index: the dimension; for attention probabilities the head and the token attended to.
-        value: what the run has there.
-        expected: what the reference has.
+        index: the dimension; for attention probabilities, the head and the token attended to.
+        value: the run's value.
+        expected: the reference's value.
     """
 
     text: int
@@ -58,24 +57,25 @@ class Place:
 
     @property
     def error(self) -> float:
-        """How far apart they are."""
+        """How far apart the two values are."""
         return abs(self.value - self.expected)
 
 
 @dataclass(frozen=True)
 class PointVerdict:
-    """What is to be said of one point. The figures are NaN where there is nothing to compare.
+    """The verdict on one point. Figures are NaN if there is nothing to compare.
 
     Attributes:
-        name: the point, or "input_ids" where the runs are not of the same inputs.
+        name: the point, or "input_ids" if the runs have different inputs.
         verdict: "OK", "DIFF", "SHAPE", "MISSING" or "NAN".
         detail: what is wrong, in words; "" for OK and DIFF.
         max_error: the largest absolute error.
-        rms_error: the root of the mean squared error.
+        rms_error: the root mean square error.
         relative: the largest absolute error, relative to the largest value of the point.
-        cosine: the least cosine of a token's (or text's) numbers with those of the reference.
+        cosine: the least cosine between a token's (or text's) values and the reference's.
         ulps: the largest error in units in the last place, in the run's dtype, of the largest value of the point.
-        factor: the smallest factor that would pass: error by cost of rounding, the larger of maximum and RMS.
+        factor: the smallest factor that would pass: error divided by cost of rounding, as maximum or as RMS, whichever
+            is larger.
         allowed: the largest absolute error that passes.
         worst: the worst tokens, the worst first.
     """
@@ -98,7 +98,7 @@ class Comparison:
     """A run beside the reference.
 
     Attributes:
-        dtype: what the run computed in, and so is judged as.
+        dtype: the dtype that the run computed in, and that it is judged as.
         verdicts: one per point, in the forward pass's order.
     """
 
@@ -113,18 +113,18 @@ class Comparison:
 
     @property
     def first_departure(self) -> PointVerdict | None:
-        """The first point whose numbers are not within rounding; where all that are there are, the first missing."""
+        """The first point whose values are not within rounding; if there is none, the first missing point."""
         failed = [verdict for verdict in self.verdicts if verdict.verdict != "OK"]
         return next((verdict for verdict in failed if verdict.verdict != "MISSING"), failed[0] if failed else None)
 
     def feeds(self, name: str) -> dict[str, Verdict | None]:
-        """Return what a point is computed from: name → its verdict, None where it was not compared."""
+        """Return the points that a point is computed from: name → verdict, or None if it was not compared."""
         found = {verdict.name: verdict.verdict for verdict in self.verdicts}
         return {feed: found.get(feed) for feed in feeds(name, self.layers)}
 
 
 def feeds(name: str, layers: int) -> list[str]:
-    """Return the points that a point is computed from, in a model of so many layers; none for the embeddings."""
+    """Return the points that a point is computed from, in a model of this many layers; none for the embeddings."""
     layer = re.fullmatch(r"layers\.(\d+)\.(\w+)", name)
     if layer:
         index = int(layer[1])
@@ -138,85 +138,60 @@ def compare(run: Run | str | Path, reference: Run | str | Path, *, only: Sequenc
     """Judge a run by the reference.
 
     Args:
-        run: what is judged, or its file.
-        reference: what e5ref's NumPy forward pass gives in float64 for the same texts, with the costs of rounding
+        run: the run to judge, or its file.
+        reference: a run of e5ref's NumPy forward pass in float64 on the same texts, with the costs of rounding
             (`e5ref record --dtype float64`), or its file.
         only: names, or patterns such as "layers.*.output", of the points to compare. None for all: then a point that
             one of the two lacks is a failure.
 
     Returns:
-        A verdict per point. Where the inputs differ, it is one verdict alone: nothing else can be compared.
+        A verdict per point; only one verdict if the inputs differ, since nothing else can be compared.
 
     Raises:
-        RunError: a file that is no run, a reference that is not one of float64 with costs, or a pattern that fits no
-            name.
+        RunError: a file does not hold a run, the reference is not a float64 run with costs, or a pattern fits no name.
     """
     run, reference = (given if isinstance(given, Run) else read_run(given) for given in (run, reference))
     if reference.dtype != "float64" or not reference.rounding:
         raise RunError(
-            "the reference must be a run of e5ref in float64 that says what rounding costs: e5ref record MODEL "
-            "-i TEXTS --dtype float64 -o REFERENCE"
+            "the reference must be a run of e5ref in float64 that says what rounding costs; record one with "
+            "e5ref record MODEL -i TEXTS --dtype float64 -o REFERENCE"
         )
     names = _chosen({*run.points, *reference.points}, only)
     layers = 1 + max((int(name.split(".")[1]) for name in reference.points if name.startswith("layers.")), default=-1)
-    if difference := other_inputs(run, reference):
+    if difference := difference_in_inputs(run, reference):
         return Comparison(run.dtype, (PointVerdict("input_ids", "DIFF", difference),), layers)
     return Comparison(run.dtype, tuple(_judge(name, run, reference) for name in names), layers)
 
 
-def assert_parity(run: Run | str | Path, reference: Run | str | Path, *, only: Sequence[str] | None = None) -> None:
-    """Fail a test where a run departs from the reference by more than rounding.
-
-    Args:
-        run: as for `compare`, and so are the others.
-        reference: see there.
-        only: see there.
-
-    Raises:
-        AssertionError: it does; the message is the table up to the first departure.
-        RunError: as `compare`.
-    """
-    from e5ref.parity.judge.report import text_report
-
-    __tracebackhide__ = True  # pytest then shows the caller's line
-    comparison = compare(run, reference, only=only)
-    if not comparison.passed:
-        raise AssertionError(text_report(comparison, whole=False))
-
-
-def _chosen(names: Collection[str], only: Sequence[str] | None) -> list[str]:
+def _chosen(names: Iterable[str], only: Sequence[str] | None) -> list[str]:
+    ordered = sorted(names, key=forward_order)
     for pattern in only or ():
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise RunError(
-                f"neither run has a point {pattern!r}; they have {', '.join(sorted(names, key=forward_order))}"
-            )
-    return sorted(
-        (name for name in names if only is None or any(fnmatchcase(name, pattern) for pattern in only)),
-        key=forward_order,
-    )
+        if not matching(ordered, [pattern]):
+            raise RunError(f"neither run has a point {pattern!r}; they have {', '.join(ordered)}")
+    return ordered if only is None else matching(ordered, only)
 
 
 def _judge(name: str, run: Run, reference: Run) -> PointVerdict:
-    """Judge a point of a run that is of the reference's inputs."""
+    """Judge a point of a run that has the reference's inputs."""
     for one, who in ((run, "the run"), (reference, "the reference")):
         if name not in one.points:
             return PointVerdict(name, "MISSING", f"{who} has no such point")
     actual, expected = run.points[name], reference.points[name]
     wanted = _shape(expected, reference)
     if wanted is None:
-        raise RunError(f"the reference's {name!r} is {list(expected.shape)}, which is no known shape; record it anew")
+        raise RunError(f"the reference's {name!r} has the unknown shape {list(expected.shape)}; record it again")
     if _shape(actual, run) != wanted:
         sizes = [str(run.input_ids.shape[1]) if size == "T" else str(size) for size in wanted]
-        return PointVerdict(name, "SHAPE", f"{list(actual.shape)} for [{', '.join(sizes)}]")
+        return PointVerdict(name, "SHAPE", f"{list(actual.shape)} instead of [{', '.join(sizes)}]")
     errors, scale, cosine = ErrorSum(), ErrorSum(), 1.0
     places: list[Place] = []
     for text in range(len(run.input_ids)):
-        ours = text_rows(actual, run.attention_mask, text)
-        theirs = text_rows(expected, reference.attention_mask, text)
+        ours = token_values(actual, run.attention_mask, text)
+        theirs = token_values(expected, reference.attention_mask, text)
         if not np.isfinite(ours).all():
             return PointVerdict(name, "NAN", _not_finite(ours, text, actual.ndim, run))
         if not np.isfinite(theirs).all():
-            raise RunError(f"the reference holds NaN or infinity at {name!r}; record it anew")
+            raise RunError(f"the reference holds NaN or infinity at {name!r}; record it again")
         errors.add(ours - theirs)
         scale.add(theirs)
         cosine = min(cosine, float(_cosines(ours, theirs).min()))
@@ -240,13 +215,13 @@ def _judge(name: str, run: Run, reference: Run) -> PointVerdict:
 
 
 def expected_errors(reference: Run, name: str, dtype: str, scale: ErrorSum) -> tuple[float, float]:
-    """Return what rounding costs at a point, at most and as RMS; a run may err by `FACTOR` times that.
+    """Return what rounding costs at a point, as maximum and as RMS. A run may err by `FACTOR` times that.
 
     Args:
         reference: a run in float64 with the costs of rounding.
         name: the point.
-        dtype: what the run to be judged computed in.
-        scale: the reference's own numbers at that point, over the real tokens.
+        dtype: the dtype that the judged run computed in.
+        scale: the reference's own values at that point, over the real tokens.
 
     Raises:
         RunError: the reference does not say what rounding costs there.
@@ -261,9 +236,9 @@ def expected_errors(reference: Run, name: str, dtype: str, scale: ErrorSum) -> t
 
 
 def _shape(array: NDArray[np.floating], run: Run) -> tuple[int | str, ...] | None:
-    """Return a point's shape with "T" for the length that the texts are padded to, which may differ between runs.
+    """Return a point's shape, with "T" for the padded length, which may differ between runs.
 
-    None if it is not [B, D], [B, T, n] or [B, N, T, T].
+    None if the shape is not [B, D], [B, T, n] or [B, N, T, T].
     """
     texts, length = run.input_ids.shape
     padded = {3: (1,), 4: (2, 3)}.get(array.ndim, ())
@@ -277,7 +252,7 @@ def _ratio(a: float, b: float) -> float:
 
 
 def _cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the cosine of each row of a with that of b; 1 for two rows of zeros."""
+    """Return the cosine of each token's values in a with those in b; 1 if both are all zeros."""
     products = np.einsum("mn,mn->m", a, b)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.where(norms > 0, products / np.where(norms > 0, norms, 1), (a == b).all(axis=1))
@@ -289,22 +264,23 @@ def _worst_places(
     """Yield the worst places of a text, one for each of its worst tokens."""
     errors = np.abs(ours - theirs)
     columns = errors.argmax(axis=1)
-    rows = np.arange(len(errors))
-    for row in np.argsort(-errors[rows, columns], kind="stable")[:WORST]:
-        token, string, index = _place(int(row), int(columns[row]), text, ndim, run)
-        yield Place(text, token, string, index, float(ours[row, columns[row]]), float(theirs[row, columns[row]]))
+    for token in np.argsort(-errors.max(axis=1), kind="stable")[:WORST].tolist():
+        column = int(columns[token])
+        yield Place(
+            text, *_place(token, column, text, ndim, run), float(ours[token, column]), float(theirs[token, column])
+        )
 
 
-def _place(row: int, column: int, text: int, ndim: int, run: Run) -> tuple[int | None, str | None, tuple[int, ...]]:
-    """Say what a row and a column of `text_rows` are: token, its string, and the indices within."""
+def _place(token: int, column: int, text: int, ndim: int, run: Run) -> tuple[int | None, str | None, tuple[int, ...]]:
+    """Explain two indices into `token_values`: return token, its string, and the indices of `Place`."""
     if ndim == 2:
         return None, None, (column,)
     length = int(run.attention_mask[text].sum())
-    return row, run.token(text, row), divmod(column, length) if ndim == 4 else (column,)
+    return token, run.token(text, token), divmod(column, length) if ndim == 4 else (column,)
 
 
-def _not_finite(rows: NDArray[np.float64], text: int, ndim: int, run: Run) -> str:
-    row, column = (int(index) for index in np.argwhere(~np.isfinite(rows))[0])
-    token, string, index = _place(row, column, text, ndim, run)
+def _not_finite(values: NDArray[np.float64], text: int, ndim: int, run: Run) -> str:
+    first, column = (int(index) for index in np.argwhere(~np.isfinite(values))[0])
+    token, string, index = _place(first, column, text, ndim, run)
     where = f"text {text}" + ("" if token is None else f", token {token}") + (f" ({string})" if string else "")
-    return f"{rows[row, column]} at {where}, {', '.join(map(str, index))}"
+    return f"{values[first, column]} at {where}, {', '.join(map(str, index))}"
