@@ -120,8 +120,8 @@ def test_attention_blocks_hold_each_token_and_head_once(lengths, heads, elements
 
 def test_squares_by_hand():
     attention_mask = np.array([[1, 0, 1], [1, 2, 0]])
-    blocks = [(0, 1, 2, slice(0, 2), slice(0, 1)), (1, 2, 1, slice(2, 4), slice(0, 1))]
+    places = [(0, 1, 2, slice(0, 2), slice(0, 1)), (1, 2, 1, slice(2, 4), slice(0, 1))]
     squares = [np.array([[[[1.0, 2.0], [3.0, 4.0]]]]), np.array([[[[5.0]]], [[[6.0]]]])]
-    named = [(blocks.AttentionBlock(*block), square) for block, square in zip(blocks, squares, strict=True)]
+    named = [(blocks.AttentionBlock(*block), square) for block, square in zip(places, squares, strict=True)]
     padded = blocks.pad_squares(named, attention_mask, 1)
     assert padded[:, 0].tolist() == [[[1, 0, 2], [0, 0, 0], [3, 0, 4]], [[5, 0, 0], [0, 6, 0], [0, 0, 0]]]

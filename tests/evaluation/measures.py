@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from e5ref.evaluation.retrieval import Qrels, Run, measure
+from e5ref.evaluation.retrieval import Qrels, measure
+from e5ref.evaluation.search import Ranking
 
 # trec_eval starts with "no query", and goes on with "no_query", as the query that it has seen last.
 QUERIES = ["q", "Q", "q 1", "é", "\u2028", "😀", "0", "1", "-1", "no query", "no_query", "all", "%s%n", "q" * 3000]
@@ -18,7 +19,7 @@ DOCUMENTS = ["d", "D", "d 1", "é", "e\u0301", "\ue000", "😀", " ", "0", "00",
 LEVELS = [-999_999, -100, -2, -1, 0, 1, 2, 3, 4, 100, 999_999]
 
 
-def reference(run: Run, qrels: Qrels, k: Sequence[int]) -> dict[str, float]:
+def reference(run: Ranking, qrels: Qrels, k: Sequence[int]) -> dict[str, float]:
     """As `measure`."""
     sums = {f"{name}@{cut}": 0.0 for name in ("ndcg", "map", "recall", "mrr") for cut in k}
     for query, levels in qrels.items():
@@ -40,7 +41,7 @@ def discounted(gains: Sequence[int]) -> float:
     return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, 1))
 
 
-def random_case(dice: random.Random) -> tuple[Run, Qrels, list[int]]:
+def random_case(dice: random.Random) -> tuple[Ranking, Qrels, list[int]]:
     """Draw a run, judgments and cuts: a run may lack a query, or have nothing for it; scores tie."""
     levels = dice.sample(LEVELS, dice.randint(1, len(LEVELS)))
     qrels = {query: draw(dice, levels) for query in dice.sample(QUERIES, dice.randint(1, len(QUERIES)))}
