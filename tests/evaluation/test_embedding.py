@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 import e5ref
 from e5ref.evaluation import embedding, evaluate_retrieval
 from e5ref.evaluation.search import search
-from tests.conftest import edit_json, write_random_bert
-from tests.evaluation.folders import DOCUMENTS, write_beir
+from tests.tools.beir import DOCUMENTS, write_beir
+from tests.tools.checkpoints import edit_json, write_random_bert
 
 TEXTS = ["cat", "the dog", "a " * 99]
 

@@ -10,7 +10,7 @@ from scipy.stats import pearsonr, spearmanr
 import e5ref
 from e5ref.evaluation import evaluate_sts
 from e5ref.evaluation.sts import correlations, read_pairs
-from tests.tolerances import EVALUATION
+from tests.tools.tolerances import EVALUATION
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import e5ref
-from tests.conftest import write_random_bert
-from tests.peers import Run, transformers_run, transformers_run_of_texts
-from tests.test_numpy_model import packed_batch, ragged_batch
+from tests.tools.batches import packed_batch, ragged_batch
+from tests.tools.checkpoints import write_random_bert
+from tests.tools.runs import Points, transformers_run, transformers_run_of_texts
 
-Reference = tuple[e5ref.Checkpoint, tuple[np.ndarray, np.ndarray], Run]
+Reference = tuple[e5ref.Checkpoint, tuple[np.ndarray, np.ndarray], Points]
 
 
 def module_with(model: types.ModuleType, source: str = "", mistake: str = "") -> types.ModuleType:

@@ -7,7 +7,7 @@ from e5ref.engines.batching import pad_ids
 from e5ref.parity.altered.models import run_reference
 from e5ref.parity.judge.compare import compare
 from e5ref.parity.judge.explain import explain
-from tests.parity.runs import reference_run, run_of
+from tests.tools.runs import reference_run, run_of
 
 TEXTS = ["query: naïve Café", "passage: How much protein should a female eat, and why", "a"]
 

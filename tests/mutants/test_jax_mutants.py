@@ -9,9 +9,8 @@ import pytest
 from e5ref import jax_model
 from e5ref.operations import jax_ops
 from tests.mutants.conftest import module_with
-from tests.peers import first_departure
-from tests.test_jax_ops import assert_the_same_attention, mask_of, plain
-from tests.twin.runs import jax_run
+from tests.operations.attention import assert_the_same_attention, mask_of, plain
+from tests.tools.runs import first_departure, jax_run
 
 # name: (source, mistake, the point that departs first)
 MUTANTS = {
@@ -88,8 +87,8 @@ MUTANTS = {
     "[CLS] for the average": ('average_pool if pooling == "mean"', 'cls_pool if pooling == "mean"', "pooled"),
     "not normalised": ("vectors = l2_normalize(vectors)", "", "normalized"),
     "float32 where float64 is": (
-        "from e5ref.jax_ops import matmul, widen",
-        "from e5ref.jax_ops import matmul\nwiden = jnp.float32",
+        "from e5ref.operations.jax_ops import matmul, widen",
+        "from e5ref.operations.jax_ops import matmul\nwiden = jnp.float32",
         "embeddings",
     ),
 }

@@ -15,13 +15,12 @@ from e5ref.parity.altered.models import padded_model, run_reference
 from e5ref.parity.judge.compare import FACTOR
 from e5ref.parity.judge.explain import explain
 from e5ref.parity.runs.run import Run, write_run
-from tests.conftest import write_random_bert
-from tests.mutants import table
+from tests.measure import gates
 from tests.mutants.judged import TEXTS, Judged
 from tests.mutants.planted import NEEDS_EPSILON, PLANTED, planted
-from tests.parity.runs import run_of
-from tests.peers import transformers_run
-from tests.test_cli import run as run_cli
+from tests.tools.checkpoints import write_random_bert
+from tests.tools.processes import run as run_cli
+from tests.tools.runs import run_of, transformers_run
 
 # Models to plant mistakes in.
 MODELS = ["random", "trained", "nano"]
@@ -197,8 +196,8 @@ def test_command(tiny_bert, tmp_path):
 
 
 def test_table(tiny_bert, monkeypatch, capsys):
-    monkeypatch.setattr(table, "PLANTED", {name: PLANTED[name] for name in ("tanh GELU", "sum for the average")})
-    table.main(tiny_bert)
+    monkeypatch.setattr(gates, "PLANTED", {name: PLANTED[name] for name in ("tanh GELU", "sum for the average")})
+    gates.main(tiny_bert)
     output = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")] for line in output.splitlines()]
     assert rows[2][1:5] == ["tanh GELU", "fails", "layers.0.feed_forward_activation", "tanh GELU"]

@@ -8,8 +8,7 @@ import pytest
 from e5ref import numpy_model
 from e5ref.operations import blocks, numpy_ops, rows
 from tests.mutants.conftest import module_with
-from tests.peers import first_departure
-from tests.test_numpy_model import our_run
+from tests.tools.runs import first_departure, our_run
 
 # name: (source, mistake, the point that departs first)
 MUTANTS = {
