@@ -11,7 +11,7 @@ import numpy as np
 
 from e5ref.terminal.table import aligned
 from tests.mutants.judged import Judged
-from tests.mutants.planted import PLANTED, planted
+from tests.mutants.numpy_mutants import CALLED, PLANTED
 
 
 def gates(actual: np.ndarray, expected: np.ndarray) -> dict[str, bool]:
@@ -30,13 +30,14 @@ def main(folder: Path) -> None:
     judged = Judged(folder)
     rows, passed = [], {}
     named = nameable = placed = 0
-    for name, (_, _, point, known) in PLANTED.items():
-        run = judged.run(planted(name))
+    for name, mutant in PLANTED.items():
+        run = judged.run_mutant(name)
+        known = CALLED.get(name, name)
         comparison, explanations = judged.judge(run)
         row = {"mistake": name, "judge": "passes" if comparison.passed else "fails"}
         departure = "" if comparison.passed else comparison.first_departure.name
         row |= {"first departure": departure}
-        placed += departure == point
+        placed += departure == mutant.point
         best = explanations[0].mistake if explanations and explanations[0].explains else ""
         row |= {"called": best}
         vectors = run.points["normalized"], judged.reference.points["normalized"]

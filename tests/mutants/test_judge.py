@@ -17,7 +17,7 @@ from e5ref.parity.judge.explain import explain
 from e5ref.parity.runs.run import Run, write_run
 from tests.measure import gates
 from tests.mutants.judged import TEXTS, Judged
-from tests.mutants.planted import NEEDS_EPSILON, PLANTED, planted
+from tests.mutants.numpy_mutants import CALLED, NEEDS_EPSILON, PLANTED
 from tests.tools.checkpoints import write_random_bert
 from tests.tools.processes import run as run_cli
 from tests.tools.runs import run_of, transformers_run
@@ -78,15 +78,14 @@ def test_what_changes_nothing_explains_nothing(judged):
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_mistake(name, judged):
-    _, _, point, known = PLANTED[name]
-    comparison, explanations = judged.judge(judged.run(planted(name)))
+    comparison, explanations = judged.judge(judged.run_mutant(name))
     nano = judged.folder.name == BUNDLED_CHECKPOINT
-    known = NANO_NAMES.get(name, known) if nano else known
+    known = (CALLED | NANO_NAMES if nano else CALLED).get(name, name)
     if name in NEEDS_EPSILON or (nano and name in NANO_IS_THE_SAME):
         assert comparison.passed
         return
     assert not comparison.passed
-    assert comparison.first_departure.name == point
+    assert comparison.first_departure.name == PLANTED[name].point
     explaining = [one for one in explanations if one.explains]
     if known is None:
         assert explaining == []
@@ -150,7 +149,7 @@ def test_an_additive_mask_of(bias, noticed, judged):
 
 def test_from_vectors_alone(judged):
     """Where nothing else was recorded."""
-    run = judged.run(planted("tanh GELU"))
+    run = judged.run_mutant("tanh GELU")
     reference = Run(
         {name: judged.reference.arrays[name] for name in ("input_ids", "attention_mask", "normalized")},
         judged.reference.metadata,
@@ -164,7 +163,7 @@ def test_from_vectors_alone(judged):
 def test_a_mistake_is_not_followed_beyond_what_it_gets_wrong(tiny_bert, monkeypatch):
     """What makes the embeddings wrong, where they are right in the run, is not computed as far as the vectors."""
     judged = Judged(tiny_bert)
-    run = judged.run(planted("not normalised"))
+    run = judged.run_mutant("not normalised")
     followed = []
 
     def average_pool(states, *others, original=e5ref.numpy_model.average_pool):
@@ -183,7 +182,7 @@ def test_names_are_unique():
 def test_command(tiny_bert, tmp_path):
     judged = Judged(tiny_bert)
     write_run(judged.reference, tmp_path / "reference.safetensors")
-    write_run(judged.run(planted("tanh GELU")), tmp_path / "run.safetensors")
+    write_run(judged.run_mutant("tanh GELU"), tmp_path / "run.safetensors")
     runs = ["compare", tmp_path / "run.safetensors", tmp_path / "reference.safetensors", "--model", tiny_bert]
     assert (
         "explained by: tanh GELU (error at layers.0.feed_forward_activation falls from"
@@ -191,7 +190,7 @@ def test_command(tiny_bert, tmp_path):
     )
     explanations = json.loads(run_cli(*runs, "--json", code=1).stdout)["explanations"]
     assert explanations[0]["mistake"] == "tanh GELU"
-    write_run(judged.run(planted("keys not turned")), tmp_path / "run.safetensors")
+    write_run(judged.run_mutant("keys not turned"), tmp_path / "run.safetensors")
     assert "No known mistake explains it." in run_cli(*runs, code=1).stdout.decode()
 
 
