@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+import e5ref
 from e5ref.operations.blas import blas
 from e5ref.operations.probes import threads_do_not_matter
 from tests.tools.checkpoints import write_random_bert
@@ -92,6 +93,12 @@ def minilm() -> Path:
 def tiny_bert(tmp_path_factory) -> Path:
     """A random BERT of 2 layers; read only."""
     return write_random_bert(tmp_path_factory.mktemp("tiny") / "bert")
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_bert) -> e5ref.E5:
+    """The tiny BERT in the NumPy twin."""
+    return e5ref.load(tiny_bert)
 
 
 @pytest.fixture

@@ -29,11 +29,6 @@ def model(minilm):
     return e5ref.load(minilm)
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_bert):
-    return e5ref.load(tiny_bert)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_whole_path_against_sentence_transformers(minilm, dtype):
     texts = [*AWKWARD.values(), *CARD_QUERIES, *CARD_PASSAGES]

@@ -1,19 +1,9 @@
-"""Models to run."""
+"""A model whose texts share matrix products."""
 
 import pytest
 
 import e5ref
 from tests.tools.checkpoints import write_random_bert
-
-
-@pytest.fixture(scope="module", autouse=True)
-def blas_threads():
-    """As many as there are: what they must not change is tested here."""
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_bert):
-    return e5ref.load(tiny_bert)
 
 
 @pytest.fixture(scope="module", params=["float32", "float64"])

@@ -19,8 +19,8 @@ def blas_threads():
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_bert):
-    return e5ref.load(tiny_bert)
+def model(minilm):
+    return e5ref.load(minilm)
 
 
 WORD_LISTS = st.lists(st.sampled_from("a b c d cat dog how much protein plants ! zzz".split()), max_size=40)

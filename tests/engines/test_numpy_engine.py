@@ -20,11 +20,6 @@ def blas_threads():
     """As many as there are: what they must not change is tested here."""
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_bert):
-    return e5ref.load(tiny_bert)
-
-
 @pytest.mark.parametrize(("shared", "batches"), [(True, 1), (False, 4)])
 def test_few_texts_are_divided_where_threads_cannot_share_a_batch(tiny_bert, monkeypatch, shared, batches):
     monkeypatch.setattr(numpy_engine, "threads_do_not_matter", lambda *_: shared)

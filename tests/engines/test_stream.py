@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import pytest
 
-import e5ref
 from e5ref.engines import stream
 from e5ref.operations.blas import blas
 from e5ref.terminal.progress import progress_bar
@@ -16,11 +15,6 @@ from e5ref.terminal.progress import progress_bar
 @pytest.fixture(scope="module", autouse=True)
 def blas_threads():
     """As many as there are: what they must not change is tested here."""
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_bert):
-    return e5ref.load(tiny_bert)
 
 
 @pytest.fixture

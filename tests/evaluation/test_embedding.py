@@ -9,17 +9,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import e5ref
-from e5ref.evaluation import embedding, evaluate_retrieval
-from e5ref.evaluation.search import search
+from e5ref.evaluation import embedding, evaluate_retrieval, search
 from tests.tools.beir import DOCUMENTS, write_beir
 from tests.tools.checkpoints import edit_json, write_random_bert
 
 TEXTS = ["cat", "the dog", "a " * 99]
-
-
-@pytest.fixture(scope="module")
-def model(tiny_bert):
-    return e5ref.load(tiny_bert)
 
 
 @pytest.fixture

@@ -13,11 +13,6 @@ from e5ref.evaluation.sts import correlations, read_pairs
 from tests.tools.tolerances import EVALUATION
 
 
-@pytest.fixture(scope="module")
-def model(tiny_bert):
-    return e5ref.load(tiny_bert)
-
-
 def write(folder, content: str | bytes, name: str = "pairs.tsv"):
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
