@@ -4,15 +4,17 @@ import atexit
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Generator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
+import e5ref
 from e5ref.operations.blas import blas
 from e5ref.operations.probes import threads_do_not_matter
+from tests.tools.checkpoints import write_random_bert
+from tests.tools.texts import SHARED
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # whatever reaches for the real hub is a mistake; test_hub.py serves its own
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -23,12 +25,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: more threads 
 programs = TemporaryDirectory()
 atexit.register(programs.cleanup)
 os.environ |= {"JAX_COMPILATION_CACHE_DIR": programs.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-
-# Real data, where a developer has it: a tokenizer of e5-small-v2, the Declaration of Human Rights in 388 languages.
-SHARED = Path(os.environ.get("E5REF_SHARED", Path(__file__).parents[2] / "shared")) / "data"
-
-WORDS = """[PAD] [UNK] [CLS] [SEP] [MASK] query passage : how much protein should a female eat the is of and what
-why do plants need light sun water green cat dog man play ##s ##ing ##ed e b c d f g h i j k ! ? . , -""".split()
 
 
 LONGEST = ("test_twins.py", "test_train_nano.py", "test_docs.py", "test_bench.py")
@@ -93,52 +89,16 @@ def minilm() -> Path:
     return Path(package.__file__).parent / "model"
 
 
-def write_tokenizer(folder: Path, words: list[str] = WORDS) -> None:
-    """Write a small lower-case WordPiece tokenizer.json."""
-    from tokenizers import BertWordPieceTokenizer
-
-    BertWordPieceTokenizer({word: index for index, word in enumerate(words)}).save(str(folder / "tokenizer.json"))
-
-
-def write_random_bert(folder: Path, *, seed: int = 0, shard_size: str | None = None, **sizes) -> Path:
-    """Write a random BERT as transformers itself saves it, with a small tokenizer.
-
-    Weights are a good deal larger than BERT's usual start, so that attention is not uniform and every part counts.
-    """
-    import torch
-    from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
-
-    model_type = sizes.pop("model_type", "bert")
-    settings = {
-        "vocab_size": len(WORDS),
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.3,
-    } | sizes
-    torch.manual_seed(seed)
-    if model_type == "bert":
-        model = BertModel(BertConfig(**settings))
-    else:
-        model = XLMRobertaModel(XLMRobertaConfig(type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1, **settings))
-    with torch.no_grad():  # transformers starts biases at 0 and LayerNorm at 1 and 0, which would hide their misuse
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias") or "LayerNorm" in name:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    folder.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.save_pretrained(folder, **({"max_shard_size": shard_size} if shard_size else {}))
-    write_tokenizer(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory) -> Path:
     """A random BERT of 2 layers; read only."""
     return write_random_bert(tmp_path_factory.mktemp("tiny") / "bert")
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_bert) -> e5ref.E5:
+    """The tiny BERT in the NumPy twin."""
+    return e5ref.load(tiny_bert)
 
 
 @pytest.fixture
@@ -163,9 +123,3 @@ def cls_checkpoint(tiny_copy) -> Path:
     pooling = {"embedding_dimension": 32, "pooling_mode": "cls", "include_prompt": True}
     (tiny_copy / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     return tiny_copy
-
-
-def edit_json(path: Path, **values) -> None:
-    """Change or (with None) remove entries of a JSON file."""
-    content = json.loads(path.read_text()) | values
-    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))

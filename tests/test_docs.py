@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import write_random_bert
-from tests.hub import Hub, Repo
-from tests.test_hub import KNOWN, PINNED, files_of
+from tests.tools.checkpoints import write_random_bert
+from tests.tools.hub import KNOWN, PINNED, Hub, Repo, files_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,7 +52,7 @@ def test_block(language, block, environment, tmp_path):
     block = block.replace("model-card,sentence-transformers", "model-card --ours numpy")  # JAX: in jax.md's block
     block = block.replace("--model small", f"--model {KNOWN}")  # as the hub here has it, very small
     block = block.replace("e5ref bench", "e5ref bench --rounds 1")
-    block = block.replace("-m tests.figures", "-m tests.figures --tokens 16")
+    block = block.replace("-m tests.measure.figures", "-m tests.measure.figures --tokens 16")
     block = block.replace("max_length=10", "max_length=4")  # fewer programs here, too
     if "-m tests" in block:
         folder = ROOT
@@ -67,7 +66,7 @@ def test_operations_are_timed(tiny_bert, tmp_path):
     """docs/performance.md names this command without a block of its own, since it wants a checkpoint's folder."""
     texts = tmp_path / "texts.txt"
     texts.write_text("query: cat\npassage: the dog eats\n")
-    command = [sys.executable, "-m", "tests.operations", str(tiny_bert), str(texts)]
+    command = [sys.executable, "-m", "tests.measure.operations", str(tiny_bert), str(texts)]
     output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {"matmul_rows", "gelu", "softmax"} <= {line.split()[0] for line in output.splitlines()}
 
@@ -76,7 +75,7 @@ def test_many_texts_are_drawn(tiny_bert, tmp_path):
     """The command that makes the plot of docs/performance.md, on fewer texts."""
     texts, svg = tmp_path / "texts.txt", tmp_path / "memory.svg"
     texts.write_text("query: cat\npassage: the dog eats\nquery: the\n")
-    command = [sys.executable, "-m", "tests.endurance", str(tiny_bert), str(texts), str(svg), "4000"]
+    command = [sys.executable, "-m", "tests.measure.endurance", str(tiny_bert), str(texts), str(svg), "4000"]
     output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert output.splitlines()[-1].startswith("    4,000 texts")
     assert "tokens per second" in svg.read_text()

@@ -1,46 +1,22 @@
 """From text to vector: against sentence-transformers, neighbours, options, bad input."""
 
-import itertools
 import json
 import os
 import subprocess
 import sys
-import threading
 import warnings
-from functools import partial
 
 import numpy as np
 import pytest
-import threadpoolctl
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 import e5ref
-from e5ref import E5, numpy_model
-from e5ref.engines import numpy_engine, stream
-from e5ref.engines.batching import pad_ids
-from e5ref.operations.blas import blas
-from e5ref.terminal.progress import progress_bar
-from tests.awkward import TEXTS
-from tests.conftest import write_random_bert
-from tests.test_checkpoint import write_sentence_transformer
-from tests.test_numpy_model import E5_SMALL
-from tests.test_numpy_ops import in_another_blas
-from tests.test_tokenizer import write_unigram
-from tests.tolerances import POINTS, SCORES, SUM_TO_ONE, VECTORS, VECTORS_OWN_ROUNDING
-
-# The four texts of the model card's example (huggingface.co/intfloat/e5-small-v2).
-CARD_QUERIES = ["how much protein should a female eat", "summit define"]
-CARD_PASSAGES = [
-    "As a general guideline, the CDC's average requirement of protein for women ages 19 to 70 is 46 grams per day. "
-    "But, as you can see from this chart, you'll need to increase that if you're expecting or training for a "
-    "marathon. Check out the chart below to see how much protein you should be eating each day.",
-    "Definition of summit for English Language Learners. : 1  the highest point of a mountain : the top of a mountain. "
-    ": 2  the highest level. : 3  a meeting or series of meetings between the leaders of two or more governments.",
-]
+from e5ref import numpy_model
+from tests.tools.checkpoints import E5_SMALL, write_random_bert, write_sentence_transformer, write_unigram
+from tests.tools.texts import AWKWARD, CARD_PASSAGES, CARD_QUERIES
+from tests.tools.tolerances import POINTS, SCORES, SUM_TO_ONE, VECTORS, VECTORS_OWN_ROUNDING
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,14 +29,9 @@ def model(minilm):
     return e5ref.load(minilm)
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_bert):
-    return e5ref.load(tiny_bert)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_whole_path_against_sentence_transformers(minilm, dtype):
-    texts = [*TEXTS.values(), *CARD_QUERIES, *CARD_PASSAGES]
+    texts = [*AWKWARD.values(), *CARD_QUERIES, *CARD_PASSAGES]
     peer = SentenceTransformer(str(minilm), device="cpu").to(getattr(torch, dtype))
     expected = peer.encode(texts, convert_to_tensor=True).numpy()
     ours = e5ref.load(minilm, dtype=dtype, truncation="allow").encode(texts)
@@ -69,7 +40,7 @@ def test_the_whole_path_against_sentence_transformers(minilm, dtype):
 
 
 def test_float32_against_our_float64(minilm):
-    texts = list(TEXTS.values())
+    texts = list(AWKWARD.values())
     single, double = (e5ref.load(minilm, dtype=dtype, truncation="allow") for dtype in ("float32", "float64"))
     assert np.abs(single.encode(texts) - double.encode(texts)).max() <= VECTORS_OWN_ROUNDING
 
@@ -136,313 +107,6 @@ def test_real_sentences_through_trained_weights(model):
     assert scores.diagonal().min() > 0.6 > 0.2 > (scores - np.diag(scores.diagonal())).max()
 
 
-WORD_LISTS = st.lists(st.sampled_from("a b c d cat dog how much protein plants ! zzz".split()), max_size=40)
-TEXT_LISTS = st.lists(WORD_LISTS.map(" ".join), min_size=1, max_size=12)
-
-
-@pytest.fixture(scope="module", params=["float32", "float64"])
-def wide(request, tmp_path_factory):
-    """A model of e5-small's widths, whose texts go through matrix products together (those of the tiny one cannot)."""
-    sizes = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536, "num_hidden_layers": 1}
-    model = e5ref.load(write_random_bert(tmp_path_factory.mktemp("wide"), **sizes), dtype=request.param)
-    if not model.engine.rows_are_independent:
-        pytest.skip("this machine's BLAS rounds a row by its place: e5ref gives it one text at a time")
-    return model
-
-
-@settings(max_examples=40, deadline=None)
-@given(texts=TEXT_LISTS, batch_size=st.one_of(st.none(), st.integers(1, 4)), data=st.data())
-def test_neighbours_do_not_matter(wide, texts, batch_size, data):
-    """The same bits alone, in any batch, in any order."""
-    model = wide
-    together = model.encode(texts, batch_size=batch_size)
-    order = data.draw(st.permutations(range(len(texts))))
-    np.testing.assert_array_equal(model.encode([texts[index] for index in order]), together[order])
-    for text, vector in zip(texts, together, strict=True):
-        np.testing.assert_array_equal(model.encode(text), vector)
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.sampled_from([*TEXTS.values(), *CARD_QUERIES, *CARD_PASSAGES]), min_size=2, max_size=40))
-def test_neighbours_do_not_matter_with_trained_weights(model, texts):
-    together = model.encode(texts, truncation="allow")
-    for text, vector in zip(texts[:3], together, strict=False):
-        np.testing.assert_array_equal(model.encode(text, truncation="allow"), vector)
-
-
-@settings(max_examples=30, deadline=None)
-@given(extra=st.integers(0, 9), others=st.lists(st.integers(1, 9), max_size=5))
-def test_padding_does_not_matter(wide, extra, others):
-    """More padding, and texts beside, leave a text's bits alone."""
-    model = wide
-    text = model.tokenizer(["how much protein"]).ids
-    input_ids, attention_mask = pad_ids([text, *([5] * length for length in others)], model.tokenizer.pad_id)
-    wider = [np.pad(array, ((0, 0), (0, extra))) for array in (input_ids, attention_mask)]
-    checkpoint = model.checkpoint
-    alone = [np.array([text]), np.ones((1, len(text)), np.int64)]
-    with blas.at_most(1):  # several threads may divide the rows elsewhere
-        vectors = [
-            numpy_model.embed(checkpoint.params, *batch, config=checkpoint.config)[0] for batch in (wider, alone)
-        ]
-    np.testing.assert_array_equal(*vectors)
-
-
-IN_PLAIN_ORDER = """
-e5ref.operations.rows.rows_alternate = lambda: False
-"""
-
-
-@pytest.mark.parametrize(
-    ("core", "change", "expected"),
-    [
-        ("Prescott", "", "rows independent, bits are the same: False True"),
-        ("Haswell", "", "rows independent, bits are the same: True True"),
-        ("Haswell", IN_PLAIN_ORDER, "rows independent, bits are the same: True False"),
-    ],
-    ids=["a batch each", "places", "planted"],
-)
-def test_neighbours_do_not_matter_on_another_processor(tiny_bert, core, change, expected):
-    """On a BLAS whose rows depend on their place, tokens have places of their own, or texts batches of their own."""
-    code = f"""
-import numpy as np, e5ref
-model = e5ref.load({str(tiny_bert)!r})
-independent = model.engine.rows_are_independent
-{change}
-texts = ["a b c " * (n % 9 + 1) for n in range(40)]
-together = model.encode(texts)
-same = all(np.array_equal(model.encode(text), vector) for text, vector in zip(texts, together))
-print("rows independent, bits are the same:", independent, same)
-"""
-    assert in_another_blas(core, code) == expected
-
-
-@pytest.fixture
-def small_windows(tiny, monkeypatch):
-    """Let windows have a few texts."""
-
-    def set_to(texts):
-        monkeypatch.setattr(tiny.engine, "first_texts", texts)
-        monkeypatch.setattr(tiny.engine, "window_texts", texts)
-
-    set_to(7)
-    return set_to
-
-
-def test_batches_of_more_than_one_window(tiny, small_windows):
-    texts = [f"cat {'a ' * (n % 7)}" for n in range(50)]
-    small_windows(1000)
-    expected = tiny.encode(texts)
-    small_windows(7)
-    np.testing.assert_array_equal(tiny.encode(text for text in texts), expected)
-    with pytest.raises(ValueError, match=r"texts\[30\] has \d+ tokens"):
-        tiny.encode([*texts[:30], "a " * 1000, *texts[30:]], truncation="error")
-
-
-def test_a_stream_gives_the_same_part_by_part(tiny, small_windows):
-    texts = [f"cat {'a ' * (n % 7)}" for n in range(50)]
-    expected = tiny.encode(texts)
-    parts = list(tiny.encode_stream(text for text in texts))
-    assert [len(part) for part in parts] == [1] + [7] * 7
-    np.testing.assert_array_equal(np.concatenate(parts), expected)
-    (vector,) = tiny.encode_stream("cat", prompt_name="query")
-    np.testing.assert_array_equal(vector[0], tiny.encode("query: cat"))
-    assert list(tiny.encode_stream([])) == []
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        tiny.encode_stream(["cat"], batch_size=0)  # at once, and not when the first part is taken
-
-
-def test_a_stream_reads_a_generator_as_it_goes(tiny, small_windows):
-    """What is held is a few windows of texts and batches, however many texts there are."""
-    read = 0
-
-    def texts():
-        nonlocal read
-        while True:  # without end
-            read += 1
-            yield "cat " + "a " * (read % 5)
-
-    ahead = []
-    for number, part in zip(range(1, 60), tiny.encode_stream(texts()), strict=False):
-        assert len(part) == (1 if number == 1 else 7)
-        ahead.append(read - 7 * number)
-    assert max(ahead) <= 7 * (2 * tiny.engine.threads + 4)
-    assert max(ahead[40:]) <= max(ahead[:20])
-
-
-def test_a_stream_that_is_left_ends_its_work(tiny, small_windows):
-    before = blas.threads
-    stream = tiny.encode_stream("cat" for _ in itertools.count())
-    next(stream)
-    stream.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("e5ref")]
-    assert blas.threads == before
-
-
-def test_long_texts_fill_a_window_sooner(tiny, small_windows, monkeypatch):
-    monkeypatch.setattr(stream, "WINDOW_CHARACTERS", 10)
-    small_windows(4)
-    texts = ["cat", "a" * 50, "b" * 39, "", "", "c"]
-    assert [len(part) for part in tiny.encode_stream(texts)] == [2, 4]
-
-
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_threads_do_not_matter(wide, threads):
-    """Vectors have the same bits with any number of threads, and BLAS has its own number afterwards."""
-    texts = ["how much protein " * (number % 20) for number in range(60)]
-    before = blas.threads
-    other = E5(wide.checkpoint, threads=threads)
-    assert other.engine.threads == threads
-    np.testing.assert_array_equal(other.encode(texts), wide.encode(texts))
-    np.testing.assert_array_equal(other.encode("how much"), wide.encode("how much"))
-    assert blas.threads == before
-
-
-@pytest.mark.parametrize(("shared", "batches"), [(True, 1), (False, 4)])
-def test_few_texts_are_divided_where_threads_cannot_share_a_batch(tiny_bert, monkeypatch, shared, batches):
-    monkeypatch.setattr(numpy_engine, "threads_do_not_matter", lambda *_: shared)
-    monkeypatch.setattr(numpy_engine, "rows_are_independent", lambda *_: True)
-    engine = e5ref.load(tiny_bert, threads=8).engine
-    assert len(list(engine.batches(np.full(21, 12)))) == batches
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere children do not begin as copies")
-def test_a_child_that_is_forked_while_threads_encode_can_encode(tiny_bert):
-    """What a thread of the parent holds at that moment, such as a lock, is not held in the child for good."""
-    code = f"""
-import os, signal, threading, time
-from tqdm import tqdm
-import e5ref
-from e5ref.operations.blas import blas
-
-def state():
-    return blas.threads, [library.num_threads for library in blas._libraries], model.encode("query: cat").tobytes()
-
-def encode():
-    while True:
-        model.encode(["cat", "dog"] * 20)
-
-def show_progress():
-    while True:
-        with tqdm.get_lock():
-            time.sleep(0.001)
-        time.sleep(0.001)
-
-model = e5ref.load({str(tiny_bert)!r}, threads=1)
-before, children = state(), []
-for work in (encode, encode, show_progress):
-    threading.Thread(target=work, daemon=True).start()
-for number in range(40):
-    time.sleep(0.001 * (number % 7))
-    child = os.fork()
-    if not child:
-        signal.alarm(20)  # a hang is a failure
-        os._exit(state() != before)
-    children.append(child)
-statuses = [os.waitpid(child, 0)[1] for child in children]
-print(40 - statuses.count(0), "of 40 children failed", flush=True)
-os._exit(0)
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert run.stdout == "0 of 40 children failed\n"
-
-
-def test_batches_are_computed_side_by_side(tiny, monkeypatch):
-    """Two threads meet inside the forward pass, each with a BLAS of one thread."""
-    together = threading.Barrier(2)
-    seen = []
-
-    def embed(*arguments, **options):
-        if len(seen) < 2:
-            seen.append([library.num_threads for library in blas._libraries])
-            together.wait(timeout=20)
-        return original(*arguments, **options)
-
-    original = numpy_model.embed
-    monkeypatch.setattr(numpy_model, "embed", embed)
-    E5(tiny.checkpoint, threads=2).encode(["cat"] * 4, batch_size=2)
-    assert seen == [[1] * len(blas._libraries)] * 2
-
-
-@pytest.mark.parametrize(
-    ("cgroup", "files", "cores"),
-    [
-        ("0::/", {"cpu.max": "150000 100000"}, 2),
-        ("0::/", {"cpu.max": "max 100000"}, 8),
-        ("0::/", {"cpu.max": "900000 100000"}, 8),
-        ("0::/a/b", {"a/b/cpu.max": "300000 100000", "a/cpu.max": "200000 100000"}, 2),
-        ("0::/a/b", {"a/b/cpu.max": "100000 100000", "a/cpu.max": "max 100000"}, 1),
-        ("0::/../a", {"cpu.max": "300000 100000"}, 3),
-        ("0::/", {"cpu.max": ""}, 8),
-        (
-            "5:memory:/x\n4:cpu,cpuacct:/docker/x\n0::/docker/x",
-            {"cpu/cpu.cfs_quota_us": "20000", "cpu/cpu.cfs_period_us": "100000"},
-            1,
-        ),
-        ("1:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, 8),
-        ("1:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "500000", "cpu/a/cpu.cfs_period_us": "100000"}, 5),
-        ("1:cpuset:/a", {"cpuset/a/cpu.max": "100000 100000"}, 8),
-        (None, {}, 8),
-    ],
-)
-def test_a_containers_quota_bounds_the_cores(tmp_path, monkeypatch, cgroup, files, cores):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    written = {f"sys/fs/cgroup/{name}": content for name, content in files.items()}
-    if cgroup is not None:
-        written["proc/self/cgroup"] = cgroup
-    for name, content in written.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content + "\n")
-    assert numpy_engine.usable_cores(tmp_path) == cores
-
-
-def test_no_more_cores_than_the_affinity_has(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5}, raising=False)
-    assert numpy_engine.usable_cores() == 1
-
-
-@pytest.mark.parametrize(
-    ("variable", "given", "threads"), [(None, None, 2), ("OPENBLAS_NUM_THREADS", None, 3), (None, 4, 4)]
-)
-def test_threads_are_the_usable_cores_unless_somebody_says_otherwise(tiny, monkeypatch, variable, given, threads):
-    """The BLAS keeps to them too, if it computes a query with several threads."""
-    for name in numpy_engine.THREAD_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    if variable:
-        monkeypatch.setenv(variable, "3")
-    tried, seen = [], []
-
-    def embed(*arguments, **options):
-        seen.extend(library.num_threads for library in blas._libraries)
-        return original(*arguments, **options)
-
-    original = numpy_model.embed
-    monkeypatch.setattr(numpy_model, "embed", embed)
-    monkeypatch.setattr(numpy_engine, "usable_cores", lambda: 2)
-    monkeypatch.setattr(numpy_engine, "threads_do_not_matter", lambda *arguments: tried.append(arguments[-1]) or True)
-    with threadpoolctl.threadpool_limits(3, user_api="blas"):  # whatever this machine has
-        E5(tiny.checkpoint, threads=given).encode("cat")
-    assert set(tried) == {threads}
-    assert set(seen) <= {min(threads, 3)}
-
-
-@pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
-def test_bad_threads(tiny, threads):
-    with pytest.raises(ValueError, match=f"threads is {threads!r}, but must be a whole number of at least 1"):
-        E5(tiny.checkpoint, threads=threads)
-
-
-def test_threads_are_for_numpy(tiny):
-    with pytest.raises(ValueError, match="threads is for backend='numpy'"):
-        E5(tiny.checkpoint, backend="jax", threads=2)
-
-
-def test_a_failing_batch_ends_the_work(tiny, monkeypatch):
-    monkeypatch.setattr(numpy_model, "embed", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        E5(tiny.checkpoint, threads=2).encode(["cat"] * 100, batch_size=2)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("e5ref")]
-
-
 def test_shapes_and_dtypes(tiny):
     assert tiny.encode("cat").shape == (32,)
     assert tiny.encode(["cat"]).shape == (1, 32)
@@ -477,17 +141,6 @@ for text in ("a " * 9, "b " * 9):
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stderr.count("<string>:5: E5Warning: 1 of 1 texts are longer than 5 tokens") == 2
-
-
-@pytest.mark.parametrize(("batch_size", "sizes"), [(None, [5]), (2, [2, 2, 1])])
-def test_batch_size_is_a_bound(wide, monkeypatch, batch_size, sizes):
-    seen = []
-    embed = numpy_model.embed
-    monkeypatch.setattr(
-        numpy_model, "embed", lambda p, ids, mask, **kw: seen.append(mask.max()) or embed(p, ids, mask, **kw)
-    )
-    wide.encode(["a"] * 5, batch_size=batch_size)
-    assert sorted(seen, reverse=True) == sizes  # threads begin them in any order
 
 
 def test_truncate_dim_warns_and_renormalises(tiny):
@@ -678,62 +331,9 @@ def test_settings_of_the_model_are_those_of_each_call(tiny_bert, tiny):
             e5ref.load(tiny_bert, **options)
 
 
-def test_of_a_stream_the_first_vectors_come_at_once(tiny):
-    """Of a generator, whose next text may be long in coming, but not of what can be counted and taken apart."""
-    taken = 0
-
-    def texts():
-        nonlocal taken
-        while True:
-            taken += 1
-            yield "cat"
-
-    stream = tiny.encode_stream(texts())
-    for texts_of_window, read in ((1, 1), (16, 17), (256, 273)):
-        assert len(next(stream)) == texts_of_window
-        assert taken == read
-    assert len(next(tiny.encode_stream(["cat"] * 300))) == 300
-
-
-def test_a_length_that_is_a_guess(tiny):
-    """As of a progress bar around a generator."""
-
-    class Guess:
-        def __len__(self):
-            return 8
-
-        def __iter__(self):
-            return iter(["cat", "dog"])
-
-    np.testing.assert_array_equal(tiny.encode(Guess()), tiny.encode(["cat", "dog"]))
-
-
 def test_a_warning_where_there_is_no_module(tiny):
     with pytest.warns(e5ref.E5Warning, match="1 of 1 texts"):
         exec("model.encode('a ' * 999)", {"model": tiny})
-
-
-def test_a_progress_bar_in_a_notebook(tiny, capsys, monkeypatch):
-    """Standard error is no terminal there."""
-    monkeypatch.setitem(sys.modules, "ipykernel", None)
-    with progress_bar(3, "embedding", "text", delay=0) as bar:
-        bar.update(3)
-    assert "embedding: 100%" in capsys.readouterr().err
-    monkeypatch.delitem(sys.modules, "ipykernel")
-    with progress_bar(3, "embedding", "text", delay=0) as bar:
-        bar.update(3)
-    assert capsys.readouterr().err == ""
-
-
-def test_progress_bar(tiny, capsys, monkeypatch):
-    tiny.encode(["cat"])
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(stream, "progress_bar", partial(progress_bar, delay=0))
-    tiny.encode(["cat"] * 3, show_progress_bar=False)
-    tiny.encode(["cat"] * 3)  # standard error is no terminal here
-    assert capsys.readouterr().err == ""
-    tiny.encode(["cat"] * 3, show_progress_bar=True)
-    assert "3/3" in capsys.readouterr().err
 
 
 def test_known_answer_of_e5_small_v2():
@@ -745,17 +345,3 @@ def test_known_answer_of_e5_small_v2():
     vector = model.encode("query: I love transformers.")
     expected = [-0.0663562790, 0.0153982891, -0.0412562378, -0.0130311009]
     assert np.abs(vector[[0, 1, 382, 383]] - expected).max() <= VECTORS["float32"]
-
-
-def test_a_generator_is_not_read_ahead(tiny, small_windows):
-    small_windows(2)
-    seen = []
-
-    def texts():
-        for number in range(5):
-            seen.append(number)
-            yield "cat" if number < 4 else None
-
-    with pytest.raises(TypeError, match=r"texts\[4\] is NoneType"):
-        tiny.encode(texts())
-    assert seen == [0, 1, 2, 3, 4]

@@ -12,9 +12,10 @@ from transformers import AutoModel
 import e5ref
 from e5ref import jax_model
 from e5ref.checkpoint.params import leaves
-from tests.test_numpy_model import ragged_batch, tiny_config
-from tests.tolerances import COSINE_HALF, GELU_HALF, GRADIENTS, VECTORS, VECTORS_HALF
-from tests.twin.runs import jax_run
+from tests.tools.batches import ragged_batch
+from tests.tools.checkpoints import tiny_config
+from tests.tools.runs import jax_run
+from tests.tools.tolerances import COSINE_HALF, GELU_HALF, GRADIENTS, VECTORS, VECTORS_HALF
 
 
 def our_gradients(checkpoint, batch, weights) -> e5ref.BertParams:

@@ -10,70 +10,13 @@ import pytest
 import e5ref
 from e5ref import numpy_model
 from e5ref.checkpoint.params import Affine
-from e5ref.engines.batching import pad_ids
 from e5ref.operations import rows
 from e5ref.operations.probes import rows_are_independent
 from e5ref.operations.rows import text_lengths
-from tests.conftest import write_random_bert
-from tests.peers import first_departure, transformers_run
-from tests.tolerances import LAYER_NORM_ULP, VECTORS
-
-E5_SMALL = {
-    "vocab_size": 30522,
-    "hidden_size": 384,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 1536,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.02,
-}
-
-# Shapes that hide nothing by being round: one layer, one head, head size 8, a vocabulary of 50.
-ODD_SHAPES = {
-    "two layers": {},
-    "one layer": {"num_hidden_layers": 1},
-    "one head": {"num_attention_heads": 1},
-    "head size 8": {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40},
-    "vocabulary of 50": {"vocab_size": 50, "max_position_embeddings": 40},
-    "xlm-roberta": {"model_type": "xlm-roberta"},
-    "xlm-roberta, one head": {"model_type": "xlm-roberta", "num_attention_heads": 1, "num_hidden_layers": 3},
-    "epsilon of 1e-3": {"layer_norm_eps": 1e-3},
-}
-
-
-def ragged_batch(lengths: list[int], vocab_size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Random ids of the given lengths, padded with 1: XLM-RoBERTa's padding id, and an ordinary id to BERT."""
-    random = np.random.default_rng(seed)
-    attention_mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-    input_ids = np.where(attention_mask == 1, random.integers(2, vocab_size, attention_mask.shape), 1)
-    return input_ids, attention_mask
-
-
-def packed_batch(rows: list[list[int]], vocab_size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Random ids of several texts a row: n stands for a text of n tokens, -n for padding of so many, of any ids."""
-    random = np.random.default_rng(seed)
-    attention_mask = np.zeros((len(rows), max(sum(map(abs, row)) for row in rows)), np.int64)
-    for mask, row in zip(attention_mask, rows, strict=True):
-        numbers = np.cumsum(np.array(row) > 0) * (np.array(row) > 0)
-        mask[: sum(map(abs, row))] = np.repeat(numbers, np.abs(row))
-    return random.integers(1, vocab_size, attention_mask.shape), attention_mask
-
-
-def one_text_a_row(input_ids: np.ndarray, attention_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Take a packed batch apart: every text in a row of its own, padded on the right."""
-    rows = zip(input_ids, attention_mask, strict=True)
-    return pad_ids([ids[mask == number] for ids, mask in rows for number in range(1, mask.max() + 1)], 1)
-
-
-def our_run(
-    checkpoint: e5ref.Checkpoint, input_ids: np.ndarray, attention_mask: np.ndarray, *, model=numpy_model
-) -> dict[str, np.ndarray]:
-    """Record every named point of our forward pass, or of a changed copy of it."""
-    run: dict[str, np.ndarray] = {}
-    texts = int(attention_mask.max(initial=1))
-    options = {"config": checkpoint.config, "texts_per_row": texts, "tap": run.__setitem__}
-    model.embed(checkpoint.params, input_ids, attention_mask, **options)
-    return run
+from tests.tools.batches import one_text_a_row, packed_batch, ragged_batch
+from tests.tools.checkpoints import E5_SMALL, tiny_config, write_random_bert
+from tests.tools.runs import first_departure, our_run, transformers_run
+from tests.tools.tolerances import LAYER_NORM_ULP, VECTORS
 
 
 def assert_parity(folder: Path, input_ids: np.ndarray, attention_mask: np.ndarray, dtype: str) -> None:
@@ -226,10 +169,6 @@ def test_attention_by_hand(monkeypatch, mask, alternate):
         states[np.delete(np.arange(12), rows.token_rows(mask))] = np.nan  # rows of no token, which must not matter
     result = numpy_model.self_attention(layer, states, mask, config=config)
     np.testing.assert_array_equal(rows.tokens_of(result, mask), [[4.0, 40.0], [4.0, 40.0], [14.0, 140.0]])
-
-
-def tiny_config() -> e5ref.BertConfig:
-    return e5ref.BertConfig("bert", 5, 2, 1, 1, 2, 4, 1, 1e-12, 0)
 
 
 @pytest.mark.parametrize(

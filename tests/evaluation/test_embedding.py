@@ -10,15 +10,10 @@ from safetensors.numpy import save_file
 
 import e5ref
 from e5ref.evaluation import embedding, evaluate_retrieval, search
-from tests.conftest import edit_json, write_random_bert
-from tests.evaluation.folders import DOCUMENTS, write_beir
+from tests.tools.beir import DOCUMENTS, write_beir
+from tests.tools.checkpoints import edit_json, write_random_bert
 
 TEXTS = ["cat", "the dog", "a " * 99]
-
-
-@pytest.fixture(scope="module")
-def model(tiny_bert):
-    return e5ref.load(tiny_bert)
 
 
 @pytest.fixture

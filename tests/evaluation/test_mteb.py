@@ -9,7 +9,7 @@ import pytest
 
 import e5ref
 from e5ref.checkpoint.prompts import E5_PROMPTS
-from tests.tolerances import EVALUATION, VECTORS
+from tests.tools.tolerances import EVALUATION, VECTORS
 
 mteb = pytest.importorskip("mteb")
 

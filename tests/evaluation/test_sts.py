@@ -10,12 +10,7 @@ from scipy.stats import pearsonr, spearmanr
 import e5ref
 from e5ref.evaluation import evaluate_sts
 from e5ref.evaluation.sts import correlations, read_pairs
-from tests.tolerances import EVALUATION
-
-
-@pytest.fixture(scope="module")
-def model(tiny_bert):
-    return e5ref.load(tiny_bert)
+from tests.tools.tolerances import EVALUATION
 
 
 def write(folder, content: str | bytes, name: str = "pairs.tsv"):

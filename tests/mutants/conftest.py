@@ -1,26 +1,14 @@
 """Copies with a mistake, and what they are judged by."""
 
-import inspect
-import types
-
 import numpy as np
 import pytest
 
 import e5ref
-from tests.conftest import write_random_bert
-from tests.peers import Run, transformers_run, transformers_run_of_texts
-from tests.test_numpy_model import packed_batch, ragged_batch
+from tests.tools.batches import packed_batch, ragged_batch
+from tests.tools.checkpoints import write_random_bert
+from tests.tools.runs import Points, transformers_run, transformers_run_of_texts
 
-Reference = tuple[e5ref.Checkpoint, tuple[np.ndarray, np.ndarray], Run]
-
-
-def module_with(model: types.ModuleType, source: str = "", mistake: str = "") -> types.ModuleType:
-    """A copy of a module in which the first `source` is replaced."""
-    original = inspect.getsource(model)
-    assert source in original, "the module has changed: write this mutant anew"
-    module = types.ModuleType("mutant")
-    exec(compile(original.replace(source, mistake, 1), "mutant", "exec"), module.__dict__)
-    return module
+Reference = tuple[e5ref.Checkpoint, tuple[np.ndarray, np.ndarray], Points]
 
 
 @pytest.fixture(scope="session")

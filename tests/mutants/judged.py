@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import e5ref
+from e5ref import numpy_model
 from e5ref.engines.batching import pad_ids
 from e5ref.parity.altered.models import run_reference
 from e5ref.parity.judge.comparison import compare
 from e5ref.parity.judge.explain import explain
-from tests.parity.runs import reference_run, run_of
+from tests.mutants.numpy_mutants import PLANTED
+from tests.mutants.planting import copy_of
+from tests.tools.runs import reference_run, run_of
 
 TEXTS = ["query: naïve Café", "passage: How much protein should a female eat, and why", "a"]
 
@@ -25,6 +28,9 @@ class Judged:
 
     def run(self, model):
         return run_of(run_reference(self.single, *self.batch, model=model), self.reference)
+
+    def run_mutant(self, name):
+        return self.run(copy_of(numpy_model, PLANTED[name]))
 
     def judge(self, run):
         comparison = compare(run, self.reference)

@@ -4,152 +4,195 @@ import types
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from e5ref import jax_model
 from e5ref.operations import jax_ops
-from tests.mutants.conftest import module_with
-from tests.peers import first_departure
-from tests.test_jax_ops import assert_the_same_attention, mask_of, plain
-from tests.twin.runs import jax_run
+from tests.mutants.planting import Mutant, copy_of
+from tests.operations.attention import assert_the_same_attention, mask_of, plain
+from tests.tools.runs import first_departure, jax_run
 
-# name: (source, mistake, the point that departs first)
+PROBABILITIES = "layers.0.attention_probabilities"
+
 MUTANTS = {
-    "tanh GELU": ("approximate=False", "approximate=True", "layers.0.feed_forward_activation"),
-    "epsilon of 1e-5": ("variance + eps", "variance + 1e-5", "embeddings"),
-    "variance over n - 1": (
-        "variance = jnp.mean(",
-        "variance = x.shape[-1] / (x.shape[-1] - 1) * jnp.mean(",
+    "tanh GELU": Mutant(
+        "gelu",
+        "return jax.nn.gelu",
+        "return jax.nn.gelu(x, approximate=True)",
+        "layers.0.feed_forward_activation",
+    ),
+    "epsilon of 1e-5": Mutant("layer_norm", "jnp.sqrt(", "jnp.sqrt(variance + 1e-5)", "embeddings"),
+    "variance over n - 1": Mutant(
+        "layer_norm",
+        "variance =",
+        "variance = jnp.sum(centred * centred, axis=-1, keepdims=True) / (x.shape[-1] - 1)",
         "embeddings",
     ),
-    "no LayerNorm bias": ("* weight + bias).astype", "* weight).astype", "embeddings"),
-    "the other token type": ("params.token_type[0]", "params.token_type[1]", "embeddings"),
-    "positions off by one": ("input_ids.shape[1]) - starts", "input_ids.shape[1]) - starts + 1", "embeddings"),
-    "no bias": ("(matmul(x, weight.T) + bias)", "matmul(x, weight.T)", "layers.0.query"),
-    "query and key swapped": (
-        "params.query, params.key, params.value",
-        "params.key, params.query, params.value",
+    "no LayerNorm bias": Mutant(
+        "layer_norm", "return", "return (centred / jnp.sqrt(variance + eps) * weight).astype(x.dtype)", "embeddings"
+    ),
+    "the other token type": Mutant(
+        "embed_tokens",
+        "embeddings =",
+        "embeddings = widen(params.word[input_ids]) + widen(params.token_type[1])",
+        "embeddings",
+    ),
+    "positions off by one": Mutant(
+        "embed_tokens",
+        "positions = jnp.arange",
+        "positions = jnp.arange(input_ids.shape[1]) - starts + 1",
+        "embeddings",
+    ),
+    "no bias": Mutant("linear", "return", "return matmul(x, weight.T).astype(x.dtype)", "layers.0.query"),
+    "query and key swapped": Mutant(
+        "self_attention",
+        "linear_layers(",
+        "linear_layers(hidden_states, params.key, params.query, params.value)",
         "layers.0.query",
     ),
-    "no scale": ("scores *= 1 / math.sqrt(query.shape[-1])", "", "layers.0.attention_probabilities"),
-    "mask ignored": (
-        "jnp.where(is_seen, 0, np.finfo(np.float32).min)",
-        "0 * is_seen",
-        "layers.0.attention_probabilities",
+    "no scale": Mutant("dot_product_attention", "scores *=", "", PROBABILITIES),
+    "mask ignored": Mutant("dot_product_attention", "scores +=", "", PROBABILITIES),
+    "mask of -1": Mutant(
+        "dot_product_attention", "scores +=", "scores += jnp.where(is_seen, 0, -1)[:, None]", PROBABILITIES
     ),
-    "mask of -1": ("np.finfo(np.float32).min", "-1", "layers.0.attention_probabilities"),
-    "mask the wrong way round": (
-        "jnp.where(is_seen, 0, np.finfo(np.float32).min)",
-        "jnp.where(is_seen, np.finfo(np.float32).min, 0)",
-        "layers.0.attention_probabilities",
+    "mask the wrong way round": Mutant(
+        "dot_product_attention",
+        "scores +=",
+        "scores += jnp.where(is_seen, np.finfo(np.float32).min, 0)[:, None]",
+        PROBABILITIES,
     ),
-    "mask over queries": (
-        "attention_mask[:, :, None] == attention_mask[:, None]",
-        "attention_mask[:, :, None] > 0",
-        "layers.0.attention_probabilities",
+    "mask over queries": Mutant(
+        "dot_product_attention", "is_seen =", "is_seen = attention_mask[:, :, None] > 0", PROBABILITIES
     ),
-    "heads split the other way": (
-        "x.reshape(*x.shape[:2], config.num_attention_heads, config.head_size)",
-        "x.reshape(*x.shape[:2], config.head_size, config.num_attention_heads).swapaxes(2, 3)",
-        "layers.0.attention_probabilities",
+    "heads split the other way": Mutant(
+        "heads",
+        "return",
+        "return x.reshape(*x.shape[:2], config.head_size, config.num_attention_heads).swapaxes(2, 3)",
+        PROBABILITIES,
     ),
-    "softmax without its divisor": (
-        "transpose(0, 2, 1, 3), weights / totals",
-        "transpose(0, 2, 1, 3), weights",
-        "layers.0.attention_probabilities",
+    "softmax without its divisor": Mutant(
+        "dot_product_attention",
+        "return",
+        "return context.astype(value.dtype).transpose(0, 2, 1, 3), weights",
+        PROBABILITIES,
     ),
-    "context without its divisor": ("value)) / totals", "value))", "layers.0.context"),
-    "heads joined the other way": (
-        "context.reshape(query.shape)",
+    "context without its divisor": Mutant(
+        "dot_product_attention",
+        "context =",
+        "context = widen(matmul(weights.astype(value.dtype), value))",
+        "layers.0.context",
+    ),
+    "heads joined the other way": Mutant(
+        "self_attention",
+        "context.reshape(",
         "context.swapaxes(2, 3).reshape(query.shape)",
         "layers.0.context",
     ),
-    "no residual around attention": (
-        "widen(attention) + widen(hidden_states)",
-        "widen(attention)",
+    "no residual around attention": Mutant(
+        "encoder_layer", "attention = widen", "attention = widen(attention)", "layers.0.attention_output"
+    ),
+    "the two LayerNorms swapped": Mutant(
+        "encoder_layer",
+        "attention = layer_norm",
+        "attention = layer_norm(attention, *params.output_layer_norm, config.layer_norm_eps).astype(dtype)",
         "layers.0.attention_output",
     ),
-    "the two LayerNorms swapped": (
-        "*params.attention_layer_norm",
-        "*params.output_layer_norm",
-        "layers.0.attention_output",
+    "no residual around feed-forward": Mutant(
+        "encoder_layer", "output = widen", "output = widen(output)", "layers.0.output"
     ),
-    "no residual around feed-forward": ("widen(output) + widen(attention)", "widen(output)", "layers.0.output"),
-    "layers in reverse": (
-        "hidden_states, layers)  # points",
-        "hidden_states, layers, reverse=True)  # points",
-        "layers.0.query",
+    "layers in reverse": Mutant(
+        "forward", "jax.lax.scan(", "jax.lax.scan(step, hidden_states, layers, reverse=True)", "layers.0.query"
     ),
-    "padding averaged in": (
-        "is_of_text.sum(axis=2, keepdims=True), 1)",
-        "is_of_text.sum(axis=2, keepdims=True), attention_mask.shape[1])",
+    "padding averaged in": Mutant(
+        "average_pool",
+        "counts =",
+        "counts = jnp.maximum(is_of_text.sum(axis=2, keepdims=True), attention_mask.shape[1])",
         "pooled",
     ),
-    "[CLS] for the average": ('average_pool if pooling == "mean"', 'cls_pool if pooling == "mean"', "pooled"),
-    "not normalised": ("vectors = l2_normalize(vectors)", "", "normalized"),
-    "float32 where float64 is": (
-        "from e5ref.operations.jax_ops import matmul, widen",
-        "from e5ref.operations.jax_ops import matmul\nwiden = jnp.float32",
-        "embeddings",
-    ),
+    "[CLS] for the average": Mutant("embed", "pool =", "pool = cls_pool", "pooled"),
+    "not normalised": Mutant("embed", "vectors = l2_normalize", "", "normalized"),
 }
 
-
-# The same in packed rows: what makes a difference only where a row has several texts.
+# What makes a difference only if a row has several texts.
 PACKED_MUTANTS = {
-    "positions not started anew": ("input_ids.shape[1]) - starts", "input_ids.shape[1])", "embeddings"),
-    "positions anew behind a hole": (
-        "reached = jax.lax.cummax(attention_mask, axis=1)",
-        "reached = attention_mask",
-        "embeddings",
+    "positions not started anew": Mutant(
+        "embed_tokens", "positions = jnp.arange", "positions = jnp.arange(input_ids.shape[1])", "embeddings"
     ),
-    "tokens counted on": ("counts -= jnp.take_along_axis(counts - is_token, starts, axis=1)", "", "embeddings"),
-    "attention across texts": (
-        "attention_mask[:, :, None] == attention_mask[:, None]",
-        "(attention_mask[:, :, None] > 0) == (attention_mask[:, None] > 0)",
-        "layers.0.attention_probabilities",
+    "positions anew behind a hole": Mutant("embed_tokens", "reached =", "reached = attention_mask", "embeddings"),
+    "tokens counted on": Mutant("embed_tokens", "counts -=", "", "embeddings"),
+    "attention across texts": Mutant(
+        "dot_product_attention",
+        "is_seen =",
+        "is_seen = (attention_mask[:, :, None] > 0) == (attention_mask[:, None] > 0)",
+        PROBABILITIES,
     ),
-    "attention to the texts before": (
-        "attention_mask[:, :, None] == attention_mask[:, None]",
-        "attention_mask[:, :, None] >= attention_mask[:, None]",
-        "layers.0.attention_probabilities",
+    "attention to the texts before": Mutant(
+        "dot_product_attention",
+        "is_seen =",
+        "is_seen = attention_mask[:, :, None] >= attention_mask[:, None]",
+        PROBABILITIES,
     ),
-    "neighbour's last token pooled": (
-        "jnp.matmul(is_of_text.astype",
-        "jnp.matmul((is_of_text | jnp.roll(is_of_text, -1, axis=2)).astype",
+    "neighbour's last token pooled": Mutant(
+        "average_pool",
+        "is_of_text.astype(",
+        "(is_of_text | jnp.roll(is_of_text, -1, axis=2)).astype(states.dtype)",
         "pooled",
     ),
-    "neighbour's first token pooled": (
-        "jnp.matmul(is_of_text.astype",
-        "jnp.matmul((is_of_text | jnp.roll(is_of_text, 1, axis=2)).astype",
+    "neighbour's first token pooled": Mutant(
+        "average_pool",
+        "is_of_text.astype(",
+        "(is_of_text | jnp.roll(is_of_text, 1, axis=2)).astype(states.dtype)",
         "pooled",
     ),
-    "last text of a row lost": (
-        "= texts_of(attention_mask, texts_per_row)",
-        "= texts_of(attention_mask, texts_per_row) & (attention_mask < attention_mask.max(1)[:, None])[:, None]",
+    "last text of a row lost": Mutant(
+        "average_pool",
+        "is_of_text =",
+        "is_of_text = texts_of(attention_mask, texts_per_row)\n"
+        "is_of_text &= (attention_mask < attention_mask.max(1)[:, None])[:, None]",
         "pooled",
     ),
 }
 
-# Mistakes in attention's pieces on a CPU.
+# Mistakes in attention's pieces on a CPU, in `jax_ops`.
 PIECES_MUTANTS = {
-    "texts see each other": ("+ [numbers]", "+ [numbers > 0]"),
-    "rows share numbers": ("* (shape[1] + 1)", "* 0"),
-    "cut at a piece's edge": ("begin = first.reshape(-1, CPU_BLOCK).min(axis=1)", "begin = place[::CPU_BLOCK]"),
-    "last token lost at a piece's edge": ("(place < stops[piece[index]])", "(place < stops[piece[index]] - 1)"),
-    "first token lost at a piece's edge": ("(starts[piece[index]] <= place)", "(starts[piece[index]] < place)"),
-    "last token of a piece forgotten": ("last_real[stop - 1] + 1", "last_real[stop - 1]"),
-    "last piece lost": ("jnp.append(begin[1:], tokens)", "jnp.append(begin[1:], begin[-1])"),
-    "longest text lost": (
-        "done = jnp.sum(stops - starts > lengths[-1]",
-        "done = jnp.sum(stops - starts >= lengths[-1]",
+    "texts see each other": Mutant(
+        "attention_in_pieces",
+        "inputs =",
+        "inputs = [x.reshape(tokens, *shape[2:]) for x in (query, key, value)] + [numbers > 0]",
     ),
-    "last of a group lost": ("-((done - last) // together)", "(last - done) // together"),
-    "too long for a piece": ("(lengths, [0, *lengths]", "(lengths, [-9, *(length + 8 for length in lengths)]"),
-    "a hole divides a text": ("jnp.where(before == after, before, 0)", "attention_mask"),
-    "apart from the plain form": (
-        "is_own[:, None, None], results[index]",
-        "is_own[:, None, None], 1.01 * results[index]",
+    "rows share numbers": Mutant("attention_in_pieces", "numbers =", "numbers = attention_mask.reshape(tokens)"),
+    "cut at a piece's edge": Mutant("pieces", "begin =", "begin = place[::CPU_BLOCK]"),
+    "last token lost at a piece's edge": Mutant(
+        "turn", "is_own =", "is_own = (starts[piece[index]] <= place) & (place < stops[piece[index]] - 1)"
+    ),
+    "first token lost at a piece's edge": Mutant(
+        "turn", "is_own =", "is_own = (starts[piece[index]] < place) & (place < stops[piece[index]])"
+    ),
+    "last token of a piece forgotten": Mutant(
+        "pieces", "stop = jnp.maximum", "stop = jnp.maximum(begin, last_real[stop - 1])"
+    ),
+    "last piece lost": Mutant(
+        "pieces", "stop = jax.lax.cummin", "stop = jax.lax.cummin(jnp.append(begin[1:], begin[-1]), reverse=True)"
+    ),
+    "longest text lost": Mutant(
+        "attention_in_pieces",
+        "done = jnp.sum",
+        "done = jnp.sum(stops - starts >= lengths[-1], dtype=jnp.int32)",
+    ),
+    "last of a group lost": Mutant(
+        "attend", "jax.lax.fori_loop(", "jax.lax.fori_loop(0, (last - done) // together, turn, context)"
+    ),
+    "too long for a piece": Mutant(
+        "attention_in_pieces",
+        "last = jnp.sum",
+        "last = jnp.sum(stops - starts > (shorter + 8 if shorter else -9), dtype=jnp.int32)",
+    ),
+    "a hole divides a text": Mutant("pieces", "text =", "text = attention_mask"),
+    "apart from the plain form": Mutant(
+        "turn",
+        "result =",
+        "result = jnp.where(is_own[:, None, None], 1.01 * results[index], part(context, index))",
     ),
 }
 
@@ -164,21 +207,20 @@ def departure(module: types.ModuleType, reference, *, compiled: bool = False) ->
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_an_unchanged_copy_passes(compiled, reference):
-    assert departure(module_with(jax_model), reference, compiled=compiled) is None
+    assert departure(copy_of(jax_model), reference, compiled=compiled) is None
 
 
 @pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
 def test_an_unchanged_copy_passes_on_packed_rows(kind, packed_references):
-    assert departure(module_with(jax_model), packed_references[kind]) is None
+    assert departure(copy_of(jax_model), packed_references[kind]) is None
 
 
 @pytest.mark.parametrize("name", PACKED_MUTANTS)
 def test_mutant_is_noticed_in_packed_rows(name, packed_references):
-    source, mistake, point = PACKED_MUTANTS[name]
     reference = packed_references["xlm-roberta" if name == "tokens counted on" else "bert"]
-    found = departure(module_with(jax_model, source, mistake), reference)
+    found = departure(copy_of(jax_model, PACKED_MUTANTS[name]), reference)
     assert found is not None
-    assert found.split(":")[0] == point
+    assert found.split(":")[0] == PACKED_MUTANTS[name].point
 
 
 def pieces_pass(module: types.ModuleType) -> bool:
@@ -196,19 +238,24 @@ def pieces_pass(module: types.ModuleType) -> bool:
 
 def test_mutants_of_pieces_are_noticed():
     """In one test: what its operations cost to compile is paid once."""
-    assert pieces_pass(module_with(jax_ops))
-    assert [name for name, edit in PIECES_MUTANTS.items() if pieces_pass(module_with(jax_ops, *edit))] == []
+    assert pieces_pass(copy_of(jax_ops))
+    assert [name for name, mutant in PIECES_MUTANTS.items() if pieces_pass(copy_of(jax_ops, mutant))] == []
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_noticed_where_it_is(name, reference):
-    source, mistake, point = MUTANTS[name]
-    found = departure(module_with(jax_model, source, mistake), reference)
+    found = departure(copy_of(jax_model, MUTANTS[name]), reference)
     assert found is not None
-    assert found.split(":")[0] == point
+    assert found.split(":")[0] == MUTANTS[name].point
 
 
 def test_products_below_float32_are_noticed(reference):
-    module = module_with(jax_model)
+    module = copy_of(jax_model)
     module.matmul = lambda a, b, dtype=None: jax_model.matmul(a.astype("f4"), b.astype("f4")).astype("f8")
     assert departure(module, reference).startswith("layers.0.query")
+
+
+def test_float32_where_float64_is_is_noticed(reference):
+    module = copy_of(jax_model)
+    module.widen = jnp.float32
+    assert departure(module, reference).startswith("embeddings")

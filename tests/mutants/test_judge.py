@@ -15,13 +15,12 @@ from e5ref.parity.altered.models import padded_model, run_reference
 from e5ref.parity.judge.comparison import FACTOR
 from e5ref.parity.judge.explain import explain
 from e5ref.parity.runs.run import Run, write_run
-from tests.conftest import write_random_bert
-from tests.mutants import table
+from tests.measure import gates
 from tests.mutants.judged import TEXTS, Judged
-from tests.mutants.planted import NEEDS_EPSILON, PLANTED, planted
-from tests.parity.runs import run_of
-from tests.peers import transformers_run
-from tests.test_cli import run as run_cli
+from tests.mutants.numpy_mutants import CALLED, NEEDS_EPSILON, PLANTED
+from tests.tools.checkpoints import write_random_bert
+from tests.tools.processes import run as run_cli
+from tests.tools.runs import run_of, transformers_run
 
 # Models to plant mistakes in.
 MODELS = ["random", "trained", "nano"]
@@ -79,15 +78,14 @@ def test_what_changes_nothing_explains_nothing(judged):
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_mistake(name, judged):
-    _, _, point, known = PLANTED[name]
-    comparison, explanations = judged.judge(judged.run(planted(name)))
+    comparison, explanations = judged.judge(judged.run_mutant(name))
     nano = judged.folder.name == BUNDLED_CHECKPOINT
-    known = NANO_NAMES.get(name, known) if nano else known
+    known = (CALLED | NANO_NAMES if nano else CALLED).get(name, name)
     if name in NEEDS_EPSILON or (nano and name in NANO_IS_THE_SAME):
         assert comparison.passed
         return
     assert not comparison.passed
-    assert comparison.first_departure.name == point
+    assert comparison.first_departure.name == PLANTED[name].point
     explaining = [one for one in explanations if one.explains]
     if known is None:
         assert explaining == []
@@ -151,7 +149,7 @@ def test_an_additive_mask_of(bias, noticed, judged):
 
 def test_from_vectors_alone(judged):
     """Where nothing else was recorded."""
-    run = judged.run(planted("tanh GELU"))
+    run = judged.run_mutant("tanh GELU")
     reference = Run(
         {name: judged.reference.arrays[name] for name in ("input_ids", "attention_mask", "normalized")},
         judged.reference.metadata,
@@ -165,7 +163,7 @@ def test_from_vectors_alone(judged):
 def test_a_mistake_is_not_followed_beyond_what_it_gets_wrong(tiny_bert, monkeypatch):
     """What makes the embeddings wrong, where they are right in the run, is not computed as far as the vectors."""
     judged = Judged(tiny_bert)
-    run = judged.run(planted("not normalised"))
+    run = judged.run_mutant("not normalised")
     followed = []
 
     def average_pool(states, *others, original=e5ref.numpy_model.average_pool):
@@ -184,7 +182,7 @@ def test_names_are_unique():
 def test_command(tiny_bert, tmp_path):
     judged = Judged(tiny_bert)
     write_run(judged.reference, tmp_path / "reference.safetensors")
-    write_run(judged.run(planted("tanh GELU")), tmp_path / "run.safetensors")
+    write_run(judged.run_mutant("tanh GELU"), tmp_path / "run.safetensors")
     runs = ["compare", tmp_path / "run.safetensors", tmp_path / "reference.safetensors", "--model", tiny_bert]
     assert (
         "explained by: tanh GELU (error at layers.0.feed_forward_activation falls from"
@@ -192,13 +190,13 @@ def test_command(tiny_bert, tmp_path):
     )
     explanations = json.loads(run_cli(*runs, "--json", code=1).stdout)["explanations"]
     assert explanations[0]["mistake"] == "tanh GELU"
-    write_run(judged.run(planted("keys not turned")), tmp_path / "run.safetensors")
+    write_run(judged.run_mutant("keys not turned"), tmp_path / "run.safetensors")
     assert "No known mistake explains it." in run_cli(*runs, code=1).stdout.decode()
 
 
 def test_table(tiny_bert, monkeypatch, capsys):
-    monkeypatch.setattr(table, "PLANTED", {name: PLANTED[name] for name in ("tanh GELU", "sum for the average")})
-    table.main(tiny_bert)
+    monkeypatch.setattr(gates, "PLANTED", {name: PLANTED[name] for name in ("tanh GELU", "sum for the average")})
+    gates.main(tiny_bert)
     output = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")] for line in output.splitlines()]
     assert rows[2][1:5] == ["tanh GELU", "fails", "layers.0.feed_forward_activation", "tanh GELU"]

@@ -11,11 +11,10 @@ import e5ref
 from e5ref import jax_model, numpy_model
 from e5ref.checkpoint.params import leaves
 from e5ref.operations.rows import text_lengths
-from tests.conftest import write_random_bert
-from tests.peers import first_departure, transformers_run_of_texts
-from tests.test_numpy_model import one_text_a_row, our_run, packed_batch
-from tests.tolerances import GRADIENTS, VECTORS
-from tests.twin.runs import jax_run
+from tests.tools.batches import one_text_a_row, packed_batch
+from tests.tools.checkpoints import write_random_bert
+from tests.tools.runs import first_departure, jax_run, our_run, transformers_run_of_texts
+from tests.tools.tolerances import GRADIENTS, VECTORS
 
 # Tokens of each row's texts, -n for padding. 1, 2, 17 and 100 texts; a single token of padding, or none; padding
 # before, between and behind. All make one batch: so one program is compiled.

@@ -9,11 +9,10 @@ import pytest
 
 import e5ref
 from e5ref import jax_model, numpy_model
-from tests.conftest import write_random_bert
-from tests.peers import first_departure, transformers_run
-from tests.test_numpy_model import E5_SMALL, ODD_SHAPES, our_run, ragged_batch
-from tests.tolerances import VECTORS
-from tests.twin.runs import jax_run
+from tests.tools.batches import ragged_batch
+from tests.tools.checkpoints import E5_SMALL, ODD_SHAPES, write_random_bert
+from tests.tools.runs import first_departure, jax_run, our_run, transformers_run
+from tests.tools.tolerances import VECTORS
 
 Batch = tuple[np.ndarray, np.ndarray]  # input_ids, attention_mask
 
