@@ -1,7 +1,7 @@
-"""Evaluation: the published scores of E5 reproduced, and which protocol they follow; see docs/evaluation.md.
+"""Evaluation: E5's published scores, reproduced under the protocol that they follow; see docs/evaluation.md.
 
-`evaluate_sts` and `evaluate_retrieval` read files; `e5ref.evaluation.mteb` brings a model into mteb. Needs the extra
-`eval`, or `mteb`.
+`evaluate_sts` and `evaluate_retrieval` read files; `e5ref.evaluation.mteb` brings a model into mteb. They need the
+extra `eval` or `mteb`.
 """
 
 from e5ref.evaluation.protocols import Protocol, published_scores

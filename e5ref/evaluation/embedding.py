@@ -1,27 +1,26 @@
-"""Texts → unit vectors for an evaluation: how many were cut is counted, and vectors are kept where asked."""
+"""Texts → unit vectors for an evaluation: cut texts are counted, and vectors can be kept in a cache."""
 
 import hashlib
 import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-from tqdm import tqdm
 
 from e5ref.checkpoint.prompts import count_doubled
 from e5ref.encoder import E5
 from e5ref.files.whole import written_whole
-from e5ref.terminal.progress import PROGRESS_DELAY, progress_bar
+from e5ref.terminal.progress import PROGRESS_DELAY, ProgressBar, progress_bar
 
-# Texts from which on embedding takes more than a few seconds.
+# More texts than this take more than a few seconds to embed.
 MANY_TEXTS = 512
 
-# What says where a checkpoint lay rather than what it is, and so may differ between vectors that are the same.
+# Facts that say where a checkpoint lay, not what it is. They may differ between equal vectors.
 PLACES = ("model", "revision")
 
 
@@ -29,40 +28,40 @@ class Embedded(NamedTuple):
     """Vectors of some texts."""
 
     vectors: NDArray[np.floating]  # [n, D], unit L2 norm
-    cut: int  # how many texts had more tokens than the model takes
-    doubled: int  # how many texts started with the prompt already
+    cut: int  # texts with more tokens than the model takes
+    doubled: int  # texts that started with the prompt already
 
 
 def provenance(model: E5, prompt: str) -> dict[str, str]:
-    """Say where the vectors of `embed` come from; as `E5.provenance`."""
+    """Say where the vectors of `embed` come from, as `E5.provenance` does."""
     return model.provenance(prompt) | {"normalized": "true"}
 
 
-def embedding_bar(texts: int) -> "tqdm[Any]":
-    """Make a bar for so many texts, that a terminal shows at once where they are many: its first step takes a while."""
+def embedding_bar(texts: int) -> ProgressBar:
+    """Make a progress bar. For many texts it shows at once, since its first step takes a while."""
     delay = 0 if texts > MANY_TEXTS else PROGRESS_DELAY
     return progress_bar(texts, "embedding", "text", delay=delay)
 
 
 def embed(
-    model: E5, texts: Sequence[str], prompt: str, *, cache: Path | None = None, progress: "tqdm[Any] | None" = None
+    model: E5, texts: Sequence[str], prompt: str, *, cache: Path | None = None, progress: ProgressBar | None = None
 ) -> Embedded:
     """Embed texts, or read their vectors from a cache.
 
-    The cache is a folder with a file for each set of texts that was embedded in one call, named after the hash of what
-    its vectors come from. So vectors of other texts, another prompt, checkpoint, precision or version are never found.
+    The cache is a folder with a file for each call. A file is named after the hash of everything that its vectors
+    depend on: texts, prompt, checkpoint, precision and version. So wrong vectors are never found.
 
     Args:
-        model: what embeds.
+        model: the model.
         texts: without prompts.
-        prompt: what to put before each.
-        cache: the folder, made where there is none; None to keep nothing.
+        prompt: the prompt to put before each.
+        cache: the folder, created if it does not exist; None to keep nothing.
         progress: moved on by the number of texts.
 
     Returns:
-        The vectors, and what they cannot show.
+        The vectors, and how many texts were cut or had the prompt already.
     """
-    progress = tqdm(disable=True) if progress is None else progress
+    progress = progress_bar(len(texts), "embedding", "text", show=False) if progress is None else progress
     doubled = count_doubled(prompt, texts)
     if cache is None:
         return Embedded(*_embed(model, texts, prompt, progress), doubled)
@@ -73,22 +72,22 @@ def embed(
     if found is not None:
         progress.update(len(texts))
         return Embedded(*found, doubled)
-    cache.mkdir(parents=True, exist_ok=True)  # where that fails, it does before the work
+    cache.mkdir(parents=True, exist_ok=True)  # if this fails, it fails before the work
     vectors, cut = _embed(model, texts, prompt, progress)
     with written_whole(path) as file:
         file.write(save({"embeddings": vectors}, facts | {"cut": str(cut)}))
     return Embedded(vectors, cut, doubled)
 
 
-def _embed(model: E5, texts: Sequence[str], prompt: str, progress: "tqdm[Any]") -> tuple[NDArray[np.floating], int]:
-    """Embed texts: their vectors, and how many were cut."""
+def _embed(model: E5, texts: Sequence[str], prompt: str, progress: ProgressBar) -> tuple[NDArray[np.floating], int]:
+    """Embed texts. -> their vectors, and how many were cut."""
     vectors = np.empty((len(texts), model.dimensions), model.dtype)
     stop = 0
     stream = model.encode_stream(
         texts,
         prompt=prompt,
         normalize_embeddings=True,
-        truncation="error" if model.truncation == "error" else "allow",  # the report counts what is cut
+        truncation="error" if model.truncation == "error" else "allow",  # the report counts cut texts
         show_progress_bar=False,
     )
     for part in stream:
@@ -99,14 +98,14 @@ def _embed(model: E5, texts: Sequence[str], prompt: str, progress: "tqdm[Any]") 
 
 
 def _read(path: Path, facts: dict[str, str]) -> tuple[NDArray[np.floating], int] | None:
-    """Read a file of the cache, as `_embed` returns it; None, with a warning, if it is damaged."""
+    """Read a file of the cache and return it as `_embed` does; None, with a warning, if it is damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
             kept = file.metadata() or {}
             cut = int(kept.pop("cut"))
             if kept != facts:
-                raise ValueError("it says that it holds other vectors")
+                raise ValueError("it holds different vectors")
             return file.get_tensor("embeddings"), cut
     except (SafetensorError, ValueError, KeyError) as error:
-        warnings.warn(f"{path}: is damaged ({error}), and so made anew", stacklevel=2)
+        warnings.warn(f"{path}: is damaged ({error}), so it is made again", stacklevel=2)
         return None

@@ -1,4 +1,4 @@
-"""A model as mteb (2.x) wants it: `mteb.evaluate(e5ref.evaluation.mteb.Encoder(model), tasks)`."""
+"""A model for mteb (2.x): `mteb.evaluate(e5ref.evaluation.mteb.Encoder(model), tasks)`."""
 
 from typing import Any
 
@@ -13,31 +13,31 @@ from e5ref.operations.similarity import cosines, pairwise_cosines
 
 require("mteb", "e5ref.evaluation.mteb", "mteb")
 
-import torch  # noqa: E402  # once mteb is known to be there, which brings it
+import torch  # noqa: E402  # comes with mteb
 from mteb.models.model_meta import ModelMeta, ScoringFunction  # noqa: E402
 
 
 class Encoder:
-    """An E5 model behind mteb's `EncoderProtocol`: prompts and normalisation as a named protocol has them.
+    """An E5 model behind mteb's `EncoderProtocol`, with the prompts and normalisation of a named protocol.
 
     Attributes:
-        model: what embeds.
-        protocol: how it is asked.
-        mteb_model_meta: what mteb files results under. The protocol, and what else vectors depend on, is part of it, so
-            that mteb never takes results of another protocol, or of its own E5, for ours.
+        model: the model.
+        protocol: how the model is asked.
+        mteb_model_meta: the identity that mteb files results under. It includes the protocol and everything else that
+            vectors depend on, so mteb never confuses our results with those of another protocol or of its own E5.
     """
 
     def __init__(self, model: E5, *, protocol: Protocol = "authors") -> None:
         """Wrap a model.
 
         Args:
-            model: of `e5ref.load`.
+            model: from `e5ref.load`.
             protocol: "authors" or "mteb".
 
         Raises:
-            ValueError: an unknown protocol.
+            ValueError: the protocol is unknown.
         """
-        find_rule(protocol, "STS")  # refuses an unknown one
+        find_rule(protocol, "STS")  # refuses an unknown protocol
         self.model, self.protocol = model, protocol
         self.mteb_model_meta = _model_meta(model, protocol)
 
@@ -55,25 +55,25 @@ class Encoder:
 
         Args:
             inputs: a `DataLoader[BatchedInput]`: batches with "text", and for documents "title" and "body".
-            task_metadata: the task's name and type decide about the prompt.
+            task_metadata: the task's name and type decide the prompt.
             hf_split: not used.
             hf_subset: not used.
             prompt_type: query, document, or None.
-            kwargs: `show_progress_bar` is as in `E5.encode`. `batch_size` has no effect: mteb sets one for padded
-                batches, and ours are made by tokens; vectors do not depend on it.
+            kwargs: `show_progress_bar` as in `E5.encode`. `batch_size` has no effect: mteb means padded batches, and
+                e5ref makes batches by tokens. Vectors do not depend on it.
 
         Returns:
             Vectors, [n, D].
 
         Raises:
-            ValueError: inputs without text, or an option that e5ref does not have.
+            ValueError: the inputs have no text, or e5ref does not have an option.
         """
         unknown = kwargs.keys() - {"batch_size", "show_progress_bar"}
         if unknown:
-            raise ValueError(f"e5ref has no option {min(unknown)!r} to embed texts by; leave it out of encode_kwargs")
+            raise ValueError(f"e5ref has no option {min(unknown)!r} for embedding; leave it out of encode_kwargs")
         role: Role | None = None if prompt_type is None else prompt_type.value
         rule = find_rule(self.protocol, task_metadata.type, task_metadata.name)
-        # mteb has joined title and text in "text" as both protocols do, and keeps the text alone in "body".
+        # mteb joins title and text in "text" as both protocols do, and keeps the text alone in "body".
         key = "body" if role == "document" and not rule.title else "text"
         texts: list[str] = []
         for batch in inputs:
@@ -88,15 +88,15 @@ class Encoder:
         )
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Compute the cosine of each of some vectors, [n, D] or [D], with each of others.
+        """Compute the cosine of every pair of two sets of vectors, [n, D] or [D] and [m, D] or [D].
 
         Returns:
-            [n, m] float32, a tensor of PyTorch: for summarization mteb makes a float of [1, 1], which NumPy refuses.
+            [n, m] float32, a PyTorch tensor: for summarization mteb makes a float of [1, 1], which NumPy refuses.
         """
         return torch.from_numpy(cosines(np.asarray(embeddings1), np.asarray(embeddings2)))
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Compute the cosine of each of some vectors, [n, D], with its counterpart; -> [n] float32, a tensor too."""
+        """Compute the cosine of each vector, [n, D], with its counterpart. -> [n] float32, a PyTorch tensor."""
         return torch.from_numpy(pairwise_cosines(np.asarray(embeddings1), np.asarray(embeddings2)))
 
 
@@ -111,7 +111,7 @@ def _model_meta(model: E5, protocol: Protocol) -> ModelMeta:
     return ModelMeta(
         loader=None,
         name=checkpoint.name if on_hub else f"e5ref/{checkpoint.folder.resolve().name}",
-        # A folder has no revision; its weights say as well which they are.
+        # A folder has no revision; its weights' hash identifies it too.
         revision=checkpoint.revision or checkpoint.weights_sha256,
         experiment_kwargs=experiment,
         release_date=None,

@@ -1,7 +1,7 @@
-"""How an E5 model is to be asked: which prompt stands before a text, task by task, under each named protocol.
+"""How to ask an E5 model: the prompt before a text, task by task, under each named protocol.
 
-"authors" is how the scores of the paper and the model cards were measured, by the scripts in
-https://github.com/microsoft/unilm/tree/master/e5; "mteb" is what mteb's own wrapper of E5 does.
+"authors" is how the authors measured the scores of the paper and the model cards, with the scripts in
+https://github.com/microsoft/unilm/tree/master/e5. "mteb" is what mteb's own wrapper of E5 does.
 """
 
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ Role = Literal["query", "document"]
 
 @dataclass(frozen=True)
 class Rule:
-    """What a protocol does with the texts of a task. Prompts go by the name that the checkpoint has for them.
+    """What a protocol does with the texts of a task. Prompts are named as in the checkpoint.
 
     Attributes:
         text: the prompt before a text that is neither query nor document; None for the checkpoint's default, which for
             E5 is no prompt.
         query: the prompt before a query.
         document: the prompt before a document.
-        title: whether a document's title stands before its text, with a space between, and both ends stripped.
-        normalize: whether vectors are scaled to unit L2 norm; None for what the checkpoint says (E5: yes). It makes no
-            difference to a cosine.
+        title: whether a document's title stands before its text, with a space between them and both ends stripped.
+        normalize: whether vectors are scaled to unit L2 norm; None for the checkpoint's setting (E5: yes). Cosines do
+            not depend on it.
     """
 
     text: str | None
@@ -38,10 +38,10 @@ class Rule:
     normalize: bool | None = None
 
     def prompt(self, settings: EmbeddingSettings, role: Role | None) -> str:
-        """Find the prompt for a text in this role; "" where the checkpoint has none of that name.
+        """Find the prompt for a text in this role; "" if it gets none.
 
         Raises:
-            ValueError: the checkpoint has no prompt of that name.
+            ValueError: the checkpoint has no prompt of the rule's name.
         """
         name = {None: self.text, "query": self.query, "document": self.document}[role]
         return find_prompt(settings.prompts, name or settings.default_prompt_name, None)
@@ -55,7 +55,7 @@ QUERY_EVERYWHERE = Rule(text="query", query="query", document="query", normalize
 AS_RETRIEVAL = Rule(text="query", query="query", document="document", normalize=True)
 BY_ROLE = Rule(text=None, query="query", document="document")
 
-# Task or type of task, as mteb names them → protocol → rule. A task's own row goes before its type's.
+# Task or type of task, as mteb names them → protocol → rule. A task's own entry goes before its type's.
 TABLE: Mapping[str, Mapping[Protocol, Rule]] = {
     "STS": {"authors": QUERY_EVERYWHERE, "mteb": BY_ROLE},
     "PairClassification": {"authors": QUERY_EVERYWHERE, "mteb": BY_ROLE},
@@ -68,7 +68,7 @@ TABLE: Mapping[str, Mapping[Protocol, Rule]] = {
     "every other": {"authors": QUERY_EVERYWHERE, "mteb": BY_ROLE},
 }
 
-# The tasks that `e5ref eval` knows → how their files or folders are called.
+# Type of task → task that `e5ref eval` knows → the name of its file or folder.
 TASKS: Mapping[Literal["STS", "Retrieval"], Mapping[str, str]] = {
     "STS": {
         "STS12": "sts12",
@@ -90,15 +90,15 @@ TASKS: Mapping[Literal["STS", "Retrieval"], Mapping[str, str]] = {
     },
 }
 
-# Task → the split that both protocols take; "test" for every other.
+# Task → the split that both protocols use; "test" for all other tasks.
 SPLITS = {"MSMARCO": "dev"}
 
-# Tasks in which a document with the query's own id is the query itself and no answer; both protocols leave it out.
+# Tasks in which a document with the query's own id is the query itself, not an answer. Both protocols leave it out.
 IDENTICAL_IDS = {"ArguAna", "FEVER", "FiQA2018", "MSMARCO", "QuoraRetrieval"}
 
 
 def find_rule(protocol: Protocol, task_type: str, task: str | None = None) -> Rule:
-    """Find what a protocol does for a task.
+    """Find a protocol's rule for a task.
 
     Args:
         protocol: "authors" or "mteb".
@@ -106,7 +106,7 @@ def find_rule(protocol: Protocol, task_type: str, task: str | None = None) -> Ru
         task: the task's name in mteb.
 
     Raises:
-        ValueError: an unknown protocol.
+        ValueError: the protocol is unknown.
     """
     if protocol not in get_args(Protocol):
         raise ValueError(f"protocol is {protocol!r}, but must be one of {', '.join(get_args(Protocol))}")
@@ -114,18 +114,18 @@ def find_rule(protocol: Protocol, task_type: str, task: str | None = None) -> Ru
 
 
 def find_task(task_type: Literal["STS", "Retrieval"], task: str | None, path: Path) -> str | None:
-    """Find which of the tasks that e5ref knows some data is.
+    """Find the task that some data belongs to.
 
     Args:
-        task_type: what is evaluated.
+        task_type: the type of the task.
         task: its name, or that of its file or folder, in any case; None to go by `path`.
         path: the file or folder.
 
     Returns:
-        The task's name in mteb; None if `path` is not called like one.
+        The task's name in mteb; None if `path` does not have the name of a known task.
 
     Raises:
-        ValueError: an unknown `task`.
+        ValueError: `task` is unknown.
     """
     known = {alias: name for name, alias in TASKS[task_type].items()}
     known |= {name.lower(): name for name in TASKS[task_type]}
@@ -138,7 +138,7 @@ def find_task(task_type: Literal["STS", "Retrieval"], task: str | None, path: Pa
 
 
 def published_scores() -> dict[str, Any]:
-    """Return what the authors published: "scores" (checkpoint → task → score x 100), "tasks", "source"."""
+    """Return the scores that the authors published: "scores" (checkpoint → task → score x 100), "tasks", "source"."""
     return read_data("published.toml")
 
 
@@ -146,11 +146,11 @@ def find_published(model: str, task: str | None) -> tuple[str, float] | None:
     """Find the published score of a checkpoint on a task.
 
     Args:
-        model: its hub name, or a folder of the same last name.
+        model: its hub name, or a folder with the same last name.
         task: the task's name in mteb.
 
     Returns:
-        The checkpoint's hub name, and the score between 0 and 1; None if there is none.
+        The checkpoint's hub name, and the score between 0 and 1; None if no score was published.
     """
     for name, scores in published_scores()["scores"].items():
         if task in scores and (name == model or name.split("/")[1] == Path(model).name):

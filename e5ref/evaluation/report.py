@@ -1,4 +1,4 @@
-"""What an evaluation found, with where it comes from: as data for JSON, and as a table."""
+"""The report of an evaluation, with provenance: as data for JSON, and as a table."""
 
 import importlib.metadata
 import warnings
@@ -12,15 +12,15 @@ from e5ref.evaluation.embedding import provenance
 from e5ref.evaluation.protocols import Protocol, find_published, published_scores
 from e5ref.terminal.table import aligned
 
-# The score that is published, by the type of task.
+# Type of task → the score that is published.
 MAIN_SCORES = {"STS": "spearman", "Retrieval": "ndcg@10"}
 
-# Keys of scores → how tables call them.
+# Key of a score → its name in tables.
 TITLES = {"spearman": "Spearman", "pearson": "Pearson", "ndcg": "nDCG", "map": "MAP", "recall": "Recall", "mrr": "MRR"}
 
 
 def warn(notes: Sequence[str]) -> None:
-    """Warn of what is more likely a mistake than meant; the report has it too."""
+    """Warn of what looks like a mistake. The report has it too."""
     for note in notes:
         warnings.warn(note, stacklevel=3)
 
@@ -41,25 +41,25 @@ def make_report(
     library: str,
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    """Put together what a run found.
+    """Make the report of an evaluation.
 
     Args:
-        model: what was evaluated.
+        model: the model that was evaluated.
         path: the file or folder that was given.
         task_type: "STS" or "Retrieval".
-        task: the task's name in mteb, if the data is one that e5ref knows.
-        split: which part of the data.
-        comparable: whether it was run such that the published score, if there is one, can stand beside it.
-        files: all that was read.
+        task: the task's name in mteb, if e5ref knows the task.
+        split: the part of the data that was used.
+        comparable: whether the settings allow a published score beside the result.
+        files: all files that were read.
         protocol: how the model was asked.
-        prompts: role of a text → what stood before it.
-        counts: how many of what there were.
-        scores: what was measured, between 0 and 1.
+        prompts: role of a text → its prompt.
+        counts: name → number.
+        scores: name → score between 0 and 1.
         library: the package that computed the scores.
-        notes: what was warned of.
+        notes: the warnings that were given.
 
     Returns:
-        Ready for `json.dump`. "published" is None where no score of this checkpoint on this task is known.
+        Data ready for `json.dump`. "published" is None if no score of this checkpoint on this task is known.
     """
     main = MAIN_SCORES[task_type]
     found = find_published(model.checkpoint.name, task) if comparable and main in scores else None
@@ -90,7 +90,7 @@ def make_report(
 
 
 def table(reports: Sequence[Mapping[str, Any]]) -> str:
-    """Lay out the reports of one run under one or more protocols, a column each; scores are x 100."""
+    """Lay out the reports of one evaluation, a column per protocol; scores are x 100."""
     first = reports[0]
     data = " ".join(filter(None, [first["task"] or Path(first["dataset"]["path"]).name, first["split"]]))
     counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in first["counts"].items())
@@ -104,7 +104,7 @@ def table(reports: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cells(report: Mapping[str, Any]) -> dict[str, str]:
-    """Write out a report, title → cell."""
+    """Format a report: title → cell."""
     decimals = 3 if report["task_type"] == "STS" else 2
     cells = {f"prompt of a {role}": repr(prompt) if prompt else "none" for role, prompt in report["prompts"].items()}
     for key, value in report["scores"].items():

@@ -1,4 +1,4 @@
-"""Retrieval on a folder in BEIR's layout: exact search, then trec_eval's measures."""
+"""Retrieval on a folder in BEIR's layout: exact search and trec_eval's measures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from e5ref.evaluation.report import make_report, warn
 from e5ref.evaluation.search import Found, Ranking, search
 from e5ref.extras import require
 
-# How many of the best documents may count. trec_eval takes 19 digits for another number.
+# The largest cut-off k. trec_eval misreads a number of 19 digits.
 MAX_K = 1_000_000_000
 
 
@@ -26,31 +26,31 @@ def evaluate_retrieval(
     ignore_identical_ids: bool | None = None,
     cache: str | Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Search the documents of a folder for each of its queries, and measure what is found.
+    """Search the documents of a folder for each of its queries, and measure the result.
 
     Documents are embedded and searched in blocks, so memory holds one block and 8 bytes a document.
 
-    Scores are the mean over the queries that are judged and that are there. How many more are judged is warned of, and
-    then no published score stands beside.
+    Scores are the mean over the judged queries that exist. If a judged query is missing, there is a warning, and the
+    report has no published score.
 
     Args:
         model: the model.
         folder: in BEIR's layout: `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`, each as it is or with `.gz`.
         protocols: how to ask the model.
-        task: which task of `protocols.TASKS` the data is; None to go by the folder's name. It decides about `split` and
-            `ignore_identical_ids`, for Quora about prompts, and which published score stands beside.
-        split: which judgments; None for "test", and for MSMARCO "dev", or else for the only ones there are.
-        k: how many of the best documents count, for each measure.
-        ignore_identical_ids: whether a document with the query's own id is left out; None to do as BEIR does for the
-            tasks where it is the query itself, and else not.
-        cache: a folder in which vectors are kept, and found again by a later run; see `embedding.embed`.
+        task: the task of `protocols.TASKS` that the data belongs to; None to go by the folder's name. It decides
+            `split`, `ignore_identical_ids`, the published score and, for Quora, the prompts.
+        split: the judgments to use; None for "test" (for MSMARCO "dev"), or for the only split if there is one.
+        k: the cut-offs of each measure: how many of the best documents count.
+        ignore_identical_ids: whether to leave out a document with the query's own id; None to do so, as BEIR does, in
+            the tasks where it is the query itself.
+        cache: a folder that keeps vectors for later runs; see `embedding.embed`.
 
     Returns:
-        A report for each protocol, as of `report.make_report`. Its scores are "ndcg@K", "map@K", "recall@K", "mrr@K".
+        A report per protocol, by `report.make_report`. Its scores are "ndcg@K", "map@K", "recall@K", "mrr@K".
 
     Raises:
-        ValueError: data that is not as it must be, an unknown task, or a k below 1 or above `MAX_K`.
-        OSError: a file that is not there.
+        ValueError: the data is malformed, the task is unknown, or a k is below 1 or above `MAX_K`.
+        OSError: a file does not exist.
         ModuleNotFoundError: pytrec_eval is not installed; the message says what to install.
     """
     require("eval", "evaluation", "pytrec_eval")
@@ -65,11 +65,11 @@ def evaluate_retrieval(
     dataset = read_dataset(folder, split or split_to_take(folder, usual_split))
     notes = list(dataset.notes)
     if split is None and dataset.split != usual_split:
-        notes.append(f"{folder}: has no qrels/{usual_split}.tsv; the only split there, {dataset.split}, was taken")
+        notes.append(f"{folder}: has no qrels/{usual_split}.tsv; its only split, {dataset.split}, is used")
     if dataset.identical_ids and not ignore_identical_ids:
         notes.append(
-            f"{folder}: {dataset.identical_ids} queries have the id of a document; where that is the query itself, "
-            "ignore_identical_ids leaves it out"
+            f"{folder}: {dataset.identical_ids} queries have the id of a document; if that is the query itself, leave "
+            "it out with ignore_identical_ids"
         )
     warn(notes)
 
@@ -78,7 +78,7 @@ def evaluate_retrieval(
     for protocol, rule in rules.items():
         prompts = {role: rule.prompt(model.checkpoint.settings, role) for role in get_args(Role)}
         asked = (*prompts.values(), rule.title)
-        if asked not in runs:  # else a protocol before asked in the same way
+        if asked not in runs:  # two protocols may ask in the same way
             found = search(
                 model, dataset, prompts, rule, max(k), ignore_identical_ids=ignore_identical_ids, cache=cache
             )
@@ -110,35 +110,37 @@ def evaluate_retrieval(
 def measure(run: Ranking, qrels: Qrels, k: Sequence[int]) -> dict[str, float]:
     """Compute trec_eval's measures, each the mean over the queries of `qrels`.
 
-    A query without a relevant document counts as 0, and so does one that is not in `run`. nDCG takes the relevance
-    itself as gain; MAP and Recall divide by all relevant documents; what is not judged is not relevant. Of equal scores
-    the document with the greater id (in UTF-8, byte by byte) stands first.
+    A query without a relevant document counts as 0, and so does a query that is not in `run`. A document without a
+    judgment is not relevant. nDCG uses the relevance itself as gain. MAP and Recall divide by all relevant documents.
+    Of documents with equal scores, the one with the greater id (in UTF-8, byte by byte) stands first.
 
     Args:
-        run: scores are compared in float32, as trec_eval holds them.
+        run: scores, which are compared in float32 as in trec_eval.
         qrels: the judgments.
-        k: how many of the best documents count.
+        k: the cut-offs: how many of the best documents count.
 
     Returns:
         "ndcg@K", "map@K", "recall@K", "mrr@K" → between 0 and 1.
     """
     from pytrec_eval import RelevanceEvaluator
 
-    # trec_eval, in C, overwrites memory if all levels of a query are below -1, and takes a query called "no_query" for
-    # the one that it has just seen. So it gets 0 for what is not relevant, and numbers for the names of queries.
-    levels = [{document: max(level, 0) for document, level in row.items()} for row in qrels.values()]
-    judged = {str(number): row for number, row in enumerate(levels)}
+    # trec_eval, in C, overwrites memory if all levels of a query are below -1, and confuses a query called "no_query"
+    # with the last one. So it gets levels from 0 up, and numbers for the names of queries.
+    judged = {
+        str(number): {document: max(level, 0) for document, level in levels.items()}
+        for number, levels in enumerate(qrels.values())
+    }
     found = {str(number): run[query] for number, query in enumerate(qrels) if run.get(query)}
     cuts = ",".join(map(str, k))
-    # trec_eval cuts all but the reciprocal rank.
+    # trec_eval has no cut-off for the reciprocal rank.
     evaluator = RelevanceEvaluator(judged, {f"ndcg_cut.{cuts}", f"map_cut.{cuts}", f"recall.{cuts}", "recip_rank"})
-    rows = list(evaluator.evaluate(found).values())
-    for row in rows:
-        first = round(1 / row["recip_rank"]) if row["recip_rank"] else 0
-        row.update({f"mrr_{cut}": row["recip_rank"] if 0 < first <= cut else 0.0 for cut in k})
+    measured = list(evaluator.evaluate(found).values())
+    for scores in measured:
+        rank = round(1 / scores["recip_rank"]) if scores["recip_rank"] else 0
+        scores.update({f"mrr_{cut}": scores["recip_rank"] if 0 < rank <= cut else 0.0 for cut in k})
     names = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "mrr": "mrr"}
     return {
-        f"{name}@{cut}": sum(row[f"{key}_{cut}"] for row in rows) / len(qrels)
+        f"{name}@{cut}": sum(scores[f"{key}_{cut}"] for scores in measured) / len(qrels)
         for name, key in names.items()
         for cut in k
     }

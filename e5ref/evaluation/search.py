@@ -15,8 +15,8 @@ from e5ref.evaluation.embedding import embed, embedding_bar
 from e5ref.evaluation.protocols import Role, Rule
 from e5ref.operations.similarity import dots
 
-# Documents embedded, searched and kept together, and queries that are compared with them at a time. A run that is
-# stopped loses the block that it is in: on a laptop's CPU, about a minute of e5-small.
+# Documents that are embedded, searched and cached together, and queries that are compared with them at a time. A run
+# that is stopped loses its current block: on a laptop's CPU, about a minute of e5-small.
 BLOCK_DOCUMENTS, BLOCK_QUERIES = 2048, 256
 
 # Query → its best documents with their scores.
@@ -24,11 +24,11 @@ Ranking = Mapping[str, Mapping[str, float]]
 
 
 class Found(NamedTuple):
-    """What a search found."""
+    """The result of a search."""
 
     run: Ranking
-    counts: dict[str, int]  # how many texts there were, and how many of them were cut
-    notes: list[str]  # what is more likely a mistake than meant
+    counts: dict[str, int]  # texts, and cut texts
+    notes: list[str]  # what looks like a mistake
 
 
 def search(
@@ -41,7 +41,7 @@ def search(
     ignore_identical_ids: bool = False,
     cache: Path | None = None,
 ) -> Found:
-    """Find the k documents of the greatest cosine for each query, by comparing it with all of them."""
+    """Find the k documents with the greatest cosine for each query, by comparing it with all documents."""
     best = Best(list(dataset.queries), k + ignore_identical_ids)
     cut, doubled = 0, 0
     with embedding_bar(len(dataset.queries) + dataset.documents) as bar:
@@ -58,20 +58,20 @@ def search(
 
 
 class Best:
-    """The best documents so far of each query.
+    """The best documents of each query so far.
 
-    Equal vectors have equal scores in whatever block they stand, and trec_eval, which holds scores in float32, sees the
-    same ties. Of these, the greater id goes first.
+    Equal vectors have equal scores, whatever block they are in. Scores are float32 as in trec_eval, so it sees the same
+    ties. Of tied documents, the one with the greater id goes first.
     """
 
     def __init__(self, queries: Sequence[str], depth: int) -> None:
-        """Keep so many documents for each of these queries."""
+        """Keep `depth` documents for each of these queries."""
         self.queries, self.depth = queries, depth
         self._kept: list[list[tuple[float, str]]] = [[] for _ in queries]
-        self._floor = np.full(len(queries), -np.inf, np.float32)  # what a score must reach to be kept
+        self._floor = np.full(len(queries), -np.inf, np.float32)  # the least score that is kept
 
     def add(self, queries: NDArray[np.floating], ids: Sequence[str], documents: NDArray[np.floating]) -> None:
-        """Compare all queries, [Q, D], with some more documents, [n, D]."""
+        """Compare all queries, [Q, D], with more documents, [n, D]."""
         for start in range(0, len(queries), BLOCK_QUERIES):
             some = slice(start, start + BLOCK_QUERIES)
             scores = dots(queries[some], documents).astype(np.float32)  # [q, D], [n, D] -> [q, n]
@@ -80,12 +80,12 @@ class Best:
                 place = len(ids) - self.depth
                 floor = np.maximum(floor, np.partition(scores, place, axis=1)[:, place])
             enough = scores >= floor[:, None]
-            for row in np.flatnonzero(enough.any(axis=1)).tolist():
-                found = [(float(scores[row, column]), ids[column]) for column in np.flatnonzero(enough[row]).tolist()]
-                self._keep(start + row, found)
+            for query in np.flatnonzero(enough.any(axis=1)).tolist():
+                places = np.flatnonzero(enough[query]).tolist()
+                self._keep(start + query, [(float(scores[query, place]), ids[place]) for place in places])
 
     def _keep(self, query: int, found: list[tuple[float, str]]) -> None:
-        # Pairs compare by score, then by id; and str by code points, in the same order as UTF-8 by bytes.
+        # Pairs compare by score, then by id. Python compares str by code points, which is the order of UTF-8's bytes.
         kept = heapq.nlargest(self.depth, self._kept[query] + found)
         self._kept[query] = kept
         if len(kept) == self.depth:
@@ -103,7 +103,7 @@ class Best:
 
 
 def _blocks(dataset: Dataset, rule: Rule) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield ids and texts of the documents, a block at a time."""
+    """Yield ids and texts of the documents, block by block."""
     ids: list[str] = []
     texts: list[str] = []
     for _, identifier, title, text in entries(find_file(dataset.folder, "corpus.jsonl")):

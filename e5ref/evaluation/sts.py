@@ -1,4 +1,4 @@
-"""Semantic textual similarity: how well the cosine of two sentences follows what people judged."""
+"""Semantic textual similarity: how well the cosine of two sentences follows people's judgment."""
 
 import csv
 import itertools
@@ -25,15 +25,15 @@ from e5ref.operations.similarity import pairwise_cosines
 # STS Benchmark's own files: genre, file, year, index, score, two sentences, and in some lines one or two sources.
 STSB_COLUMNS, STSB_WIDTHS = (5, 6, 4), range(7, 10)
 
-# How columns are called: first by most, then by SICK, then by stsb_multi_mt and by GLUE on Hugging Face. The first that
-# is there counts.
+# Names of columns: the usual ones, SICK's, then those of stsb_multi_mt and of GLUE on Hugging Face. If a file has
+# several, the first in this order counts.
 NAMES = (
     ("sentence1", "sentence_a"),
     ("sentence2", "sentence_b"),
     ("score", "relatedness_score", "similarity_score", "label"),
 )
 
-# How JSON starts, and hardly a sentence in brackets.
+# The start of JSON, which hardly fits a sentence in brackets.
 JSON = re.compile(r"""\s*(\{\s*["'}]|\[\s*[\[{\]]|[\[{]\s*$)""")
 
 RESAMPLES, CONFIDENCE = 1000, 0.95
@@ -45,7 +45,7 @@ class Pairs(NamedTuple):
     first: list[str]
     second: list[str]
     scores: NDArray[np.float64]  # [n]
-    notes: list[str]  # what is more likely a mistake than meant
+    notes: list[str]  # what looks like a mistake
 
 
 def evaluate_sts(
@@ -57,15 +57,15 @@ def evaluate_sts(
         model: the model.
         path: a file that `read_pairs` reads.
         protocols: how to ask the model.
-        task: which task of `protocols.TASKS` the data is, whose published score is to stand beside; None to go by the
-            file's name.
+        task: the task of `protocols.TASKS` that the data belongs to, for the published score; None to go by the file's
+            name.
 
     Returns:
-        A report for each protocol, as of `report.make_report`. Its scores are "spearman", with its bootstrap interval
-        (95 %, percentiles of 1,000 draws of as many pairs; None if too few pairs differ), and "pearson".
+        A report per protocol, by `report.make_report`. Its scores are "spearman", with its bootstrap interval (95 %,
+        percentiles of 1,000 draws of as many pairs; None if too few pairs differ), and "pearson".
 
     Raises:
-        ValueError: a file that is not as it must be, or scores between which there is no correlation.
+        ValueError: the file is malformed, or the correlation is not defined.
         ModuleNotFoundError: SciPy is not installed; the message says what to install.
     """
     require("eval", "evaluation", "scipy")
@@ -78,7 +78,7 @@ def evaluate_sts(
     reports = []
     for protocol, rule in rules.items():
         prompt = rule.prompt(model.checkpoint.settings, None)
-        if prompt not in runs:  # else a protocol before asked in the same way
+        if prompt not in runs:  # two protocols may ask in the same way
             runs[prompt] = _run(model, pairs, prompt)
         counts, scores, notes = runs[prompt]
         reports.append(
@@ -102,7 +102,7 @@ def evaluate_sts(
 
 
 def _run(model: E5, pairs: Pairs, prompt: str) -> tuple[dict[str, int], dict[str, Any], list[str]]:
-    """Embed and correlate: how many of what there were, the scores, and what is more likely a mistake than meant."""
+    """Embed and correlate. -> counts, scores, notes on what looks like a mistake."""
     n = len(pairs.first)
     with embedding_bar(2 * n) as bar:
         first, second = (embed(model, texts, prompt, progress=bar) for texts in (pairs.first, pairs.second))
@@ -114,28 +114,28 @@ def _run(model: E5, pairs: Pairs, prompt: str) -> tuple[dict[str, int], dict[str
 
 
 def correlations(cosines: NDArray[np.floating], scores: NDArray[np.float64]) -> dict[str, Any]:
-    """Compute the correlations of two rows of numbers, [n] each.
+    """Compute the correlations of cosines and scores, [n] each.
 
     Returns:
         "spearman" (average ranks for ties), "spearman_interval" ([low, high], or None), "pearson".
 
     Raises:
-        ValueError: fewer than 2 pairs, or one of the rows is the same number throughout.
+        ValueError: there are fewer than 2 pairs, or all cosines or all scores are equal.
     """
     from scipy.stats import bootstrap, pearsonr, rankdata
 
     if len(scores) < 2:
         raise ValueError(f"a correlation needs 2 pairs or more, but there is {len(scores)}")
     # Cosines of the same two sentences differ by rounding.
-    for name, row, spread in (("scores", scores, 0), ("cosines", cosines, 1e-6)):
-        if np.ptp(row) <= spread:
-            raise ValueError(f"all {len(row)} {name} are {row[0]:g}, and then no correlation is defined")
+    for name, values, spread in (("scores", scores, 0), ("cosines", cosines, 1e-6)):
+        if np.ptp(values) <= spread:
+            raise ValueError(f"all {len(values)} {name} are {values[0]:g}, so no correlation is defined")
 
     def spearman(a: NDArray[np.floating], b: NDArray[np.floating], axis: int) -> Any:
         return pearsonr(rankdata(a, axis=axis), rankdata(b, axis=axis), axis=axis).statistic
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of draws of equal pairs alone; the interval is NaN then
+        warnings.simplefilter("ignore")  # if a draw holds only equal pairs, the interval is NaN
         draws = bootstrap(
             (cosines, scores),
             spearman,
@@ -157,16 +157,16 @@ def correlations(cosines: NDArray[np.floating], scores: NDArray[np.float64]) -> 
 def read_pairs(path: Path) -> Pairs:
     """Read pairs of sentences with a score, from a table or from JSON lines, compressed by gzip or not.
 
-    A table is separated by tabs if there is one in the first line, and then nothing is quoted; else by commas, and then
-    quoted as spreadsheets do. Its columns are named by the first line, as in `NAMES`, among others and in any order; or
-    they are those of STS Benchmark (7 to 9, the fifth a number), or three, the score last. JSON lines are objects with
-    fields of these names.
+    If the first line has a tab, the file is a table separated by tabs, and nothing is quoted. Otherwise it is separated
+    by commas, and quoted as spreadsheets do. There are three kinds of tables: the first line names the columns, those
+    of `NAMES` and any more, in any order; STS Benchmark's columns (7 to 9, the fifth a number); or three columns, the
+    score last. JSON lines are objects with fields named as in `NAMES`.
 
-    Lines may have more cells than the first line has names; how many do is noted. Not if separated by commas: then it
-    is more likely that a sentence has a comma and is not quoted.
+    A tab-separated line may have more cells than the first line; a note counts these lines. A comma-separated line may
+    not: it is likely that a sentence has a comma and is not quoted.
 
     Raises:
-        ValueError: a line that is not so (named by its number), an empty file, or one that is not UTF-8.
+        ValueError: a line is malformed (the message has its number), the file is empty, or it is not UTF-8.
     """
     rows = list(_rows(path))
     if not rows:
@@ -189,18 +189,18 @@ def read_pairs(path: Path) -> Pairs:
     if longer:
         notes.append(f"{path}: {longer} of {len(scores)} lines have more cells than names; the last are left out")
     if empty := sum(not text.strip() for text in texts):
-        notes.append(f"{path}: {empty} of {len(texts)} sentences are empty; they are embedded as any other")
-    # Some of STS Benchmark's sentences are quotations.
+        notes.append(f"{path}: {empty} of {len(texts)} sentences are empty; they are embedded like any other")
+    # STS Benchmark has real quotations.
     quoted = sum(len(text) > 1 and text[0] == text[-1] == '"' for text in texts)
     if quoted and columns != STSB_COLUMNS:
         notes.append(
-            f"{path}: {quoted} of {len(texts)} sentences stand in quotation marks, which are part of them here"
+            f"{path}: {quoted} of {len(texts)} sentences have quotation marks around them, which are taken as text"
         )
     return Pairs(first, second, np.array(scores), notes)
 
 
 def _layout(path: Path, number: int, row: list[str]) -> tuple[tuple[int, int, int], range, bool]:
-    """Tell from the first row: the columns of the sentences and the score, how many there may be, if it is a header."""
+    """Return the columns of sentences and score, the numbers of columns that are allowed, and if there is a header."""
     cells = [cell.strip().lower() for cell in row]
     names = [next((name for name in known if name in cells), known[0]) for known in NAMES]
     if all(cells.count(name) == 1 for name in names):
@@ -210,14 +210,14 @@ def _layout(path: Path, number: int, row: list[str]) -> tuple[tuple[int, int, in
         return STSB_COLUMNS, STSB_WIDTHS, False
     if len(row) != 3 or _number(row[2]) is None:
         raise ValueError(
-            f"{path}, line {number}: is neither sentence, sentence, score (a number) nor the names of columns with "
-            f"{', '.join(known[0] for known in NAMES)} each once among them; name or arrange them so"
+            f"{path}, line {number}: must be two sentences and a score, or name the columns "
+            f"{', '.join(known[0] for known in NAMES)}, each once"
         )
     return (0, 1, 2), range(3, 4), False
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a file with the number of the line where each starts; blank lines are left out."""
+    """Yield the number of the first line of each row of a file, and its cells. Blank lines are left out."""
     with opened(path) as file:
         lines = decoded_lines(file, path)
         number, line = next((pair for pair in lines if pair[1].strip()), (1, ""))
@@ -231,7 +231,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _comma_rows(path: Path, number: int, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of comma-separated lines, of which the first has this number."""
+    """Yield the rows of comma-separated lines; `number` is that of the first line."""
     reader = csv.reader((line + "\n" for _, line in lines), strict=True)
     start, width = number, 0
     try:
@@ -250,7 +250,7 @@ def _comma_rows(path: Path, number: int, lines: Iterable[tuple[int, str]]) -> It
 
 
 def _json_rows(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the sentences and the score of JSON lines as the rows of a table, its header first."""
+    """Yield the sentences and the score of JSON lines as rows of a table, the header first."""
     fields: list[str] = []
     for number, entry in json_objects(lines, path):
         if not fields:
@@ -267,7 +267,7 @@ def _json_rows(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[i
 
 
 def _number(text: str) -> float | None:
-    """Read a finite number; None for anything else."""
+    """Read a finite number; None if the text is not one."""
     try:
         number = float(text)
     except ValueError:

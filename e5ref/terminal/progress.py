@@ -3,9 +3,11 @@
 import os
 import sys
 from threading import RLock
-from typing import Any
+from typing import Any, TypeAlias
 
 from tqdm import tqdm
+
+ProgressBar: TypeAlias = "tqdm[Any]"
 
 # Seconds of work after which a bar appears.
 PROGRESS_DELAY = 2
@@ -18,7 +20,7 @@ if hasattr(os, "register_at_fork"):  # Windows does not fork
 
 def progress_bar(
     total: int | None, desc: str, unit: str, *, show: bool | None = None, delay: float = PROGRESS_DELAY, **options: Any
-) -> "tqdm[Any]":
+) -> ProgressBar:
     """Make a progress bar.
 
     Args:

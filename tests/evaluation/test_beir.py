@@ -28,17 +28,17 @@ def edit(path, old: str, new: str) -> None:
         ("corpus.jsonl", '"d2"', "null", 'line 2: "_id" is null, but must be a string or a whole number'),
         ("corpus.jsonl", '"d2"', "true", 'line 2: "_id" is true, but must be a string or a whole number'),
         ("corpus.jsonl", '"d2"', "2.0", 'line 2: "_id" is a decimal number, but must be a string or a whole number'),
-        ("corpus.jsonl", '"d2"', '""', 'line 2: "_id" is empty; give it another'),
-        ("corpus.jsonl", '"d2"', '"d1\\u0000"', 'line 2: "_id" holds NUL; give it another'),
+        ("corpus.jsonl", '"d2"', '""', 'line 2: "_id" is empty; change it'),
+        ("corpus.jsonl", '"d2"', '"d1\\u0000"', 'line 2: "_id" holds NUL; change it'),
         ("corpus.jsonl", '"a dog plays"', '["a dog"]', 'line 2: "text" is an array, but must be a string'),
         ("corpus.jsonl", '"a dog plays"', "null", 'line 2: "text" is null, but must be a string'),
         ("corpus.jsonl", "a dog", "a \\ud800", r'line 2: "text" holds half a character \(\\ud800\); write it whole'),
         ("corpus.jsonl", '"title": ""', '"title": 0', 'line 2: "title" is a whole number, but must be a string'),
         ("corpus.jsonl", '"title": "Cats"', '"title": {}', 'line 1: "title" is an object, but must be a string'),
-        ("corpus.jsonl", '"d4"', '"d2"', "line 4: the id 'd2' is that of line 2 too"),
-        ("corpus.jsonl", '"d', '"e', "are the two of one data set"),
-        ("queries.jsonl", '"q2"', '"q1"', "queries.jsonl, line 2: the id 'q1' is there twice"),
-        ("queries.jsonl", '"q', '"p', "none of the judged queries is in .*queries.jsonl; are the two of one data set"),
+        ("corpus.jsonl", '"d4"', '"d2"', "line 4: repeats the id 'd2' of line 2"),
+        ("corpus.jsonl", '"d', '"e', "do both belong together"),
+        ("queries.jsonl", '"q2"', '"q1"', "queries.jsonl, line 2: repeats the id 'q1'"),
+        ("queries.jsonl", '"q', '"p', "none of the judged queries is in .*queries.jsonl; do both belong together"),
         (
             "queries.jsonl",
             '{"_id": "q1"',
@@ -108,7 +108,7 @@ def test_compressed_files_are_read_if_the_plain_ones_are_not_there(model, folder
     assert report["dataset"]["sha256"] == {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / f"{name}.gz" for name in names)
     }
-    with pytest.raises(FileNotFoundError, match=r"has no qrels/dev.tsv; choose a split that is there: test$"):
+    with pytest.raises(FileNotFoundError, match=r"has no qrels/dev.tsv; choose one of its splits: test$"):
         evaluate_retrieval(model, folder, split="dev")
     write_beir(folder, queries={"q1": "another text", "q2": "of the plain file"})
     (plain,) = evaluate_retrieval(model, folder)
@@ -153,7 +153,7 @@ def test_whole_numbers_are_ids(model, tmp_path):
         edit(folder / file, f'"{identifier}"', identifier)
     assert evaluate_retrieval(model, folder)[0]["scores"] == expected
     edit(folder / "corpus.jsonl", '"_id": 8', '"_id": "7"')
-    with pytest.raises(ValueError, match="line 2: the id '7' is that of line 1 too"):
+    with pytest.raises(ValueError, match="line 2: repeats the id '7' of line 1"):
         evaluate_retrieval(model, folder)
 
 
@@ -168,7 +168,7 @@ def test_scores_are_the_mean_over_the_judged_queries_that_are_there(model, folde
     assert report["counts"]["queries"] == 1
     (said,) = report["warnings"]
     assert said == str(seen[0].message)
-    assert said.endswith("queries.jsonl; scores are the mean over the 1 that are there")
+    assert said.endswith("queries.jsonl; scores are the mean over the other 1")
     assert "test.tsv: 2 of 3 judged queries are not in" in said
 
 

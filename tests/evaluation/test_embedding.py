@@ -9,7 +9,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import e5ref
-from e5ref.evaluation import embedding, evaluate_retrieval, search
+from e5ref.evaluation import embedding, evaluate_retrieval
+from e5ref.evaluation.search import search
 from tests.tools.beir import DOCUMENTS, write_beir
 from tests.tools.checkpoints import edit_json, write_random_bert
 
@@ -110,7 +111,7 @@ def test_a_damaged_file_is_made_anew(model, tmp_path, embedded, damage):
         save_file({"embeddings": np.zeros((3, 32), np.float32)}, path, {"cut": "0", "prompt": "query: "})
     else:
         path.write_bytes(path.read_bytes()[:100] if damage == "cut short" else b"")
-    with pytest.warns(UserWarning, match="is damaged .* made anew"):
+    with pytest.warns(UserWarning, match="is damaged .* made again"):
         again = embedding.embed(model, TEXTS, "", cache=tmp_path)
     assert embedded == 2 * TEXTS
     np.testing.assert_array_equal(again.vectors, first.vectors)

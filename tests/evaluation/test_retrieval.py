@@ -223,14 +223,14 @@ def test_the_split(model, tmp_path):
     other = folder.rename(tmp_path / "other")
     assert evaluate_retrieval(model, other)[0]["split"] == "test"
     assert evaluate_retrieval(model, other, task="MSMARCO")[0]["split"] == "dev"
-    with pytest.raises(FileNotFoundError, match=r"has no qrels/train.tsv; choose a split that is there: dev, test"):
+    with pytest.raises(FileNotFoundError, match=r"has no qrels/train.tsv; choose one of its splits: dev, test"):
         evaluate_retrieval(model, other, split="train")
 
 
 def test_the_only_split_is_taken_and_said(model, tmp_path):
     for name, split, usual in (("msmarco", "test", "dev"), ("other", "dev", "test")):
         folder = write_beir(tmp_path / name, split=split)
-        with pytest.warns(UserWarning, match=f"has no qrels/{usual}.tsv; the only split there, {split}, was taken"):
+        with pytest.warns(UserWarning, match=f"has no qrels/{usual}.tsv; its only split, {split}, is used"):
             (report,) = evaluate_retrieval(model, folder)
         assert report["split"] == split
         assert len(report["warnings"]) == 1
@@ -238,7 +238,7 @@ def test_the_only_split_is_taken_and_said(model, tmp_path):
         with pytest.raises(FileNotFoundError, match=f"has no qrels/{usual}.tsv"):
             evaluate_retrieval(model, folder, split=usual)
     write_beir(folder, split="train")
-    with pytest.raises(FileNotFoundError, match=r"has no qrels/test.tsv; choose a split that is there: dev, train"):
+    with pytest.raises(FileNotFoundError, match=r"has no qrels/test.tsv; choose one of its splits: dev, train"):
         evaluate_retrieval(model, folder)
 
 

@@ -95,9 +95,9 @@ def test_a_quoted_field_may_go_over_lines(tmp_path):
         (b"a\tb\t1\nc\td\tgood\n", "line 2: the score 'good' is not a number"),
         (b"a\tb\t1\nc\td\tnan\n", "line 2: the score 'nan' is not a number"),
         (b"\n\nsentence1,sentence2,score\na,b,1\nc,d,x\n", "line 5: the score 'x' is not a number"),
-        (b"a\tb\tscore\nc\td\t1\n", "line 1: is neither sentence, sentence, score .* nor the names"),
-        (b"score,sentence1,score,sentence2\n1,a,2,b\n", "line 1: is neither .* each once"),
-        (b"a\tb\n", "line 1: is neither sentence, sentence, score"),
+        (b"a\tb\tscore\nc\td\t1\n", "line 1: must be two sentences and a score, or name the columns"),
+        (b"score,sentence1,score,sentence2\n1,a,2,b\n", "line 1: must be .* each once"),
+        (b"a\tb\n", "line 1: must be two sentences and a score"),
         (b",sentence1,score\n0,a,1\n", "line 1: is neither"),
         (b"one,two,three,four\n", "line 1: is neither"),
         (STSB.encode() + b"main\tx\t2012\t7\t1\tonly one\n", "line 3: has 6 columns, but must have 7"),
@@ -130,8 +130,8 @@ def test_oddities_are_counted(model, tmp_path):
     with pytest.warns(UserWarning, match="of 6 sentences") as seen:
         (report,) = evaluate_sts(model, path)
     assert [str(warning.message).split(": ")[1] for warning in seen] == [
-        "1 of 6 sentences are empty; they are embedded as any other",
-        "1 of 6 sentences stand in quotation marks, which are part of them here",
+        "1 of 6 sentences are empty; they are embedded like any other",
+        "1 of 6 sentences have quotation marks around them, which are taken as text",
     ]
     assert report["warnings"] == [str(warning.message) for warning in seen]
 
@@ -181,7 +181,7 @@ def test_too_few_pairs_for_an_interval():
     ("content", "message"),
     [
         ("cat\tdog\t1\n", "needs 2 pairs or more, but there is 1"),
-        ("cat\tdog\t3\nsun\tgreen\t3\n", "all 2 scores are 3, and then no correlation is defined"),
+        ("cat\tdog\t3\nsun\tgreen\t3\n", "all 2 scores are 3, so no correlation is defined"),
         ("cat\tcat\t1\ndog dog\tdog dog\t3\nsun\tsun\t4\n", "all 3 cosines are 1, and then"),
     ],
 )

@@ -94,7 +94,7 @@ def summary(comparison: Comparison) -> list[str]:
     if first is None:
         most = max(verdicts, key=lambda verdict: verdict.factor)
         return [
-            f"Passed: rounding in {comparison.dtype} explains all {len(verdicts)} points. Their errors are at most "
+            f"Passed: all {len(verdicts)} points differ only by rounding in {comparison.dtype}: by at most "
             f"{_figure(most.factor)} times its cost ({most.name}); up to {FACTOR:g} times passes."
         ]
     failed = sum(verdict.verdict != "OK" for verdict in verdicts)
