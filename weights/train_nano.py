@@ -3,17 +3,18 @@
     python weights/train_nano.py OUTPUT --data FOLDER --teacher NAME_OR_FOLDER
 
 Wang et al. (arXiv 2212.03533) start from a trained BERT, pre-train on pairs of texts that belong together (section 3),
-and then learn from labels and a stronger model's scores (section 4.2). Here is no label, and all happens at once:
+and then learn from labels and a stronger model's scores (section 4.2). Here there are no labels, and everything happens
+at once:
 
-- **Pairs** (`read_pairs`): a heading and its paragraph, a sentence and the paragraph that it was taken from, two
-  paragraphs in a row; a word and its definition, example or synonym; a sentence and the same with words changed.
-- **Contrast**: of all passages of a batch, a query must find its own (InfoNCE).
-- **Distillation**: each vector is drawn towards the one that a teacher, a trained model, gives the text without prefix.
-- **A start**: a token's embedding is what the teacher says to that token alone. The layers start at random.
+- **Pairs** (`read_pairs`): a heading and its paragraph, a sentence and its paragraph, two paragraphs in a row; a word
+  and its definition, example or synonym; a sentence and the same sentence with words changed.
+- **Contrast**: among all passages of a batch, a query must find its own (InfoNCE).
+- **Distillation**: each vector is drawn towards the vector that a teacher, a trained model, gives the text without
+  prefix.
+- **A start**: a token's embedding starts as the teacher's vector of that token alone. The layers start at random.
 
-The data folder holds openstax.jsonl.gz (one paragraph a line: book, title, section, text) and wordnet.jsonl.gz (one
-meaning a line: terms, pos, definition, examples), or one of the two. The same seed gives the same weights on the same
-machine.
+The data folder holds openstax.jsonl.gz (one paragraph a line: book, title, section, text), wordnet.jsonl.gz (one
+meaning a line: terms, pos, definition, examples), or both. The same seed gives the same weights on the same machine.
 """
 
 import gzip
@@ -22,7 +23,6 @@ import itertools
 import json
 import random
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -39,7 +39,6 @@ import optax
 from safetensors import safe_open
 from safetensors.numpy import save
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from tqdm import tqdm
 
 import e5ref
 from e5ref import jax_model
@@ -49,6 +48,7 @@ from e5ref.checkpoint.prompts import E5_PROMPTS
 from e5ref.engines.batching import pad_ids
 from e5ref.evaluation import evaluate_retrieval, evaluate_sts
 from e5ref.files.whole import written_whole
+from e5ref.terminal.progress import progress_bar
 
 CONFIG = BertConfig(
     model_type="bert",
@@ -63,11 +63,11 @@ CONFIG = BertConfig(
     pad_token_id=0,
 )
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-MIN_LETTER_COUNT = 50  # how often a letter beyond ASCII must occur in the texts to have a token
+MIN_LETTER_COUNT = 50  # a letter beyond ASCII gets a token if it occurs at least this often in the texts
 
-TEMPERATURE = 0.05  # InfoNCE's; the paper's is 0.01, with 32,000 passages to tell apart
+TEMPERATURE = 0.05  # of InfoNCE; the paper uses 0.01, with 32,000 passages to tell apart
 CONTRAST = 0.1  # weight of InfoNCE beside distillation
-LENGTHS = (16, 32, 64, 128, 256)  # tokens of a padded row; a pair of them is one compiled program
+LENGTHS = (16, 32, 64, 128, 256)  # lengths that texts are padded to; each pair of lengths compiles one program
 BATCH_TOKENS = 4096  # tokens of a batch, padding counted
 LEARNING_RATE = 1e-3
 WARM_UP = 0.05  # share of the steps in which the learning rate rises
@@ -86,7 +86,7 @@ QUESTIONS = (
 
 
 class Pair(NamedTuple):
-    """Two texts, and what they have to do with each other."""
+    """Two texts, and how they belong together."""
 
     query: str
     passage: str
@@ -94,7 +94,7 @@ class Pair(NamedTuple):
 
 
 def read_pairs(data: Path, seed: int) -> list[Pair]:
-    """Read all pairs of the data folder, in an order of chance."""
+    """Read all pairs of the data folder, in random order."""
     rng = random.Random(seed)
     meanings = list(read_lines(data / "wordnet.jsonl.gz"))
     pairs = [*textbook_pairs(read_lines(data / "openstax.jsonl.gz"), rng), *dictionary_pairs(meanings, rng)]
@@ -105,24 +105,24 @@ def read_pairs(data: Path, seed: int) -> list[Pair]:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a gzipped file of JSON lines; none where there is no such file."""
+    """Yield the objects of a gzipped file of JSON lines; nothing if the file does not exist."""
     if path.exists():
         with gzip.open(path, "rt", encoding="utf-8") as file:
             yield from map(json.loads, file)
 
 
 def clean(text: str) -> str:
-    """Leave out what a figure's number has left behind, "()", and all white space but single blanks."""
+    """Leave out the "()" that removed references have left behind, and all white space but single blanks."""
     return " ".join(re.sub(r"\s*\(\s*\)", "", text).split())
 
 
 def ask(term: str, rng: random.Random) -> str:
-    """Ask for a term, half of the time in words."""
+    """Ask for a term, half of the time as a question."""
     return rng.choice(QUESTIONS).format(term) if rng.random() < 0.5 else term
 
 
 def textbook_pairs(paragraphs: Iterator[dict[str, Any]], rng: random.Random) -> Iterator[Pair]:
-    """Pair each paragraph with its heading, a sentence of it, and the paragraph before."""
+    """Pair each paragraph with its heading, with one of its sentences, and with the paragraph before it."""
     before, its_place = "", ("", "")
     for paragraph in paragraphs:
         text, section = clean(paragraph["text"]), clean(paragraph["section"])
@@ -145,7 +145,7 @@ def textbook_pairs(paragraphs: Iterator[dict[str, Any]], rng: random.Random) -> 
 
 
 def dictionary_pairs(meanings: list[dict[str, Any]], rng: random.Random) -> Iterator[Pair]:
-    """Pair each meaning's word with its definition, and those with its synonyms and examples."""
+    """Pair a word of each meaning with its definition and a synonym, and the examples with the definition."""
     for meaning in meanings:
         definition = clean(meaning["definition"])
         term, *others = rng.sample(meaning["terms"], len(meaning["terms"]))
@@ -159,7 +159,7 @@ def dictionary_pairs(meanings: list[dict[str, Any]], rng: random.Random) -> Iter
 
 
 def changed_pairs(sentences: list[str], meanings: list[dict[str, Any]], rng: random.Random) -> Iterator[Pair]:
-    """Pair sentences with themselves after a few words were exchanged, left out or moved: how much does it matter?"""
+    """Pair sentences with a copy in which a few words are exchanged, left out or moved."""
     words: defaultdict[str, list[str]] = defaultdict(list)  # part of speech -> words
     part_of_speech: dict[str, str] = {}
     for meaning in meanings:
@@ -185,12 +185,12 @@ def changed_pairs(sentences: list[str], meanings: list[dict[str, Any]], rng: ran
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
-    """Train a lower-casing WordPiece tokenizer that does what BERT's uncased one does, prompts among its words."""
+    """Train a WordPiece tokenizer that works as BERT's uncased one, with the prompts' words in its vocabulary."""
     tokenizer = bert_tokenizer({token: index for index, token in enumerate(SPECIAL_TOKENS)})
     counts = Counter("".join(texts).lower())
     letters = [chr(code) for code in range(33, 127)]
     letters += sorted(letter for letter, count in counts.items() if count >= MIN_LETTER_COUNT and ord(letter) > 126)
-    # The trainer numbers letters in an order of chance, unless it is told them; and so two runs would differ.
+    # The trainer numbers letters in random order, so two runs would differ. It keeps the order of special tokens.
     pieces = [piece for letter in letters for piece in (letter, f"##{letter}")]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
@@ -220,14 +220,14 @@ def bert_tokenizer(vocab: dict[str, int]) -> Tokenizer:
 
 
 def texts_sha256(teacher: e5ref.E5, texts: list[str]) -> str:
-    """Hash what a teacher is asked, and which teacher."""
+    """Hash the teacher and the texts that it is asked for."""
     return hashlib.sha256("\0".join([teacher.checkpoint.weights_sha256, *texts]).encode()).hexdigest()
 
 
 def teach(teacher: e5ref.E5, texts: list[str], asked: str, path: Path) -> np.ndarray:
-    """Ask the teacher for the vectors of all texts, [n, its D] in float16, once: they are kept in a file.
+    """Ask the teacher for the vectors of all texts, [n, its D] in float16, and keep them in a file.
 
-    `asked` is what `texts_sha256` says of the two.
+    `asked` is the `texts_sha256` of teacher and texts.
     """
     if path.exists():
         with safe_open(path, "np") as file:
@@ -240,7 +240,7 @@ def teach(teacher: e5ref.E5, texts: list[str], asked: str, path: Path) -> np.nda
 
 
 def first_params(config: BertConfig, token_vectors: np.ndarray, seed: int) -> BertParams:
-    """Start from the teacher's vectors of the tokens, [V, D]; the layers' matrices are of chance, as BERT's were."""
+    """Start with the teacher's vectors of the tokens, [V, D]; the layers' matrices are random, as in BERT."""
     rng = np.random.default_rng(seed)
 
     def tensor(name: str, shape: tuple[int, ...]) -> jax.Array:
@@ -256,7 +256,7 @@ def first_params(config: BertConfig, token_vectors: np.ndarray, seed: int) -> Be
 
 
 class Batch(NamedTuple):
-    """Padded ids of pairs, and what the teacher says to them."""
+    """Padded ids of pairs, and the teacher's vectors."""
 
     query_ids: np.ndarray  # [B, Tq]
     query_mask: np.ndarray  # [B, Tq]
@@ -264,27 +264,27 @@ class Batch(NamedTuple):
     passage_mask: np.ndarray  # [B, Tp]
     query_targets: np.ndarray  # [B, D], of unit L2 norm
     passage_targets: np.ndarray  # [B, D]
-    natural: np.ndarray  # [B], 1 where the texts belong together, 0 where one was made out of the other
+    natural: np.ndarray  # [B], 1 if the texts belong together, 0 if one was made from the other
 
 
 class Data(NamedTuple):
-    """All that training reads, by the index of a text."""
+    """Everything that training reads, by the index of a text."""
 
     query_ids: list[list[int]]  # of each text with "query: " before it
-    passage_ids: list[list[int]]  # of each with "passage: "
-    targets: np.ndarray  # [texts, D], what the teacher says to each, of unit L2 norm
+    passage_ids: list[list[int]]  # of each text with "passage: " before it
+    targets: np.ndarray  # [texts, D], the teacher's vectors, of unit L2 norm
     pairs: np.ndarray  # [pairs, 2], query and passage
     natural: np.ndarray  # [pairs]
 
     def batch(self, pairs: list[int], *lengths: int) -> Batch:
-        """Lay some pairs out; the lengths are those of padded queries and passages."""
+        """Make a batch of some pairs; queries and passages are padded to these two lengths."""
         queries, passages = self.pairs[pairs].T
         sides = [self.query_ids[text] for text in queries], [self.passage_ids[text] for text in passages]
         padded = [pad_ids(ids, 0, (len(pairs), length)) for ids, length in zip(sides, lengths, strict=True)]
         return Batch(*padded[0], *padded[1], self.targets[queries], self.targets[passages], self.natural[pairs])
 
     def batches(self, seed: int) -> Iterator[Callable[[], Batch]]:
-        """Yield batches of pairs of like lengths without end, not laid out yet, each pair once an epoch."""
+        """Yield functions that make batches, without end: pairs of similar lengths, each pair once an epoch."""
 
         def padded(ids: list[int]) -> int:
             return next(length for length in LENGTHS if len(ids) <= length)
@@ -300,7 +300,7 @@ class Data(NamedTuple):
 
 
 def loss(params: BertParams, batch: Batch, config: BertConfig) -> tuple[jax.Array, jax.Array]:
-    """Return what is made small, and of it the part that the teacher has: 1 - cosine with its vectors."""
+    """Return the loss, and its part from distillation: 1 - cosine with the teacher's vectors."""
     queries = jax_model.embed(params, batch.query_ids, batch.query_mask, config=config)  # [B, D]
     passages = jax_model.embed(params, batch.passage_ids, batch.passage_mask, config=config)  # [B, D]
     targets = batch.query_targets, batch.passage_targets
@@ -311,42 +311,42 @@ def loss(params: BertParams, batch: Batch, config: BertConfig) -> tuple[jax.Arra
     return distance + CONTRAST * contrast, distance
 
 
-State = tuple[BertParams, Any]  # the weights, layers stacked, and what the optimizer remembers
+State = tuple[BertParams, Any]  # the weights, with layers stacked, and the optimizer's state
 
 
 def write_state(path: Path, state: State, lines: list[dict[str, float]], settings: str) -> None:
-    """Keep what a run of these settings needs to go on."""
+    """Keep everything that a run with these settings needs to go on."""
     arrays = {str(index): np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(state))}
     with written_whole(path) as file:
         file.write(save(arrays, {"lines": json.dumps(lines), "settings": settings}))
 
 
 def read_state(path: Path, first: State, settings: str) -> tuple[State, list[dict[str, float]]]:
-    """Read what `write_state` has written; where there is nothing, a run begins with its first state."""
+    """Read what `write_state` has written; if there is no file, return the `first` state."""
     if not path.exists():
         return first, []
     with safe_open(path, "np") as file:
         if file.metadata()["settings"] != settings:
-            raise ValueError(f"{path} is of a run with other settings or texts; remove it, or give another folder")
+            raise ValueError(f"{path}: belongs to a run with other settings or texts; remove it, or give a new folder")
         arrays = [jnp.asarray(file.get_tensor(str(index))) for index in range(len(file.keys()))]
         return jax.tree.unflatten(jax.tree.structure(first), arrays), json.loads(file.metadata()["lines"])
 
 
 def main_directions(vectors: np.ndarray, width: int) -> np.ndarray:
-    """The directions that keep most of the vectors' inner products, [n, D] -> [D, width]."""
+    """Return the directions that keep most of the vectors' inner products. [n, D] -> [D, width]."""
     _, directions = np.linalg.eigh(vectors.T @ vectors)  # of ascending weight
     return directions[:, : -width - 1 : -1]
 
 
 def held_out_accuracy(model: e5ref.E5, pairs: list[Pair]) -> float:
-    """Return for which share of the queries their own passage is the nearest of all."""
+    """Return the share of queries whose own passage is the nearest of all."""
     queries = model.encode_query([pair.query for pair in pairs])
     passages = model.encode_document([pair.passage for pair in pairs])
     return float(np.mean(np.argmax(queries @ passages.T, axis=1) == np.arange(len(pairs))))
 
 
 def dev_scores(folder: Path, held_out: list[Pair], sts: Path | None, beir: Path | None) -> dict[str, float]:
-    """Evaluate the checkpoint in a folder: on pairs that training does not see, and on what it must never see."""
+    """Evaluate the checkpoint in a folder on held-out pairs and, if given, on `sts` and `beir`."""
     model = e5ref.load(folder, truncation="allow")
     scores = {"held_out": held_out_accuracy(model, held_out)}
     if sts is not None:
@@ -357,13 +357,13 @@ def dev_scores(folder: Path, held_out: list[Pair], sts: Path | None, beir: Path 
 
 
 def write_checkpoint(folder: Path, params: BertParams, config: BertConfig, tokenizer: Tokenizer) -> None:
-    """Write the files that e5ref, transformers and sentence-transformers read, weights in float16."""
+    """Write the files that e5ref, transformers and sentence-transformers read, with weights in float16."""
     names = leaves(build_params(lambda name, shape: name, config))
     layers = [jax.tree.map(itemgetter(index), params.layers) for index in range(config.num_hidden_layers)]
     params = params._replace(layers=tuple(layers))
     weights = {name: np.asarray(leaf, np.float16) for name, leaf in zip(names, leaves(params), strict=True)}
     files: dict[str, Any] = {
-        # "dtype" is what transformers computes in, whatever the file holds.
+        # transformers computes in "dtype", whatever the file holds.
         "config.json": asdict(config) | {"architectures": ["BertModel"], "hidden_act": "gelu", "dtype": "float32"},
         "tokenizer_config.json": {
             "tokenizer_class": "BertTokenizer",
@@ -378,7 +378,7 @@ def write_checkpoint(folder: Path, params: BertParams, config: BertConfig, token
         ],
         "sentence_bert_config.json": {"max_seq_length": config.max_position_embeddings, "do_lower_case": False},
         "1_Pooling/config.json": {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True},
-        # sentence-transformers' `encode_document` goes by the name "document" first.
+        # sentence-transformers' `encode_document` looks for the name "document" first.
         "config_sentence_transformers.json": {
             "prompts": E5_PROMPTS | {"document": E5_PROMPTS["passage"]},
             "similarity_fn_name": "cosine",
@@ -406,18 +406,18 @@ def train(
     sts: Path | None = None,
     beir: Path | None = None,
 ) -> list[dict[str, float]]:
-    """Train a checkpoint, or go on where an earlier run of the same settings stopped.
+    """Train a checkpoint, or go on where an earlier run with the same settings stopped.
 
     Args:
-        output: the folder to write: the checkpoint, `training.jsonl`, and `work/` with what is to be kept till the end.
+        output: the folder to write: the checkpoint, `training.jsonl`, and `work/` with intermediate files.
         data: the folder of the texts.
-        teacher: the model to learn from, with a tokenizer that cuts.
-        config: the sizes; an entry of the vocabulary that the texts do not fill is left out.
-        steps: how many batches to train on.
-        seed: of everything that is chosen by chance.
-        score_every: after how many steps the checkpoint is written and scored.
-        sts: pairs of sentences to score it on, as of `e5ref eval sts`; they are not trained on.
-        beir: a folder to score it on, as of `e5ref eval retrieval`; it is not trained on.
+        teacher: the model to learn from; it must cut long texts.
+        config: the sizes. The vocabulary becomes smaller if the texts do not fill it.
+        steps: the number of batches to train on.
+        seed: the seed of everything random.
+        score_every: the number of steps after which the checkpoint is written and scored.
+        sts: pairs of sentences for scores, as in `e5ref eval sts`; they are not trained on.
+        beir: a folder for scores, as in `e5ref eval retrieval`; it is not trained on.
 
     Returns:
         The lines of `training.jsonl`: step, loss, distance from the teacher, and the scores.
@@ -462,7 +462,7 @@ def train(
     optimizer = optax.chain(optax.clip_by_global_norm(1), optax.adamw(schedule, weight_decay=0.01))
     params = jax_model.stack_layers(params)
     state = params, optimizer.init(params)
-    # What must be the same for a run to go on where it stopped.
+    # A run goes on where it stopped only if these are the same.
     settings = json.dumps([asdict(config), steps, seed, score_every, asked])
     state, lines = read_state(work / "state.safetensors", state, settings)
 
@@ -485,7 +485,7 @@ def train(
 
     losses: list[jax.Array] = []
     done = int(lines[-1]["step"]) if lines else 0
-    with tqdm(total=steps, initial=done, unit="step", disable=not sys.stderr.isatty()) as bar:
+    with progress_bar(steps, "training", "step", delay=0, initial=done) as bar:
         if not lines:
             keep(0)
         for step, batch in enumerate(itertools.islice(examples.batches(seed), done, steps), done + 1):
@@ -504,7 +504,7 @@ def train(
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="The texts.")
 @click.option("--teacher", required=True, help="A hub name or folder of the model to learn from.")
 @click.option("--steps", default=2000, show_default=True, help="Batches to train on.")
-@click.option("--seed", default=0, show_default=True, help="Of everything that is chosen by chance.")
+@click.option("--seed", default=0, show_default=True, help="The seed of everything random.")
 @click.option("--score-every", default=500, show_default=True, help="Steps between two scorings.")
 @click.option("--sts", type=click.Path(path_type=Path, exists=True), help="Pairs of sentences to score it on.")
 @click.option("--beir", type=click.Path(path_type=Path, exists=True), help="A folder in BEIR's layout to score it on.")

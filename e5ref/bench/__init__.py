@@ -1,7 +1,7 @@
-"""e5ref measured against its peers: the same weights and inputs, in one run, in rounds in which all take turns.
+"""e5ref measured against its peers, with the same weights and inputs, in rounds in which all take turns.
 
-Speeds wander on a machine that does other things too, so what counts is the ratio of two contenders within a round.
-A contender that computes something else than the float64 reference is reported as wrong, and not timed.
+Speeds drift on a machine that is not idle, so the ratio of two contenders within a round is what counts. A contender
+whose vectors are not those of the float64 reference is reported as wrong, and not timed.
 """
 
 import importlib
@@ -39,27 +39,30 @@ def bench(
     lengths: Sequence[int] = (64, 128, 512),
     rounds: int = 5,
 ) -> dict[str, Any]:
-    """Check contenders against the float64 reference, and measure how fast they work and start, and how large they get.
+    """Check contenders against the float64 reference, and measure their speed, start and memory.
 
     Args:
-        model: a name of `SHAPES`, or sizes like those there, for random weights; else a hub name or a folder.
+        model: a name of `SHAPES`, or sizes like those there, for random weights; otherwise a hub name or a folder.
         contenders: names of `CONTENDERS`.
-        texts: embedded as they are, and cut where too long; without them only the fixed lengths are measured.
-        lengths: tokens of each text, for inputs of one length and of random ids; longer ones than the model takes
-            are left out.
-        rounds: how often each contender embeds each input, and starts a process of its own; at least 1.
+        texts: texts to embed as they are, cut if they are too long. Without them, only fixed lengths are measured.
+        lengths: tokens of each text, for inputs of one length and of random ids. Lengths that the model cannot take are
+            left out.
+        rounds: how often each contender embeds each input and starts a process of its own; at least 1.
 
     Returns:
-        Everything found, ready for `json.dump`, `tables` and `chart`: facts of the machine, rates of matrix products,
-        for each input a row per contender, and "processes", a row per contender but those on a TPU: seconds from the
-        start of a fresh one to the vector of a query and to those of `texts`, "cold_…" with nothing compiled (None for
-        who compiles nothing), and the most of the host's memory resident, in MiB (None outside Linux). "share" is the
-        part of the product's rate, in FLOPs, that a contender gets. For `texts`, which all embed from a list of str to
-        a NumPy array, "ids_tokens_per_second" is e5ref's rate on their ids, and "part_of_ids" what is left of that.
+        All results, ready for `json.dump`, `tables` and `chart`:
+
+        - facts of the machine, and the rates of matrix products
+        - for each input, a row per contender. "share" is the part of the product's rate, in FLOPs, that a contender
+          reaches. `texts` are embedded from a list of str to a NumPy array; for them "ids_tokens_per_second" is e5ref's
+          rate on their ids, and "part_of_ids" the ratio of the two rates.
+        - "processes", a row per contender that is not on a TPU: the seconds from the start of a fresh process to the
+          vector of a query and to those of `texts`; the same as "cold_…" with nothing compiled (None if nothing ever
+          is); the peak of resident host memory in MiB (None outside Linux)
 
     Raises:
         ModuleNotFoundError: a contender is not installed; the message says what to install.
-        ValueError: an unknown contender, or a checkpoint that does not pool by mean and normalise.
+        ValueError: a contender is unknown, or the checkpoint does not pool by mean and normalise.
         ChildProcessError: a contender failed in a process of its own.
     """
     *_, result = bench_step_by_step(model, contenders, texts=texts, lengths=lengths, rounds=rounds)
@@ -74,14 +77,14 @@ def bench_step_by_step(
     lengths: Sequence[int] = (64, 128, 512),
     rounds: int = 5,
 ) -> Iterator[dict[str, Any]]:
-    """Do what `bench` does; yield what it returns after each input, without "processes" yet, and at the end."""
+    """Do what `bench` does, and yield its results after each input (still without "processes") and at the end."""
     names = list(dict.fromkeys(contenders))
-    _require(names)
+    _check(names)
     if PACKAGES.keys() & set(names):
         logging = importlib.import_module("transformers.utils.logging")
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-    # Else JAX takes most of a GPU's memory when it starts, and torch, in the same process, finds none.
+    # Otherwise JAX takes most of a GPU's memory at its start, and leaves none for torch in the same process.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     shape = SHAPES.get(model) if isinstance(model, str) else model if isinstance(model, Mapping) else None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -92,7 +95,7 @@ def bench_step_by_step(
             write_random_checkpoint(weights, shape, texts)
         checkpoint = read_checkpoint(model if isinstance(model, str | Path) and shape is None else weights)
         if checkpoint.settings.pooling != "mean" or not checkpoint.settings.normalize:
-            raise ValueError(f"{checkpoint.name}: must pool by mean and normalise, as E5 does and the peers do here")
+            raise ValueError(f"{checkpoint.name}: must pool by mean and normalise, as E5 and the peers do")
         encoder = E5(checkpoint, truncation="allow")
         entrants: dict[Contender, str] = {}
         with progress_bar(len(names) + 1, "preparing", "it", delay=0, leave=False) as progress:
@@ -104,7 +107,7 @@ def bench_step_by_step(
                 entrants |= dict.fromkeys(CONTENDERS[name](checkpoint.folder, exports), name)
                 progress.update()
         entrants = dict(sorted(entrants.items(), key=lambda item: item[0].is_peer))
-        # A TPU belongs to one process, and that is this one.
+        # A TPU belongs to one process, which is this one.
         to_start = {entrant: name for entrant, name in entrants.items() if entrant.device != "tpu"}
         ours = {entrant.device for entrant in entrants if not entrant.is_peer}
         result: dict[str, Any] = {
@@ -134,7 +137,7 @@ def bench_step_by_step(
 
 
 def suitable_contenders() -> list[str]:
-    """Name the forms of e5ref that suit this machine: NumPy and exact JAX on a CPU, JAX's precisions elsewhere."""
+    """Return the forms of e5ref that suit this machine: NumPy and exact JAX on a CPU, else JAX in each precision."""
     if find_spec("jax") is None:
         return ["numpy"]
     import jax
@@ -144,7 +147,7 @@ def suitable_contenders() -> list[str]:
     return [name for name in CONTENDERS if name.startswith("jax")]
 
 
-def _require(names: Sequence[str]) -> None:
+def _check(names: Sequence[str]) -> None:
     """Check that all contenders are known and installed, before anything is fetched or written."""
     for name in names:
         if name not in CONTENDERS:
@@ -155,7 +158,7 @@ def _require(names: Sequence[str]) -> None:
 
 
 def _machine(names: Sequence[str]) -> dict[str, Any]:
-    """Say what the figures were measured on and with."""
+    """Return the facts of this machine and the versions of what is measured."""
     packages = {"e5ref", "numpy"}.union(*(PACKAGES.get(name, ()) for name in names))
     facts = {"machine": platform.machine(), "processor": platform.processor(), "cores": os.cpu_count()}
     if any(name.startswith("jax") for name in names):

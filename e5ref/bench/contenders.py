@@ -1,7 +1,7 @@
-"""Who is compared: each contender is a name and a loader, which makes of files something that embeds texts.
+"""The contenders: each has a name and a loader, which reads files and returns something that embeds texts.
 
-Run as a script, this file is a contender's process of its own, in which nothing else has been imported or done: see
-`main`. So its first lines import next to nothing, and each loader what it needs.
+Run as a script, this file is the process of one contender, in which nothing else is imported or done: see `main`. So
+its first lines import almost nothing, and each loader imports what it needs.
 """
 
 import importlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from e5ref.engines.engine import Precision
 
 Floats = NDArray[np.floating]
-Ids = Sequence[Sequence[int] | NDArray[np.integer]]
+IdLists = Sequence[Sequence[int] | NDArray[np.integer]]  # the ids of several texts
 
 # Peer → the packages that it needs.
 PACKAGES = {
@@ -43,25 +43,28 @@ CPU_BATCH_TEXTS, GPU_BATCH_TEXTS, GPU_BATCH_TOKENS = 32, 256, 1 << 16
 
 QUERY = "query: how much protein should a female eat"
 
+# What a contender's own process prints after each file.
+READY = "the vectors are there"
+
 
 @dataclass(frozen=True)
 class Contender:
     """Something that turns texts into unit vectors, [n, D].
 
     Attributes:
-        name: what tables call it.
+        name: its name in tables.
         of_texts: embeds texts.
-        of_ids: embeds token ids; None for one that takes texts only.
+        of_ids: embeds token ids; None if it takes only texts.
         precision: one of `measure.BOUNDS`.
-        is_peer: whether it is one that e5ref is compared with.
-        device: "cpu", or what JAX calls an accelerator: "gpu", "tpu".
-        devices: how many of them it uses.
-        compiles: whether a process waits for a compiler, unless another one before has left it what it needs.
+        is_peer: whether it is a peer of e5ref, and not e5ref itself.
+        device: "cpu", or JAX's name of an accelerator: "gpu", "tpu".
+        devices: the number of devices that it uses.
+        compiles: whether a process waits for a compiler, unless an earlier process has left its programs.
     """
 
     name: str
     of_texts: Callable[[list[str]], Floats]
-    of_ids: Callable[[Ids], Floats] | None
+    of_ids: Callable[[IdLists], Floats] | None
     precision: str = "float32"
     is_peer: bool = True
     device: str = "cpu"
@@ -70,7 +73,7 @@ class Contender:
 
     @property
     def ceiling(self) -> tuple[str, str]:
-        """Device and precision of the product whose rate bounds it; devices multiply both halves at one rate."""
+        """Device and precision of the product whose rate bounds it. Both 16-bit formats multiply at the same rate."""
         return self.device, "bfloat16" if self.precision == "float16" else self.precision
 
 
@@ -94,7 +97,7 @@ def _e5ref(precision: "Precision | None", checkpoint: Path, exports: Path) -> It
 
 
 def _model_card(checkpoint: Path, exports: Path) -> Iterator[Contender]:
-    """What the card of e5-small-v2 shows, in batches of a corpus as it comes; but without gradients, which it keeps."""
+    """The code on e5-small-v2's card, in batches of a corpus in its own order, but without gradients."""
     torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     model = transformers.AutoModel.from_pretrained(checkpoint, dtype="float32", local_files_only=True)
@@ -120,27 +123,27 @@ def _model_card(checkpoint: Path, exports: Path) -> Iterator[Contender]:
 
 
 def _transformers(checkpoint: Path, exports: Path) -> Iterator[Contender]:
-    """torch in float32, the longest texts first; on a GPU in bfloat16 too, as it is and compiled."""
+    """torch in float32, the longest texts first. On a GPU also in bfloat16, plain and compiled."""
     torch = importlib.import_module("torch")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = _Tokenizer(exports)
 
-    @cache  # loaded when first wanted: a process of its own is one of these contenders, and loads no other's
+    @cache  # loaded when first needed: a process of its own is one of these contenders, and loads only that
     def network(precision: str, compiled: bool) -> Any:
         if compiled:
             return torch.compile(network(precision, False))
         return load_network(checkpoint, "sdpa", precision).to(device)
 
-    def of_ids(precision: str, compiled: bool, ids: Ids) -> Floats:
+    def of_ids(precision: str, compiled: bool, ids: IdLists) -> Floats:
         run = network(precision, compiled)
         order: list[int] = []
         sums = []
         with torch.inference_mode():
-            for rows, *arrays in _padded_batches(ids, tokenizer.pad_id, device):
+            for texts, *arrays in _padded_batches(ids, tokenizer.pad_id, device):
                 input_ids, mask = (torch.from_numpy(array).to(device) for array in arrays)
                 states = run(input_ids=input_ids, attention_mask=mask).last_hidden_state
                 sums.append((states.float() * mask[..., None]).sum(dim=1))
-                order += rows
+                order += texts
             vectors = torch.nn.functional.normalize(torch.cat(sums)).cpu().numpy()
         return vectors[np.argsort(order)]
 
@@ -171,10 +174,10 @@ def _sentence_transformers(checkpoint: Path, exports: Path) -> Iterator[Contende
 
 
 def _fastembed(checkpoint: Path, exports: Path) -> Iterator[Contender]:
-    """fastembed with a model of one's own: onnxruntime's graph, on all cores of the CPU."""
+    """fastembed with a custom model: onnxruntime's graph, on all cores of the CPU."""
     package = importlib.import_module("fastembed")
     descriptions = importlib.import_module("fastembed.common.model_description")
-    name = f"e5ref/{exports}"  # fastembed keeps a list of names in which each may stand once
+    name = f"e5ref/{exports}"  # fastembed registers a name only once
     if name not in (model["model"] for model in package.TextEmbedding.list_supported_models()):
         package.TextEmbedding.add_custom_model(
             name,
@@ -186,7 +189,7 @@ def _fastembed(checkpoint: Path, exports: Path) -> Iterator[Contender]:
         )
     model = package.TextEmbedding(
         name,
-        cache_dir=str(exports),  # else it makes a folder of its own
+        cache_dir=str(exports),  # otherwise it creates a folder of its own
         threads=os.cpu_count(),
         providers=["CPUExecutionProvider"],
         specific_model_path=str(exports),
@@ -202,26 +205,26 @@ def _onnxruntime(form: str, precision: str, checkpoint: Path, exports: Path) -> 
     """The graph that torch exported, or a form of it, on all cores of the CPU, the longest texts first."""
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
-    # Its threads spin between operations, as they do unless told otherwise: that is up to a fifth faster.
+    # Its threads spin between operations, which is its default and up to a fifth faster.
     options.intra_op_num_threads = os.cpu_count()
     file = exports / (f"model-{form}.onnx" if form else "model.onnx")
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     tokenizer = _Tokenizer(exports)
 
-    def of_ids(ids: Ids) -> Floats:
+    def of_ids(ids: IdLists) -> Floats:
         order: list[int] = []
         sums = []
-        for rows, input_ids, mask in _padded_batches(ids, tokenizer.pad_id, "cpu"):
+        for texts, input_ids, mask in _padded_batches(ids, tokenizer.pad_id, "cpu"):
             (states,) = session.run(None, {"input_ids": input_ids, "attention_mask": mask})
             sums.append((states * mask[..., None].astype(np.float32)).sum(axis=1))
-            order += rows
+            order += texts
         vectors = np.concatenate(sums)[np.argsort(order)]
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     yield Contender(f"onnxruntime {form}".strip(), tokenizer.before(of_ids), of_ids, precision)
 
 
-# Name → what loads the contenders of that name (on a CPU, one), given two folders: the checkpoint, and what
+# Name → the loader of its contenders (on a CPU, one). A loader gets two folders: the checkpoint, and what
 # `prepare.write_exports` has made of it.
 CONTENDERS: dict[str, Callable[[Path, Path], Iterator[Contender]]] = {
     "numpy": partial(_e5ref, None),
@@ -240,15 +243,15 @@ CONTENDERS: dict[str, Callable[[Path, Path], Iterator[Contender]]] = {
 
 
 class _Tokenizer:
-    """The checkpoint's tokenizer, for peers that bring none, without anything of e5ref's."""
+    """The checkpoint's tokenizer without e5ref, for peers that have none of their own."""
 
     def __init__(self, exports: Path) -> None:
         self._tokenizer = importlib.import_module("tokenizers").Tokenizer.from_file(str(exports / "tokenizer.json"))
         self.pad_id: int = self._tokenizer.padding["pad_id"]
         self._tokenizer.no_padding()
 
-    def before(self, of_ids: Callable[[Ids], Floats]) -> Callable[[list[str]], Floats]:
-        """Turn what embeds ids into what embeds texts."""
+    def before(self, of_ids: Callable[[IdLists], Floats]) -> Callable[[list[str]], Floats]:
+        """Put the tokenizer before a function that embeds ids."""
         return lambda texts: of_ids([encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)])
 
 
@@ -262,14 +265,14 @@ def load_network(checkpoint: Path, attention: str, dtype: str) -> Any:
     return importlib.import_module("transformers").AutoModel.from_pretrained(checkpoint, **options).eval()
 
 
-def run_engine(encoder: "E5", ids: Ids) -> Floats:
+def run_engine(encoder: "E5", ids: IdLists) -> Floats:
     """Embed token ids with e5ref."""
     from e5ref.engines.engine import Window
     from e5ref.tokenizer import TokenIds
 
     vectors = np.empty((len(ids), encoder.checkpoint.config.hidden_size), encoder.dtype)
 
-    def windows() -> Iterator[Window]:  # as `encode` has them
+    def windows() -> Iterator[Window]:  # as in `encode`
         for start in range(0, len(ids), encoder.engine.window_texts):
             of_window = [np.asarray(text, np.int32) for text in ids[start : start + encoder.engine.window_texts]]
             lengths = np.array([len(text) for text in of_window], np.int64)
@@ -282,8 +285,8 @@ def run_engine(encoder: "E5", ids: Ids) -> Floats:
     return vectors
 
 
-def _padded_batches(ids: Ids, pad_id: int, device: str) -> Iterator[tuple[list[int], Any, Any]]:
-    """Yield indices, input_ids and attention_mask of the batches of a peer, the longest texts first."""
+def _padded_batches(ids: IdLists, pad_id: int, device: str) -> Iterator[tuple[list[int], Any, Any]]:
+    """Yield text indices, input_ids and attention_mask of a peer's batches, the longest texts first."""
     order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
     while order:
         width = len(ids[order[0]])
@@ -297,13 +300,13 @@ def _padded_batches(ids: Ids, pad_id: int, device: str) -> Iterator[tuple[list[i
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Be a contender's own process: load it, embed some texts after others, and say how much memory it took.
+    """Run one contender in this process: load it, embed the texts of each file, and print its peak of memory.
 
-    Prints `READY` whenever the vectors of a file's texts are there, and at the end the most memory that was ever
-    resident, in MiB; 0 where the system does not tell.
+    Prints `READY` once the vectors of a file's texts are there, and at the end `peak_memory`.
 
     Args:
-        arguments: a name of `CONTENDERS`, its contender's own, its two folders, and JSON files with a list of texts.
+        arguments: a name of `CONTENDERS`, the contender's own name, its two folders, and JSON files with a list of
+            texts each.
     """
     loader, name, checkpoint, exports, *files = arguments
     (contender,) = (one for one in CONTENDERS[loader](Path(checkpoint), Path(exports)) if one.name == name)
@@ -313,13 +316,10 @@ def main(arguments: Sequence[str]) -> None:
     print(peak_memory())
 
 
-READY = "the vectors are there"
-
-
 def peak_memory() -> float:
-    """Return the most memory of this process that was ever resident, in MiB; 0 where there is no Linux to tell.
+    """Return this process's peak of resident memory in MiB; 0 outside Linux.
 
-    What `getrusage` calls that counts in the parent's memory too, from which the process was forked.
+    The peak that `getrusage` reports may be the parent's, from which this process was forked.
     """
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
@@ -327,5 +327,5 @@ def peak_memory() -> float:
 
 
 if __name__ == "__main__":
-    sys.path.append(str(Path(__file__).parents[2]))  # behind all others: finds e5ref where it is not installed
+    sys.path.append(str(Path(__file__).parents[2]))  # finds e5ref if it is not installed
     main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""What is measured: speed in rounds, one query's latency, fresh processes, and the products that bound it all."""
+"""The measurements: speed in rounds, latency of one query, fresh processes, and the products that bound them."""
 
 import json
 import os
@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from e5ref.bench.contenders import GPU_BATCH_TOKENS, QUERY, READY, Contender, Floats, Ids, run_engine
+from e5ref.bench.contenders import GPU_BATCH_TOKENS, QUERY, READY, Contender, Floats, IdLists, run_engine
 from e5ref.checkpoint import read_checkpoint
 from e5ref.checkpoint.config import BertConfig
 from e5ref.encoder import E5
 from e5ref.engines.engine import Precision
+from e5ref.terminal.progress import ProgressBar
 
-# Precision → how far a number of a unit vector may be from the float64 reference's, all of it rounding; but for int8,
-# which rounds the weights to 255 values: its bound only tells it from another computation.
+# Precision → the largest difference by rounding between a unit vector's values and the float64 reference's. int8 rounds
+# weights to 255 values; its bound only tells it from a wrong computation.
 BOUNDS = {"float32": 1e-6, "high": 5e-3, "bfloat16": 3e-2, "float16": 5e-3, "int8": 3e-2}
 
 # Precision of a product that bounds others (`Contender.ceiling`) → e5ref's name for it.
@@ -33,27 +33,27 @@ PRODUCTS: dict[str, Precision] = {"float32": "highest", "high": "high", "bfloat1
 # Tokens of each input of fixed length, on a CPU and elsewhere.
 FIXED_TOKENS, FIXED_TOKENS_ACCELERATOR = 1 << 12, 1 << 18
 
-# The most of each input that is compared with the reference.
+# The most texts and tokens of each input that are compared with the reference.
 CHECKED_TEXTS, CHECKED_TOKENS = 16, 2048
 
 LATENCY_CALLS = 50
 
-# Where compilers keep what they have compiled: XLA, torch's, Triton, and NVIDIA's driver.
+# The folders where compilers keep their programs: XLA, torch, Triton and NVIDIA's driver.
 PROGRAM_FOLDERS = ("JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
 
-# Seconds between two timings: threads of NumPy, torch and onnxruntime wait for more work at full speed, for up to a
-# tenth of a second, and would slow whoever comes next.
+# Seconds between two timings: threads of NumPy, torch and onnxruntime spin for up to a tenth of a second while they
+# wait for more work, and would slow down the next contender.
 PAUSE = 0.3
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What all contenders embed, as texts or, where there are none, as token ids; and what is true of some of it."""
+    """What all contenders embed, as texts or else as token ids, and the right vectors of some of it."""
 
     name: str
-    ids: Ids
+    ids: IdLists
     texts: list[str] | None
-    checked: list[int]  # indices of what the reference has embedded
+    checked: list[int]  # indices of the texts that the reference has embedded
     truth: Floats  # [checked, D] in float64
 
     def embedding_by(self, contender: Contender) -> Callable[[], Floats] | None:
@@ -64,10 +64,10 @@ class Inputs:
 
 
 def make_inputs(encoder: E5, texts: Sequence[str], lengths: Sequence[int], *, on_accelerator: bool) -> list[Inputs]:
-    """Make what all contenders embed, and embed some of it in float64."""
+    """Make the inputs of all contenders, and embed some of each in float64."""
     tokens = FIXED_TOKENS_ACCELERATOR if on_accelerator else FIXED_TOKENS
     config, random = encoder.checkpoint.config, np.random.default_rng(0)
-    ids_by_name: dict[str, Ids] = {"texts": encoder.tokenizer(texts).texts()} if texts else {}
+    ids_by_name: dict[str, IdLists] = {"texts": encoder.tokenizer(texts).texts()} if texts else {}
     for length in (length for length in lengths if length <= encoder.tokenizer.max_length):
         drawn = random.integers(config.vocab_size - 1, size=(max(1, tokens // length), length))
         ids_by_name[f"{length} tokens"] = list(drawn + (drawn >= encoder.tokenizer.pad_id))  # no padding
@@ -87,11 +87,11 @@ def measure_inputs(
     config: BertConfig,
     rates: Sequence[Mapping[str, Any]],
     rounds: int,
-    progress: "tqdm[Any]",
+    progress: ProgressBar,
 ) -> list[dict[str, Any]]:
-    """Let all contenders embed one input: once to check them, which also compiles, then in rounds. -> their rows.
+    """Let all contenders embed one input: once to check and compile, then in rounds. -> a row per contender.
 
-    Texts are embedded from a list of str to a NumPy array, and by e5ref from their ids too, right after.
+    Texts are embedded from a list of str to a NumPy array. Right after, e5ref embeds their ids too.
     """
     rows: dict[Contender, dict[str, Any]] = {}
     calls: dict[Contender, Callable[[], Floats]] = {}
@@ -102,7 +102,7 @@ def measure_inputs(
         if call is not None:
             vectors = call()[inputs.checked]
             difference = float(np.abs(vectors - inputs.truth).max())
-            right = difference <= BOUNDS[contender.precision]  # so written, a NaN is wrong
+            right = difference <= BOUNDS[contender.precision]  # False for NaN
             cosine = float((vectors * inputs.truth).sum(axis=1).min())
             facts = {key: getattr(contender, key) for key in ("is_peer", "device", "precision")}
             rows[contender] = {"contender": contender.name, **facts, "right": right, "max_abs": difference}
@@ -111,7 +111,7 @@ def measure_inputs(
                 calls[contender] = call
                 if inputs.texts is not None and contender.of_ids and not contender.is_peer:
                     on_ids[contender] = partial(contender.of_ids, inputs.ids)
-                    on_ids[contender]()  # its batches may be others, which compile
+                    on_ids[contender]()  # its batches may have new shapes, which compile
         progress.update(1 if contender in calls else 1 + rounds)
 
     seconds: dict[Contender, list[float]] = {contender: [] for contender in calls}
@@ -142,18 +142,18 @@ def measure_inputs(
 
 
 def _speeds(tokens: int, seconds: Sequence[float]) -> dict[str, float]:
-    """Turn the seconds of all rounds into tokens per second."""
+    """Convert the seconds of all rounds to tokens per second."""
     speeds = {"median": median(seconds), "min": max(seconds), "max": min(seconds)}
     return {name: float(tokens / taken) for name, taken in speeds.items()}
 
 
 def speed_ratio(seconds: Sequence[float], peer_seconds: Sequence[float]) -> float:
-    """Say how many times as fast as a peer a contender is: the median over the rounds of the ratio within each."""
+    """Return how many times as fast as a peer a contender is: the median of the ratios within each round."""
     return median(peer / own for own, peer in zip(seconds, peer_seconds, strict=True))
 
 
 def flops_per_token(config: BertConfig, length: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Count the FLOPs of matrix products for a token of a text of this length: layers (24 D² + 4 T D) if F is 4 D."""
+    """Count a token's FLOPs in matrix products, for a text of this length: layers (24 D² + 4 T D) if F is 4 D."""
     D, F = config.hidden_size, config.intermediate_size
     return config.num_hidden_layers * (8 * D * D + 4 * D * F + 4 * length * D)
 
@@ -166,7 +166,7 @@ def _latency(contender: Contender) -> dict[str, float]:
 
 
 def _seconds(call: Callable[[], Any], times: int) -> list[float]:
-    """Time a call several times in a row, once the threads of others are asleep."""
+    """Time a call several times in a row, after the threads of other contenders have gone to sleep."""
     time.sleep(PAUSE)
     clock = [time.perf_counter()]
     for _ in range(times):
@@ -181,19 +181,19 @@ def measure_processes(
     exports: Path,
     texts: Sequence[str],
     rounds: int,
-    progress: "tqdm[Any]",
+    progress: ProgressBar,
 ) -> list[dict[str, Any]]:
-    """Let each contender embed a query, then texts, in fresh processes of its own, in rounds. -> a row for each.
+    """Let each contender embed a query, then texts, in fresh processes of its own, in rounds. -> a row per contender.
 
-    One that compiles starts in an empty folder for its programs first: for the query, and once more for the texts
-    without the query, whose program they may not want. The rounds find what the latter left.
+    A contender that compiles first starts without programs: once for the query, and once for the texts without the
+    query, since they may not need its program. The rounds use the programs that the latter has left.
 
     Args:
-        contenders: those to measure, with their names in `CONTENDERS`.
-        checkpoint: what they load.
-        exports: what they load of `prepare.write_exports`.
+        contenders: the contenders, with their names in `CONTENDERS`.
+        checkpoint: the checkpoint that they load.
+        exports: the folder of `prepare.write_exports`.
         texts: embedded after the query, if there are any.
-        rounds: how many processes each one gets, beside those that find nothing compiled.
+        rounds: the number of processes of each contender, in addition to those without programs.
         progress: counts the processes, `count_processes` of each contender.
     """
     cold: dict[Contender, list[float]] = {}
@@ -203,9 +203,9 @@ def measure_processes(
         def start(contender: Contender, programs: str, files: Sequence[str]) -> tuple[list[float], float]:
             progress.set_postfix_str(f"a process of its own, {contender.name}")
             kept = {name: str(Path(folder, programs, name)) for name in PROGRAM_FOLDERS}
-            for path in kept.values():  # who keeps programs may not make more than the last part of a path
+            for path in kept.values():  # some compilers create only the last part of a path
                 Path(path).mkdir(parents=True, exist_ok=True)
-            kept["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # however quickly it was compiled
+            kept["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # keep programs that compile quickly too
             names = [contenders[contender], contender.name, str(checkpoint), str(exports)]
             found = _start([*names, *(str(Path(folder, file)) for file in files)], os.environ | kept)
             progress.update()
@@ -217,7 +217,7 @@ def measure_processes(
         folders = {contender: f"programs-{number}" for number, contender in enumerate(contenders)}
         for contender in (contender for contender in contenders if contender.compiles):
             cold[contender], _ = start(contender, folders[contender] + ("-query" if texts else ""), files[:1])
-            if texts:  # and then the query, for the rounds to find its program too
+            if texts:  # and then the query, so that the rounds find its program too
                 (seconds, _), _ = start(contender, folders[contender], files[::-1])
                 cold[contender].append(seconds)
         for number in range(rounds):
@@ -238,7 +238,7 @@ def measure_processes(
 
 
 def count_processes(contender: Contender, texts: Sequence[str], rounds: int) -> int:
-    """Say how many processes `measure_processes` starts for a contender."""
+    """Return the number of processes that `measure_processes` starts for a contender."""
     return rounds + (2 if texts else 1) * contender.compiles
 
 
@@ -273,7 +273,7 @@ def _start(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[li
 
 
 def product_rates(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
-    """Measure how fast NumPy and JAX, where contenders use them, multiply large square matrices on one device.
+    """Measure how fast NumPy and JAX, if contenders use them, multiply large square matrices on one device.
 
     Returns:
         A row for each library and precision: "library", "device", "precision", "teraflops".
@@ -303,7 +303,7 @@ def product_rates(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
 
 
 def attention_times(config: BertConfig) -> list[dict[str, float]]:
-    """Time the JAX twin's attention in bfloat16, in its plain form and in that for this device, at several lengths."""
+    """Time the JAX twin's attention in bfloat16 at several lengths, in its plain form and in this device's form."""
     import jax
     import jax.numpy as jnp
 
@@ -325,7 +325,7 @@ def attention_times(config: BertConfig) -> list[dict[str, float]]:
 
 
 def _device_seconds(function: Callable[..., Any], arguments: Iterable[Any], times: int) -> float:
-    """Time a JAX function: the median of 5 runs of so many calls, between which the device does not wait."""
+    """Time a JAX function: the median of 5 runs of `times` calls each, between which the device does not wait."""
     arguments = tuple(arguments)
 
     def run() -> None:

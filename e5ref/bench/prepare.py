@@ -1,4 +1,4 @@
-"""The files that contenders load: a checkpoint of random weights, and what is exported from a checkpoint for peers."""
+"""The files that contenders load: a checkpoint with random weights, and exports of a checkpoint for peers."""
 
 import importlib
 import json
@@ -18,7 +18,7 @@ from e5ref.checkpoint.config import read_config
 from e5ref.checkpoint.params import build_params
 from e5ref.encoder import E5
 
-# The sizes of E5's checkpoints, and what else e5ref and transformers want to know of a random one.
+# The sizes of E5's checkpoints, and the rest of a random checkpoint's config.json.
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 SHAPES = {
     "small": dict(zip(SIZES, (12, 384, 12, 1536), strict=True)),
@@ -31,12 +31,12 @@ CONFIG |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def write_random_checkpoint(folder: Path, shape: Mapping[str, int], texts: Sequence[str] = ()) -> None:
-    """Write a BERT of random weights that e5ref and transformers both read, with a tokenizer trained on `texts`.
+    """Write a BERT with random weights that e5ref and transformers both read, with a tokenizer trained on `texts`.
 
     Args:
-        folder: where to; it must exist.
+        folder: the folder to write to; it must exist.
         shape: sizes for config.json, such as one of `SHAPES`.
-        texts: what the tokenizer learns its vocabulary from.
+        texts: the texts that the tokenizer learns its vocabulary from.
     """
     (folder / "config.json").write_text(json.dumps(CONFIG | dict(shape)))
     config = read_config(folder / "config.json")
@@ -50,19 +50,19 @@ def write_random_checkpoint(folder: Path, shape: Mapping[str, int], texts: Seque
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     learner = BertWordPieceTokenizer(lowercase=True)
     learner.train_from_iterator(texts or [QUERY], vocab_size=config.vocab_size, show_progress=False)
-    # Made anew from its vocabulary, a tokenizer puts [CLS] and [SEP] around a text; the one that learnt does not.
+    # The trained tokenizer does not add [CLS] and [SEP]; a new one from its vocabulary does.
     BertWordPieceTokenizer(learner.get_vocab(), lowercase=True).save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": config.max_tokens}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def write_exports(encoder: E5, contenders: Sequence[str], folder: Path) -> None:
-    """Write what contenders load beside the checkpoint: its tokenizer and, for those with onnxruntime, graphs.
+    """Write the files that contenders load beside the checkpoint: its tokenizer and, for onnxruntime, graphs.
 
     Args:
         encoder: the checkpoint.
-        contenders: names of those who take part.
-        folder: where to; it must exist.
+        contenders: names of the contenders.
+        folder: the folder to write to; it must exist.
     """
     encoder.tokenizer.save(folder / "tokenizer.json")
     settings = {"model_max_length": encoder.tokenizer.max_length}
@@ -70,7 +70,7 @@ def write_exports(encoder: E5, contenders: Sequence[str], folder: Path) -> None:
     if any("onnxruntime" in PACKAGES.get(name, ()) for name in contenders):
         _export(encoder.checkpoint.folder, folder / "model.onnx")
     config = encoder.checkpoint.config
-    logging.disable(logging.WARNING)  # what follows recommends steps before and after, none of which helps here
+    logging.disable(logging.WARNING)  # the next steps recommend more steps, which do not help here
     if "onnxruntime-fused" in contenders:
         optimizer = importlib.import_module("onnxruntime.transformers.optimizer")
         sizes = {"num_heads": config.num_attention_heads, "hidden_size": config.hidden_size}
@@ -83,7 +83,7 @@ def write_exports(encoder: E5, contenders: Sequence[str], folder: Path) -> None:
 
 
 def _export(checkpoint: Path, path: Path) -> None:
-    """Let torch write the encoder as a graph: input_ids and attention_mask, [B, T] → last_hidden_state [B, T, D]."""
+    """Write the encoder as a graph, with torch: input_ids and attention_mask [B, T] → last_hidden_state [B, T, D]."""
     torch = importlib.import_module("torch")
 
     class LastHiddenState(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -96,12 +96,12 @@ def _export(checkpoint: Path, path: Path) -> None:
 
 
 def export_graph(module: Any, outputs: Sequence[str], path: Path) -> None:
-    """Let torch write a module of input_ids and attention_mask, [B, T] for any B and T, as a graph.
+    """Write a module as a graph, with torch. Its inputs are input_ids and attention_mask, [B, T] for any B and T.
 
     Args:
-        module: one of torch's.
-        outputs: what to call the tensors that it returns.
-        path: where to.
+        module: a torch module.
+        outputs: the names of the tensors that it returns.
+        path: the file to write.
     """
     torch = importlib.import_module("torch")
     inputs = ["input_ids", "attention_mask"]

@@ -1,4 +1,4 @@
-"""What the bench found, as tables for a terminal and as a chart."""
+"""The bench's results as tables for a terminal and as a chart."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -6,19 +6,19 @@ from typing import Any
 
 from e5ref.terminal.table import aligned
 
-IDS_NOTE = "from token ids at hand: the engine alone"
-COLD_NOTE = "; cold: once, with nothing compiled (where nothing is ever compiled, the median again)"
+IDS_NOTE = "from token ids: the engine alone"
+COLD_NOTE = "; cold: once, with nothing compiled (the median again if a contender never compiles)"
 
-# Key of a figure of processes → what tables and charts call it.
+# Key of a process's figure → its name in tables and charts.
 PROCESS_FIGURES = {"first_vector_s": "first vector", "all_texts_s": "all texts"}
 
-INT8_NOTE = "int8 is not of the same precision, and so no best peer: quantisation on a CPU is out of e5ref's scope."
+INT8_NOTE = "int8 is less precise, so it is never the best peer: quantisation on a CPU is out of e5ref's scope."
 
 
 def tables(result: Mapping[str, Any]) -> list[str]:
-    """Lay out what `bench` returned as aligned tables, which are Markdown too: e5ref first, then its peers.
+    """Lay out a result of `bench` as aligned tables, which are Markdown too: e5ref first, then its peers.
 
-    While a result grows, step by step, so does the list.
+    If the result is not complete yet, the list is shorter.
     """
     parts = [", ".join(f"{key} {value}" for key, value in {**result["machine"], **result["model"]}.items() if value)]
     for rate in result["product_rates"]:
@@ -48,7 +48,7 @@ def tables(result: Mapping[str, Any]) -> list[str]:
 
 
 def _compiles(row: Mapping[str, Any]) -> bool:
-    """Whether the process of a row waits for a compiler when it finds nothing compiled."""
+    """Whether a row's contender compiles."""
     return row["cold_first_vector_s"] is not None
 
 
@@ -57,19 +57,19 @@ def _title(inputs: Mapping[str, Any]) -> str:
 
 
 def _is_comparable(row: Mapping[str, Any]) -> bool:
-    """Whether a row is that of a peer that e5ref may be set beside."""
+    """Whether a row is a peer's that e5ref is compared with."""
     return row["is_peer"] and row["precision"] != "int8"
 
 
 def _best_peer(row: Mapping[str, Any], peers: Sequence[Mapping[str, Any]]) -> str:
-    """Name the fastest of the peers; of those in float32, for a row in float32. "" if there is none."""
+    """Name the fastest peer, for a row in float32 the fastest in float32; "" if there is none."""
     exact = row["precision"] == "float32"
     fair = [peer for peer in peers if peer["precision"] == "float32" or not exact]
     return max(fair, key=lambda peer: peer["tokens_per_second"]["median"], default={"contender": ""})["contender"]
 
 
 def _cells(row: Mapping[str, Any], best_peer: str, from_texts: bool) -> dict[str, str]:
-    """Write out a row, column → cell; what was not measured is left empty."""
+    """Format a row: column → cell. A figure that was not measured is left empty."""
     right, speed, latency = row["right"], row.get("tokens_per_second", {}), row.get("latency_ms")
     cells = {
         "contender": row["contender"],
@@ -95,7 +95,7 @@ def _cells(row: Mapping[str, Any], best_peer: str, from_texts: bool) -> dict[str
 def _process_cells(
     row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], best_peer: str, least_memory: float | None
 ) -> dict[str, str]:
-    """Write out a row of those of all processes."""
+    """Format a row of the processes, given all of them: column → cell."""
     cells = {"contender": row["contender"]}
     for key, name in PROCESS_FIGURES.items():
         if key in row:
@@ -111,7 +111,7 @@ def _process_cells(
     }
 
 
-# Sizes of a chart in pixels: its width, where bars begin and how long they get, a bar's line, a panel's head.
+# Sizes of a chart in pixels: its width, the start and the greatest length of bars, the height of a bar and of a head.
 WIDTH, LEFT, LENGTH, LINE, HEAD = 760, 190, 400, 24, 44
 
 STYLE = """
@@ -125,10 +125,10 @@ text { fill: #e6edf3 } .page { fill: #0d1117 } .ours { fill: #4c8dff } .spread {
 
 
 def chart(results: Sequence[Mapping[str, Any]]) -> str:
-    """Draw what several calls of `bench` returned.
+    """Draw the results of several calls of `bench`.
 
     Returns:
-        An SVG with a panel for each input, of the throughput of each contender, and one of processes of their own.
+        An SVG with a panel of throughputs for each input, and a panel for the processes.
     """
     body: list[str] = []
     y = 8
@@ -152,7 +152,7 @@ def chart(results: Sequence[Mapping[str, Any]]) -> str:
                     bars.append(("nothing compiled", "bound", {"median": cold, "min": cold, "max": cold}))
             title = f"{model}. From the start of a process: {PROCESS_FIGURES[key]}, the shorter the better"
             y = _draw(body, y, title, bars, "{:.2f} s")
-    note = "Bars: the median of all rounds; lines: the slowest to the fastest. Dashed: int8, not of the same precision."
+    note = "Bars: the median of all rounds; lines: the slowest to the fastest. Dashed: int8, which is less precise."
     body.append(f'<text x="12" y="{y + 16}">{note}</text>')
     height = y + 30
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">'
@@ -166,7 +166,7 @@ def _kind(row: Mapping[str, Any]) -> str:
 
 
 def _draw(body: list[str], y: int, title: str, bars: Sequence[tuple[str, str, Mapping[str, float]]], unit: str) -> int:
-    """Append a panel to `body`, `y` pixels from the top: of each bar name, class and figure. -> where it ends."""
+    """Append a panel to `body`, `y` pixels from the top; a bar is name, class and figure. -> where the panel ends."""
     body.append(f'<text class="title" x="12" y="{y + 22}">{escape(title)}</text>')
     y += HEAD - 12
     top = max((figure["max"] for _, _, figure in bars), default=1.0)

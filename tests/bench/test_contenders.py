@@ -36,7 +36,7 @@ def test_all_installed_contenders_agree_and_are_timed(in_process):
     assert json.loads(json.dumps(result)) == result
     titles = [part for part in tables(result) if " texts, " in part]
     assert ["end to end: from a list of str" in title for title in titles] == [True, False, False]
-    assert ["from token ids at hand: the engine alone" in title for title in titles] == [False, True, True]
+    assert ["from token ids: the engine alone" in title for title in titles] == [False, True, True]
     for part in tables(result):
         assert len({len(line) for line in part.splitlines() if line.startswith("|")}) <= 1  # the columns are aligned
 

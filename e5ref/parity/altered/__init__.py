@@ -1,1 +1,1 @@
-"""The reference with one thing changed: other arithmetic, and known mistakes."""
+"""The reference with one thing changed: its arithmetic, or a known mistake."""

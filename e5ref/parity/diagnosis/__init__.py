@@ -1,1 +1,1 @@
-"""What was done to make vectors, found from texts and vectors alone."""
+"""How vectors were made, found from texts and vectors alone."""

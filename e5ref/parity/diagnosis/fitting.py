@@ -209,7 +209,7 @@ def _scale(predicted: Floats, cut: Floats, given: Floats, distance: float) -> st
         return "L1 norm for L2"
     if near(own * np.median(norms / own)):
         return f"not normalised, and scaled by {np.median(norms / own):.4g}"
-    return "lengths of another kind"
+    return "lengths changed in an unknown way"
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ class Finding:
         prefix: the prefix of the texts.
         deviations: what departs from the card; empty if nothing does.
         explains: whether the remaining distance is no more than rounding.
-        rounding: the coarsest rounding that has to be assumed: "float32", "float16", "bfloat16", "int8", or what the
-            values were rounded to afterwards, such as "stored as float16" or "rounded to 6 decimals".
+        rounding: the coarsest rounding that has to be assumed: "float32", "float16", "bfloat16", "int8", or how
+            the values were rounded afterwards, such as "stored as float16" or "rounded to 6 decimals".
         distance: between predicted and given directions, the median over the texts (0 the same, 1.41 unrelated).
         worst: the largest such distance.
         expected: the distance that rounding explains.
@@ -188,7 +188,7 @@ class Trial:
         return names if rounding in ("", "float32", *names) else (*names, rounding)
 
     def finding(self) -> Finding:
-        """Return what was found, for people."""
+        """Return the result for people."""
         rounding, expected = self.rounding
         return Finding(
             model=self.candidate.name,

@@ -1,1 +1,1 @@
-"""What a port to another language is tested on."""
+"""Golden kits, which test ports to other languages."""

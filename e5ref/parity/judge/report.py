@@ -77,7 +77,7 @@ def _figure(value: float) -> str:
 
 
 def where(place: Place) -> str:
-    """Say which number of which token of which text a place is."""
+    """Describe a place: text, token, and dimension or head."""
     parts = [f"text {place.text}"]
     if place.token is not None:
         parts.append(f"token {place.token}" + (f" ({place.string})" if place.string is not None else ""))

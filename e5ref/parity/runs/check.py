@@ -121,7 +121,7 @@ class Run:
         return [text[real].tolist() for text, real in zip(self.arrays["input_ids"], self.mask, strict=True)]
 
     def values(self, name: str) -> np.ndarray:
-        """The real tokens' values of a point, [B, D], [B, T, n] or [B, N, T, T], as one row in float64."""
+        """The real tokens' values of a point, [B, D], [B, T, n] or [B, N, T, T], as a flat array in float64."""
         array = self.arrays[name]
         parts = []
         for text, real in zip(array, self.mask, strict=True):

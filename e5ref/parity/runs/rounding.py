@@ -12,7 +12,7 @@ from e5ref.operations import Array, Ids
 from e5ref.parity.altered.models import BATCH_TOKENS, round_params, rounded_model, run_reference
 from e5ref.terminal.progress import progress_bar
 
-# The largest relative error of one rounding: half the distance from 1 to the next number.
+# The largest relative error of one rounding: half the distance from 1 to the next larger float.
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-9}
 
 # dtype → point → {"max": the largest error, "rms": the root mean square error}, over the real tokens.
