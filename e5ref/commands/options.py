@@ -4,7 +4,7 @@ import functools
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -138,7 +138,9 @@ def _once(context: click.Context, option: click.Parameter, values: tuple[str, ..
     return values[0] if values else None
 
 
-def input_options(what: str, *names: str, required: bool = False) -> Callable[[Command], Command]:
+def input_options(
+    what: str, *names: str, required: bool = False, formats: Sequence[str] = get_args(Format)
+) -> Callable[[Command], Command]:
     """Declare where texts come from, `-i FILE|-` unless other names are given, and `--format`."""
     return declare(
         click.option(
@@ -153,7 +155,7 @@ def input_options(what: str, *names: str, required: bool = False) -> Callable[[C
         click.option(
             "--format",
             "form",
-            type=click.Choice(get_args(Format)),
+            type=click.Choice(formats),
             help="A text a line, or JSON lines.  [default: what the file's name or its first line says]",
         ),
     )

@@ -41,6 +41,7 @@ class CutTexts:
 
     Attributes:
         total: how many texts have been tokenized so far.
+        tokens: how many tokens are kept of them.
         cut: how many of them were longer than the model takes.
         longest: the number of the longest of these.
         n_tokens: how many tokens that one has, or more than so many.
@@ -48,7 +49,7 @@ class CutTexts:
 
     def __init__(self) -> None:
         """Begin with no texts."""
-        self.total = self.cut = self.longest = self.n_tokens = 0
+        self.total = self.tokens = self.cut = self.longest = self.n_tokens = 0
         self.more_than = ""
 
     def add(self, tokens: TokenIds) -> None:
@@ -60,6 +61,7 @@ class CutTexts:
             self.longest, self.n_tokens = self.total + int(index), int(tokens.n_tokens[index])
             self.more_than = "" if tokens.exact[index] else "more than "
         self.total += len(tokens.n_tokens)
+        self.tokens += int(tokens.lengths.sum())
 
 
 class VectorStream(Iterator[NDArray[np.floating]]):
