@@ -145,13 +145,10 @@ def resolve_columns(
             raise ValueError(
                 f"{source.name}: column {name!r} is {schema.field(name).type}, but a text must be a string"
             )
-    types = {name: schema.field(name).type for name in keep}
-    if id_column is not None:
-        types[id_column] = pa.string() if _is_string(kind := schema.field(id_column).type) else kind
-        if not (pa.types.is_integer(kind) or _is_string(kind)):
-            raise ValueError(
-                f"{source.name}: column {id_column!r} is {kind}, but an id must be a string or whole number"
-            )
+    types = {name: schema.field(name).type for name in (*keep, *([id_column] if id_column else ()))}
+    types = {name: pa.string() if _is_string(kind) else kind for name, kind in types.items()}
+    if id_column and not (pa.types.is_integer(kind := types[id_column]) or _is_string(kind)):
+        raise ValueError(f"{source.name}: column {id_column!r} is {kind}, but an id must be a string or whole number")
     return Columns(id_column, text_column, tuple(keep), types)
 
 
@@ -323,13 +320,7 @@ def _records(source: Source, file: BinaryIO) -> Iterator[tuple[int, dict[str, An
 
 def _cells(source: Source, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Yield the rows of a CSV or TSV file, whose header names the columns. An empty cell is null."""
-    csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader(
-        (line + "\n" for _, line in lines), delimiter="\t" if source.kind == "tsv" else ",", strict=True
-    )
-    header = next(reader, [])
-    if len(set(header)) < len(header):
-        raise ValueError(f"{source.name}, line 1: names a column twice; each must be different")
+    reader, header = _header(source, lines)
     while True:
         try:
             cells = next(reader, None)
@@ -342,6 +333,18 @@ def _cells(source: Source, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[i
             yield reader.line_num, f"has {len(cells)} cells, but the header has {len(header)}"
         elif cells:
             yield reader.line_num, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+
+
+def _header(source: Source, lines: Iterator[tuple[int, str]]) -> tuple[Any, list[str]]:
+    """Return a reader of CSV or TSV, and the names of the columns, which it has read."""
+    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.reader(
+        (line + "\n" for _, line in lines), delimiter="\t" if source.kind == "tsv" else ",", strict=True
+    )
+    header = next(reader, [])
+    if len(set(header)) < len(header):
+        raise ValueError(f"{source.name}, line 1: names a column twice; each must be different")
+    return reader, header
 
 
 def _checked_record(record: dict[str, Any] | str, columns: Columns, fields: set[str]) -> dict[str, str | None]:
