@@ -221,10 +221,11 @@ def _schema(source: Source) -> pa.Schema:
     if source.kind in ("parquet", "arrow"):
         return _dataset(source).schema
     with _opened(source.path) as file:
-        _, record = next(
-            _records(source, file), (1, {"id": "", "text": ""} if source.kind == "jsonl" else {"text": ""})
-        )
-    return pa.schema([(name, pa.string()) for name in (record if isinstance(record, dict) else ())])
+        if source.kind in ("csv", "tsv"):
+            names = _header(source, decoded_lines(file, source.name))[1]
+        else:
+            names = next((list(one) for _, one in _records(source, file) if isinstance(one, dict)), ["text"])
+    return pa.schema([(name, pa.string()) for name in names])
 
 
 def _is_string(kind: pa.DataType) -> bool:
