@@ -3,7 +3,7 @@
 import importlib.metadata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,11 @@ from e5ref.engines.stream import (
     checked_texts,
     embed,
     number_of,
+    refuse_cut,
     warn,
+    warn_of_cut,
 )
-from e5ref.numpy_model import l2_normalize
+from e5ref.numpy_model import forward, l2_normalize
 from e5ref.operations.similarity import cosines, pairwise_cosines
 from e5ref.terminal.progress import progress_bar
 from e5ref.tokenizer import Tokenizer
@@ -179,6 +181,8 @@ class E5:
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
         truncation: Truncation | None = None,
+        output_value: Literal["sentence_embedding", "token_embeddings"] = "sentence_embedding",
+        convert_to_numpy: bool = True,
     ) -> NDArray[np.floating]:
         """Turn texts into vectors.
 
@@ -195,16 +199,29 @@ class E5:
             truncate_dim: keep this many dimensions, the first ones; None for the model's own setting. Warns, because
                 E5 is not trained for that.
             truncation: "warn", "error" or "allow"; None for the model's own setting.
+            output_value: "token_embeddings" gives the hidden states of each text's tokens instead, with those of the
+                prompt, [CLS] and [SEP], for late chunking and late interaction; with backend "numpy".
+            convert_to_numpy: True, for callers that say so; there is nothing else.
 
         Returns:
             One row per text in the order given, [n, D] ([0, D] for no texts); for one str its vector, [D]. float32
-            or float64, as loaded.
+            or float64, as loaded. Of tokens: a list of [tokens, D], not normalised; for one str its array.
 
         Raises:
             TypeError: `texts`, or one of them (named by its index), is not a str.
             ValueError: a text that is not valid Unicode, a text too long under truncation="error", a million
                 characters with hardly a token, or an argument that is out of its range.
         """
+        if not convert_to_numpy:
+            raise ValueError("convert_to_numpy is False, but must be True: vectors are NumPy arrays")
+        if output_value == "token_embeddings":
+            prompt = self._find_prompt(prompt_name, prompt)
+            states = self._token_embeddings(checked_texts(texts), prompt, truncation or self.truncation)
+            return states[0] if isinstance(texts, str) else states  # type: ignore[return-value]
+        if output_value != "sentence_embedding":
+            raise ValueError(
+                f"output_value is {output_value!r}, but must be 'sentence_embedding' or 'token_embeddings'"
+            )
         parts = self.encode_stream(
             texts,
             prompt_name=prompt_name,
@@ -256,10 +273,7 @@ class E5:
             TypeError, ValueError: as `encode`, those of an argument at once.
         """
         settings = self.checkpoint.settings
-        if prompt is None and prompt_name is None:
-            prompt_name = settings.default_prompt_name
-        prompt = as_text("prompt", find_prompt(settings.prompts, prompt_name, prompt))
-        check_unicode([prompt], name="prompt")
+        prompt = self._find_prompt(prompt_name, prompt)
         cut_texts = CutTexts()
         normalize = settings.normalize if normalize_embeddings is None else normalize_embeddings
         vectors = embed(
@@ -279,6 +293,30 @@ class E5:
         if kept is not None:
             vectors = (l2_normalize(part[:, :kept]) if normalize else part[:, :kept] for part in vectors)
         return VectorStream(vectors, cut_texts)
+
+    def _find_prompt(self, prompt_name: str | None, prompt: str | None) -> str:
+        settings = self.checkpoint.settings
+        if prompt is None and prompt_name is None:
+            prompt_name = settings.default_prompt_name
+        prompt = as_text("prompt", find_prompt(settings.prompts, prompt_name, prompt))
+        check_unicode([prompt], name="prompt")
+        return prompt
+
+    def _token_embeddings(
+        self, texts: Iterable[str], prompt: str, truncation: Truncation
+    ) -> list[NDArray[np.floating]]:
+        """Return the hidden states of each text's tokens, [tokens, D]."""
+        if not isinstance(self.engine, NumpyEngine):
+            raise ValueError("output_value='token_embeddings' needs backend='numpy'")
+        tokens = self.tokenizer(check_unicode([prompt + as_text(f"texts[{i}]", one) for i, one in enumerate(texts)]))
+        check_tokens(tokens)
+        cut_texts = CutTexts()
+        cut_texts.add(tokens)
+        refuse_cut(cut_texts, self.tokenizer.max_length, _checked_truncation(truncation))
+        params, config = self.checkpoint.params, self.checkpoint.config
+        states = [forward(params, ids[None], np.ones((1, len(ids)), int), config=config)[0] for ids in tokens.texts()]
+        warn_of_cut(cut_texts, self.tokenizer.max_length, truncation)
+        return states
 
     def encode_query(self, texts: str | Iterable[str], **options: Any) -> NDArray[np.floating]:
         """Turn queries into vectors: `encode` with the checkpoint's query prompt (E5: "query: ") before each.

@@ -123,11 +123,7 @@ def embed(
         for tokens in tokenized(texts, tokenizer, engine, prompt):
             check_tokens(tokens, cut_texts.total)
             cut_texts.add(tokens)
-            if cut_texts.cut and truncation == "error":
-                raise ValueError(
-                    f"texts[{cut_texts.longest}] has {cut_texts.more_than}{cut_texts.n_tokens} tokens, more than "
-                    f"max_length {tokenizer.max_length}; split it, or allow truncation"
-                )
+            refuse_cut(cut_texts, tokenizer.max_length, truncation)
             begun.append(np.empty((len(tokens.n_tokens), width), dtype))
             yield Window(tokens, begun[-1])
 
@@ -142,9 +138,23 @@ def embed(
                 while begun and finished >= len(begun[0]):
                     finished -= len(begun[0])
                     yield begun.popleft()
+    warn_of_cut(cut_texts, tokenizer.max_length, truncation)
+
+
+def refuse_cut(cut_texts: CutTexts, max_length: int, truncation: Truncation) -> None:
+    """Raise `ValueError` if a text was cut under truncation="error"."""
+    if cut_texts.cut and truncation == "error":
+        raise ValueError(
+            f"texts[{cut_texts.longest}] has {cut_texts.more_than}{cut_texts.n_tokens} tokens, more than "
+            f"max_length {max_length}; split it, or allow truncation"
+        )
+
+
+def warn_of_cut(cut_texts: CutTexts, max_length: int, truncation: Truncation) -> None:
+    """Warn if texts were cut under truncation="warn"."""
     if cut_texts.cut and truncation == "warn":
         warn(
-            f"{cut_texts.cut} of {cut_texts.total} texts are longer than {tokenizer.max_length} tokens and were cut; "
+            f"{cut_texts.cut} of {cut_texts.total} texts are longer than {max_length} tokens and were cut; "
             f"the longest, texts[{cut_texts.longest}], has {cut_texts.more_than}{cut_texts.n_tokens} (truncation "
             "'allow' silences this, 'error' refuses)"
         )
