@@ -12,7 +12,7 @@ from functools import partial
 from glob import has_magic
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import Any, cast
 
 import click
 import numpy as np
@@ -193,7 +193,14 @@ def _embed_corpus(
     prefix_of(model.checkpoint, prompt)
     dtype: Any = output_dtype or model.dtype.name
     job = Job(model, sources, columns, prompt, dtype, bad_rows or "error")
-    if is_folder and output is not None:
+    if ray:
+        if not is_folder or share[1] > 1:
+            raise click.UsageError("--ray writes to a folder, whole: give -o FOLDER, and no --share")
+        require("ray", "--ray", "ray")
+        from e5ref.corpus.ray import embed_on_ray
+
+        done = embed_on_ray(job, load, cast(Path, output), ray, force=force)
+    elif is_folder and output is not None:
         done = embed_folder(job, output, share=share, force=force)
     else:
         done = embed_file(job, None if output is None else output.resolve(), share=share)

@@ -84,13 +84,7 @@ def model_options(command: Command) -> Command:
     @functools.wraps(command)
     def run(*, model: str, backend: Backend, **options: Any) -> None:
         settings = {name: options.pop(name) for name in SETTINGS}
-
-        def load() -> E5:
-            if backend == "jax":
-                keep_programs()
-            return e5ref.load(model, backend=backend, **settings)
-
-        command(load=load, **options)
+        command(load=functools.partial(load_model, model, backend=backend, **settings), **options)
 
     return declare(
         model_option,
@@ -129,6 +123,13 @@ def model_options(command: Command) -> Command:
             help="Keep this many dimensions, the first ones.  [default: all]",
         ),
     )(run)
+
+
+def load_model(model: str, *, backend: Backend, **settings: Any) -> E5:
+    """Load a model; programs that JAX compiles for it are kept."""
+    if backend == "jax":
+        keep_programs()
+    return e5ref.load(model, backend=backend, **settings)
 
 
 def _once(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
