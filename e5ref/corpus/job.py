@@ -270,7 +270,7 @@ def open_folder(
         ValueError: as `embed_folder`.
     """
     index, shares = share
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / f".lock-{index:05}-of-{shares:05}"):
         facts = job.facts(shares)
         with locked(folder / ".lock", wait=True):  # shares that begin together make one plan
