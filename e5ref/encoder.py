@@ -3,7 +3,7 @@
 import importlib.metadata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from e5ref.checkpoint import Checkpoint, read_checkpoint
 from e5ref.checkpoint.hub import DEFAULT_CHECKPOINT, file_sha256
 from e5ref.checkpoint.prompts import find_prompt
+from e5ref.engines import make_engine
 from e5ref.engines.batching import pad_ids
-from e5ref.engines.engine import Backend, Engine, Precision, require_jax
+from e5ref.engines.engine import Backend, Precision, require_jax
 from e5ref.engines.numpy_engine import NumpyEngine
 from e5ref.engines.stream import (
     CutTexts,
@@ -26,6 +27,7 @@ from e5ref.engines.stream import (
     checked_truncation,
     embed,
     number_of,
+    token_embeddings,
     warn,
 )
 from e5ref.operations.similarity import cosines, pairwise_cosines
@@ -118,26 +120,7 @@ class E5:
         if max_length is None:
             max_length = checkpoint.settings.max_length
         self.tokenizer = Tokenizer(checkpoint.folder, checkpoint.config, max_length)
-        self.engine = self._make_engine(backend, precision, threads)
-
-    def _make_engine(self, backend: Backend, precision: Precision | None, threads: int | None) -> Engine:
-        if backend == "numpy":
-            if precision is not None:
-                raise ValueError("precision is for backend='jax'; NumPy computes everything in dtype")
-            return NumpyEngine(self.checkpoint, threads=threads)
-        if backend != "jax":
-            raise ValueError(f"backend is {backend!r}, but must be 'numpy' or 'jax'")
-        if threads is not None:
-            raise ValueError("threads is for backend='numpy'; JAX takes whole devices")
-        require_jax()
-        from e5ref.engines.jax_engine import JaxEngine
-
-        return JaxEngine(
-            self.checkpoint,
-            pad_id=self.tokenizer.pad_id,
-            max_length=self.tokenizer.max_length,
-            precision=precision or "highest",
-        )
+        self.engine = make_engine(checkpoint, self.tokenizer, backend, precision, threads)
 
     def __repr__(self) -> str:
         """Say which model this is, what runs it, and what its vectors are."""
@@ -170,6 +153,8 @@ class E5:
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
         truncation: Truncation | None = None,
+        output_value: Literal["sentence_embedding", "token_embeddings"] = "sentence_embedding",
+        convert_to_numpy: bool = True,
     ) -> NDArray[np.floating]:
         """Turn texts into vectors.
 
@@ -186,16 +171,31 @@ class E5:
             truncate_dim: keep this many dimensions, the first ones; None for the model's own setting. Warns, because
                 E5 is not trained for that.
             truncation: "warn", "error" or "allow"; None for the model's own setting.
+            output_value: "token_embeddings" gives the last hidden states of each text's tokens instead, for late
+                chunking and late interaction; needs backend "numpy". Prompt, [CLS] and [SEP] have states too.
+            convert_to_numpy: must be True; vectors are always NumPy arrays.
 
         Returns:
             One row per text in the order given, [n, D] ([0, D] for no texts); for one str its vector, [D]. float32
-            or float64, as loaded.
+            or float64, as loaded. For "token_embeddings", a list of [tokens, D], not normalised; for one str its array.
 
         Raises:
             TypeError: `texts`, or one of them (named by its index), is not a str.
             ValueError: a text that is not valid Unicode, a text too long under truncation="error", a million
                 characters with hardly a token, or an argument that is out of its range.
         """
+        if not convert_to_numpy:
+            raise ValueError("convert_to_numpy is False, but must be True: vectors are NumPy arrays")
+        if output_value not in ("sentence_embedding", "token_embeddings"):
+            raise ValueError(
+                f"output_value is {output_value!r}, but must be 'sentence_embedding' or 'token_embeddings'"
+            )
+        if output_value == "token_embeddings":
+            if not isinstance(self.engine, NumpyEngine):
+                raise ValueError("output_value='token_embeddings' needs backend='numpy'")
+            prompt, cut_texts = self._find_prompt(prompt_name, prompt), self._cut_texts(truncation)
+            states = token_embeddings(checked_texts(texts), self.checkpoint, self.tokenizer, cut_texts, prompt)
+            return states[0] if isinstance(texts, str) else states  # type: ignore[return-value]
         parts = self.encode_stream(
             texts,
             prompt_name=prompt_name,
@@ -246,26 +246,29 @@ class E5:
         Raises:
             TypeError, ValueError: as `encode`, those of an argument at once.
         """
-        settings = self.checkpoint.settings
-        if prompt is None and prompt_name is None:
-            prompt_name = settings.default_prompt_name
-        prompt = as_text("prompt", find_prompt(settings.prompts, prompt_name, prompt))
-        check_unicode([prompt], name="prompt")
-        cut_texts = CutTexts()
+        settings, cut_texts = self.checkpoint.settings, self._cut_texts(truncation)
         vectors = embed(
             checked_texts(texts),
             self.checkpoint,
             self.tokenizer,
             self.engine,
             cut_texts,
-            prompt=prompt,
+            prompt=self._find_prompt(prompt_name, prompt),
             normalize=settings.normalize if normalize_embeddings is None else normalize_embeddings,
             truncate_dim=self.truncate_dim if truncate_dim is None else self._checked_width(truncate_dim),
-            truncation=self.truncation if truncation is None else checked_truncation(truncation),
             max_texts=self.batch_size if batch_size is None else checked_batch_size(batch_size),
             show_progress_bar=show_progress_bar,
         )
         return VectorStream(vectors, cut_texts)
+
+    def _find_prompt(self, prompt_name: str | None, prompt: str | None) -> str:
+        settings = self.checkpoint.settings
+        if prompt is None and prompt_name is None:
+            prompt_name = settings.default_prompt_name
+        return check_unicode([as_text("prompt", find_prompt(settings.prompts, prompt_name, prompt))], name="prompt")[0]
+
+    def _cut_texts(self, truncation: Truncation | None) -> CutTexts:
+        return CutTexts(self.tokenizer.max_length, checked_truncation(truncation or self.truncation))
 
     def encode_query(self, texts: str | Iterable[str], **options: Any) -> NDArray[np.floating]:
         """Turn queries into vectors: `encode` with the checkpoint's query prompt (E5: "query: ") before each.

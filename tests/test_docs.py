@@ -1,11 +1,15 @@
 """Every command and every piece of Python that README and docs show is run, against a hub on this machine."""
 
+import gzip
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.tools.checkpoints import write_random_bert
@@ -35,9 +39,43 @@ def environment(tmp_path_factory) -> dict[str, str]:
         }
 
 
+# What blocks of docs/corpus.md use, and neither e5ref nor its tests need.
+OTHERS = (
+    "bertopic",
+    "chromadb",
+    "duckdb",
+    "faiss",
+    "keybert",
+    "lance",
+    "langchain_core",
+    "llama_index",
+    "polars",
+    "ray",
+)
+
+
+def prepare_corpus(folder: Path, language: str, environment: dict[str, str]) -> None:
+    """Write the files that docs/corpus.md speaks of; for Python also the vectors that a command before has made."""
+    rows = [("p1", "Leaves turn light into sugar.", "en"), ("p2", "Cats hunt mice at night.", "en")]
+    table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(("id", "text", "lang"))})
+    pq.write_table(table, folder / "passages.parquet")
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "how do plants eat"}\n')
+    (folder / "crawl").mkdir()
+    lines = "".join(json.dumps({"url": row[0], "body": row[1], "title": "", "lang": row[2]}) + "\n" for row in rows)
+    (folder / "crawl" / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    if language == "python":
+        command = ["e5ref", *"embed -i passages.parquet -o vectors/ --prompt passage --keep lang".split()]
+        subprocess.run(command, cwd=folder, env=environment, check=True)
+
+
 @pytest.mark.parametrize(("language", "block"), BLOCKS)
 def test_block(language, block, environment, tmp_path):
     folder = tmp_path
+    for package in OTHERS:
+        if f"import {package}" in block or f"from {package}" in block or f"--{package}" in block:
+            pytest.importorskip(package, reason=f"{package}, which a page shows, is not installed")
+    if any(name in block for name in ("passages.parquet", "crawl/", "vectors/")):
+        prepare_corpus(tmp_path, language, environment)
     if "pip install -e" in block:
         pytest.skip("this is the command that runs these tests")
     if "pip install ." in block:  # installed as shown, beside what runs the tests, without what it needs from afar

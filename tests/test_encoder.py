@@ -345,3 +345,40 @@ def test_known_answer_of_e5_small_v2():
     vector = model.encode("query: I love transformers.")
     expected = [-0.0663562790, 0.0153982891, -0.0412562378, -0.0130311009]
     assert np.abs(vector[[0, 1, 382, 383]] - expected).max() <= VECTORS["float32"]
+
+
+def test_token_embeddings_are_those_of_sentence_transformers(minilm):
+    from sentence_transformers import SentenceTransformer
+
+    texts = ["a cat", "the dog of a man, who plays"]
+    theirs = SentenceTransformer(str(minilm), device="cpu").encode(texts, output_value="token_embeddings")
+    ours = e5ref.load(minilm).encode(texts, output_value="token_embeddings", convert_to_numpy=True)
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.shape == their.shape
+        assert np.abs(our - their.numpy()).max() < POINTS["float32"] * np.abs(our).max()
+
+
+def test_token_embeddings_pool_to_the_vector(tiny):
+    (states,) = tiny.encode(["cat"], prompt_name="query", output_value="token_embeddings")
+    assert len(states) == tiny.tokenize("query: cat")["n_tokens"][0]
+    pooled = states.mean(axis=0) / np.linalg.norm(states.mean(axis=0))
+    assert np.abs(pooled - tiny.encode_query("cat")).max() < VECTORS["float32"]
+    assert np.array_equal(tiny.encode("query: cat", output_value="token_embeddings"), states)
+
+
+def test_token_embeddings_say_what_was_cut(tiny):
+    long = "cat " * 99
+    with pytest.warns(UserWarning, match="1 of 1 texts are longer than 64 tokens and were cut"):
+        (states,) = tiny.encode([long], output_value="token_embeddings")
+    assert states.shape == (64, 32)
+    with pytest.raises(ValueError, match=r"texts\[0\] has 101 tokens, more than max_length 64"):
+        tiny.encode([long], output_value="token_embeddings", truncation="error")
+
+
+def test_what_encode_does_not_give_is_said(tiny, tiny_bert):
+    with pytest.raises(ValueError, match="convert_to_numpy is False, but must be True"):
+        tiny.encode("cat", convert_to_numpy=False)
+    with pytest.raises(ValueError, match="output_value is None, but must be 'sentence_embedding' or"):
+        tiny.encode("cat", output_value=None)
+    with pytest.raises(ValueError, match="output_value='token_embeddings' needs backend='numpy'"):
+        e5ref.load(tiny_bert, backend="jax").encode("cat", output_value="token_embeddings")

@@ -4,7 +4,7 @@ import functools
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -84,13 +84,7 @@ def model_options(command: Command) -> Command:
     @functools.wraps(command)
     def run(*, model: str, backend: Backend, **options: Any) -> None:
         settings = {name: options.pop(name) for name in SETTINGS}
-
-        def load() -> E5:
-            if backend == "jax":
-                keep_programs()
-            return e5ref.load(model, backend=backend, **settings)
-
-        command(load=load, **options)
+        command(load=functools.partial(load_model, model, backend=backend, **settings), **options)
 
     return declare(
         model_option,
@@ -131,6 +125,13 @@ def model_options(command: Command) -> Command:
     )(run)
 
 
+def load_model(model: str, *, backend: Backend, **settings: Any) -> E5:
+    """Load a model; programs that JAX compiles for it are kept."""
+    if backend == "jax":
+        keep_programs()
+    return e5ref.load(model, backend=backend, **settings)
+
+
 def _once(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
     """Take the value of an option that may be given once; of several, click would take the last without a word."""
     if len(values) > 1:
@@ -138,7 +139,9 @@ def _once(context: click.Context, option: click.Parameter, values: tuple[str, ..
     return values[0] if values else None
 
 
-def input_options(what: str, *names: str, required: bool = False) -> Callable[[Command], Command]:
+def input_options(
+    what: str, *names: str, required: bool = False, formats: Sequence[str] = get_args(Format)
+) -> Callable[[Command], Command]:
     """Declare where texts come from, `-i FILE|-` unless other names are given, and `--format`."""
     return declare(
         click.option(
@@ -153,7 +156,7 @@ def input_options(what: str, *names: str, required: bool = False) -> Callable[[C
         click.option(
             "--format",
             "form",
-            type=click.Choice(get_args(Format)),
+            type=click.Choice(formats),
             help="A text a line, or JSON lines.  [default: what the file's name or its first line says]",
         ),
     )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from e5ref.checkpoint import Checkpoint
 from e5ref.engines.engine import Engine, Window
-from e5ref.numpy_model import l2_normalize
+from e5ref.numpy_model import forward, l2_normalize
 from e5ref.terminal.progress import progress_bar
 from e5ref.tokenizer import TokenIds, Tokenizer
 
@@ -40,23 +40,29 @@ warnings.simplefilter("always", E5Warning, append=True)
 
 
 class CutTexts:
-    """What was cut of the texts of a stream.
+    """What was cut of texts.
 
     Attributes:
         total: how many texts have been tokenized so far.
-        cut: how many of them were longer than the model takes.
+        tokens: how many tokens of them are kept.
+        cut: how many of them were longer than `max_length`.
         longest: the number of the longest of these.
         n_tokens: how many tokens that one has; if `more_than`, it has more.
         more_than: "more than " or "".
     """
 
-    def __init__(self) -> None:
-        """Begin with no texts."""
-        self.total = self.cut = self.longest = self.n_tokens = 0
+    def __init__(self, max_length: int, truncation: Truncation) -> None:
+        """Begin with no texts. `truncation` says what `add` and `warn` do, as in `E5.encode`."""
+        self.total = self.tokens = self.cut = self.longest = self.n_tokens = 0
         self.more_than = ""
+        self._max_length, self._truncation = max_length, truncation
 
     def add(self, tokens: TokenIds) -> None:
-        """Count the next texts."""
+        """Count the next texts.
+
+        Raises:
+            ValueError: one of them was cut under truncation="error".
+        """
         cut = np.flatnonzero(tokens.truncated)
         self.cut += len(cut)
         if len(cut) and tokens.n_tokens[cut].max() > self.n_tokens:
@@ -64,6 +70,21 @@ class CutTexts:
             self.longest, self.n_tokens = self.total + int(index), int(tokens.n_tokens[index])
             self.more_than = "" if tokens.exact[index] else "more than "
         self.total += len(tokens.n_tokens)
+        self.tokens += len(tokens.ids)
+        if self.cut and self._truncation == "error":
+            raise ValueError(
+                f"texts[{self.longest}] has {self.more_than}{self.n_tokens} tokens, more than max_length "
+                f"{self._max_length}; split it, or allow truncation"
+            )
+
+    def warn(self) -> None:
+        """Warn if texts were cut under truncation="warn"."""
+        if self.cut and self._truncation == "warn":
+            warn(
+                f"{self.cut} of {self.total} texts are longer than {self._max_length} tokens and were cut; the "
+                f"longest, texts[{self.longest}], has {self.more_than}{self.n_tokens} (truncation 'allow' silences "
+                "this, 'error' refuses)"
+            )
 
 
 class VectorStream(Iterator[NDArray[np.floating]]):
@@ -97,7 +118,6 @@ def embed(
     prompt: str,
     normalize: bool,
     truncate_dim: int | None,
-    truncation: Truncation,
     max_texts: int | None,
     show_progress_bar: bool | None,
 ) -> Generator[NDArray[np.floating]]:
@@ -114,11 +134,6 @@ def embed(
         for tokens in tokenized(texts, tokenizer, engine, prompt):
             check_tokens(tokens, cut_texts.total)
             cut_texts.add(tokens)
-            if cut_texts.cut and truncation == "error":
-                raise ValueError(
-                    f"texts[{cut_texts.longest}] has {cut_texts.more_than}{cut_texts.n_tokens} tokens, more than "
-                    f"max_length {tokenizer.max_length}; split it, or allow truncation"
-                )
             begun.append(np.empty((len(tokens.n_tokens), checkpoint.config.hidden_size), checkpoint.dtype))
             yield Window(tokens, begun[-1])
 
@@ -134,12 +149,7 @@ def embed(
                     finished -= len(begun[0])
                     vectors = begun.popleft()[:, :truncate_dim]
                     yield l2_normalize(vectors) if truncate_dim and normalize else vectors
-    if cut_texts.cut and truncation == "warn":
-        warn(
-            f"{cut_texts.cut} of {cut_texts.total} texts are longer than {tokenizer.max_length} tokens and were cut; "
-            f"the longest, texts[{cut_texts.longest}], has {cut_texts.more_than}{cut_texts.n_tokens} (truncation "
-            "'allow' silences this, 'error' refuses)"
-        )
+    cut_texts.warn()
 
 
 def tokenized(texts: Iterable[str], tokenizer: Tokenizer, engine: Engine, prompt: str) -> Iterator[TokenIds]:
@@ -199,6 +209,21 @@ def checked_batch_size(batch_size: int | None) -> int | None:
     if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
         raise ValueError(f"batch_size is {batch_size!r}, but must be a whole number of at least 1")
     return batch_size
+
+
+def token_embeddings(
+    texts: Iterable[str], checkpoint: Checkpoint, tokenizer: Tokenizer, cut_texts: CutTexts, prompt: str
+) -> list[NDArray[np.floating]]:
+    """Compute the last hidden states of each text's tokens, prompt and special tokens included. [tokens, D] each."""
+    tokens = tokenizer(check_unicode([prompt + as_text(f"texts[{n}]", text) for n, text in enumerate(texts)]))
+    check_tokens(tokens)
+    cut_texts.add(tokens)
+    states = [
+        forward(checkpoint.params, ids[None], np.ones((1, len(ids)), int), config=checkpoint.config)[0]
+        for ids in tokens.texts()
+    ]
+    cut_texts.warn()
+    return states
 
 
 def checked_truncation(truncation: str) -> Truncation:

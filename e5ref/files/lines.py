@@ -80,7 +80,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             yield file
 
 
-def decoded_lines(file: BinaryIO, name: str | Path) -> Iterator[tuple[int, str]]:
+def decoded_lines(file: BinaryIO, name: str | Path, *, errors: str = "strict") -> Iterator[tuple[int, str]]:
     """Decode the lines of a file opened in binary, which end at line feeds only, as they come.
 
     `str.splitlines` would end lines at U+2028 and others too, which a text may hold.
@@ -88,6 +88,7 @@ def decoded_lines(file: BinaryIO, name: str | Path) -> Iterator[tuple[int, str]]
     Args:
         file: what is read.
         name: what errors call the file.
+        errors: "surrogateescape" lets bytes pass that are not UTF-8; `json_string` finds them.
 
     Yields:
         The number of the line, from 1, and its text without its end; a byte order mark is no part of the first.
@@ -110,7 +111,7 @@ def decoded_lines(file: BinaryIO, name: str | Path) -> Iterator[tuple[int, str]]
         if 3 * line.count(0) > len(line):
             raise ValueError(f"{name}, line {number}: holds NUL in most places, as UTF-16 does; convert it to UTF-8")
         try:
-            yield number, line.decode()
+            yield number, line.decode(errors=errors)
         except UnicodeDecodeError as error:
             raise ValueError(f"{name}, line {number}: is not UTF-8 (byte {error.start}); convert the file") from None
 
@@ -131,13 +132,25 @@ def json_objects(lines: Iterable[tuple[int, str]], name: str | Path) -> Iterator
     for number, line in lines:
         if not line.strip():
             continue
-        value = parsed_json(line)
-        if not isinstance(value, dict):
-            reason = "is not a JSON object; each line must be a whole one"
-            if line.lstrip().startswith("["):
-                reason = "starts a JSON array; make a line of each element with jq -c '.[]'"
-            raise ValueError(f"{name}, line {number}: {reason}")
+        try:
+            value = json_object(line)
+        except ValueError as error:
+            raise ValueError(f"{name}, line {number}: {error}") from None
         yield number, value
+
+
+def json_object(line: str) -> dict[str, Any]:
+    """Parse a line of JSON lines.
+
+    Raises:
+        ValueError: it is no JSON object; the message says what it is, not where.
+    """
+    value = parsed_json(line)
+    if isinstance(value, dict):
+        return value
+    if line.lstrip().startswith("["):
+        raise ValueError("starts a JSON array; make a line of each element with jq -c '.[]'")
+    raise ValueError("is not a JSON object; each line must be a whole one")
 
 
 def parsed_json(text: str) -> Any:
@@ -165,6 +178,8 @@ def json_string(value: Mapping[str, Any], field: str, wanted: str = "a string") 
     try:
         text.encode()
     except UnicodeEncodeError as error:
+        if "\udc80" <= text[error.start] <= "\udcff":  # what "surrogateescape" makes of a byte
+            raise ValueError(f'"{field}" is not UTF-8; convert the file') from None
         half = ascii(text[error.start])[1:-1]
         raise ValueError(f'"{field}" holds half a character ({half}); write it whole') from None
     return text

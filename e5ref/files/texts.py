@@ -42,7 +42,7 @@ def read_texts(source: str | Path, format: Format | None = None) -> Iterator[str
         if first is None:
             return
         lines = itertools.chain([first], lines)
-        if (format or _format(name, first[1])) == "text":
+        if (format or line_format(name, first[1])) == "text":
             yield from (line for _, line in lines)
             return
         for number, row in json_objects(lines, name):
@@ -53,7 +53,7 @@ def read_texts(source: str | Path, format: Format | None = None) -> Iterator[str
             yield text
 
 
-def _format(name: str, line: str) -> Format:
+def line_format(name: str, line: str) -> Format:
     """Tell the format by the name and the first line of a file; refuse a table and a JSON document."""
     ending = name.lower().removesuffix(".gz")
     if ending.endswith((".jsonl", ".ndjson")):
@@ -71,6 +71,7 @@ def _format(name: str, line: str) -> Format:
     if ending.endswith(TABLES) or is_table or is_document:
         raise ValueError(
             f"{name}: is a {'JSON document' if is_document or ending.endswith('.json') else 'table'}, and e5ref reads "
-            "a text a line, or JSON lines; write its texts so, or say --format text if each line is a text"
+            "a text a line, or JSON lines; write its texts so, or say --format text if each line is a text (a table: "
+            "`e5ref embed --format csv`, or tsv)"
         )
     return "text"

@@ -3,7 +3,7 @@
 import io
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -16,16 +16,16 @@ from e5ref.files.tensors import safetensors_header
 from e5ref.files.whole import written_whole
 
 Floats = NDArray[np.floating]
-Part = tuple[list[str], Floats]  # some texts, and their vectors [n, D]
+Part = tuple[Sequence[Mapping[str, Any]], NDArray[Any]]  # what is said of some texts, and their vectors [n, D]
 
 SUFFIXES = (".npy", ".safetensors", ".jsonl")
 
 # How safetensors names what vectors are made of.
-STORED = {"float32": "F32", "float64": "F64"}
+STORED = {"float32": "F32", "float64": "F64", "float16": "F16", "int8": "I8", "uint8": "U8"}
 
 
 def with_texts(encode: Callable[[Iterable[str]], Iterator[Floats]], texts: Iterable[str]) -> Iterator[Part]:
-    """Embed texts part by part, and yield each part's texts with its vectors.
+    """Embed texts part by part, and yield each part's texts, as "text", with its vectors.
 
     Args:
         encode: such as `E5.encode_stream`.
@@ -39,7 +39,7 @@ def with_texts(encode: Callable[[Iterable[str]], Iterator[Floats]], texts: Itera
             yield text
 
     for vectors in encode(kept()):
-        yield [read.popleft() for _ in vectors], vectors
+        yield [{"text": read.popleft()} for _ in vectors], vectors
 
 
 def write_vectors(
@@ -49,7 +49,7 @@ def write_vectors(
 
     Args:
         path: ends in one of `SUFFIXES`.
-        parts: texts and vectors, [n, D] each.
+        parts: what is said of some texts, for JSON lines, and their vectors, [n, D].
         width: D.
         dtype: of the vectors.
         provenance: where they come from. It goes into the metadata of a .safetensors file, and for the others into a
@@ -82,20 +82,25 @@ def write_vectors(
 
 
 def written_names(path: Path) -> list[Path]:
-    """Return the files that `write_vectors` writes: `path`, and for most suffixes one beside it."""
-    return [path] if path.suffix == ".safetensors" else [path, path.with_name(path.name + ".provenance.json")]
+    """Return the files that are written for `path`: itself, and one beside it if it cannot say where it comes from."""
+    return (
+        [path]
+        if path.suffix in (".safetensors", ".parquet")
+        else [path, path.with_name(path.name + ".provenance.json")]
+    )
 
 
 def write_json_lines(file: TextIO, parts: Iterable[Part]) -> int:
-    """Write a line per text; return how many. Numbers are the shortest that read back as the same float32 or float64.
+    """Write a line per text, with its "embedding"; return how many.
 
-    Each part goes out at once: whoever reads the other end of a pipe need not wait for the next.
+    Numbers are the shortest that read back as the same float32 or float64. Each part goes out at once: whoever reads
+    the other end of a pipe need not wait for the next.
     """
     count = 0
-    for texts, vectors in parts:
-        count += len(texts)
-        for text, vector in zip(texts, vectors, strict=True):
-            file.write(f'{{"text": {json.dumps(text)}, "embedding": [{", ".join(map(str, vector))}]}}\n')
+    for rows, vectors in parts:
+        count += len(rows)
+        for row, vector in zip(rows, vectors, strict=True):
+            file.write(f'{json.dumps(row, default=str)[:-1]}, "embedding": [{", ".join(map(str, vector))}]}}\n')
         file.flush()
     return count
 

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import glob
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         with file:
             yield file
             file.flush()
+            os.fsync(file.fileno())  # else a machine that fails may keep the name and lose what it stands for
             if fcntl is not None:  # while it is locked
                 part.replace(path)
         if fcntl is None:  # Windows does not rename a file that is open
@@ -44,6 +46,26 @@ def remove_parts() -> None:
     for part in list(_parts):
         with suppress(OSError):  # on Windows it is open, and stays
             part.unlink()
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Lock a folder by a file in it, until the end or until the process ends in whatever way; not on Windows.
+
+    Args:
+        path: the file, which is made.
+        wait: whether to wait for whoever holds it.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    with path.open("w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise ValueError(f"{path.parent}: another e5ref writes there; wait for it, or stop it") from None
+        yield
 
 
 def _new_part(path: Path) -> tuple[Path, BinaryIO]:

@@ -1,0 +1,1 @@
+"""Measurements that take minutes; tests run small versions of them."""
