@@ -119,5 +119,6 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         listener.bind((host, port))
     except OSError as error:
+        listener.close()
         raise click.UsageError(f"{host}:{port}: {error.strerror}; choose another --host or --port") from None
     return listener

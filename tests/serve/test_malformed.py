@@ -1,0 +1,40 @@
+"""The service beside its own OpenAPI document, and bodies that make no sense: no 500, and each route's own form."""
+
+import pytest
+import requests
+from hypothesis import HealthCheck, given, settings
+
+from tests.serve.malformed import check_answer, requests_of
+
+schemathesis = pytest.importorskip("schemathesis")
+
+
+@pytest.fixture(scope="session")
+def session():
+    with requests.Session() as session:
+        yield session
+
+
+@given(requests_of())
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_malformed_bodies(url, session, asked):
+    check_answer(url, *asked, session)
+
+
+# A body that fits the document can still be too long, name another model, or have ids of another tokenizer.
+CHECKS = {"positive_data_acceptance": {"expected-statuses": ["2xx", "400", "404", "413", "422"]}}
+
+
+@pytest.fixture
+def document(url):
+    config = schemathesis.config.SchemathesisConfig.from_dict({"checks": CHECKS})
+    return schemathesis.openapi.from_url(f"{url}/openapi.json", config=config)
+
+
+schema = schemathesis.pytest.from_fixture("document")
+
+
+@schema.parametrize()
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_the_document_is_kept(case):
+    case.call_and_validate()
