@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
@@ -53,12 +54,12 @@ def make_app(model: E5, *, limits: Limits = Limits(), key: str | None = None) ->
     app.include_router(openai.routes(service), dependencies=guarded)
     app.include_router(tei.routes(service), dependencies=guarded)
 
-    @app.get("/health", tags=["operation"], responses={503: {"description": "Nothing is computed any more."}})
+    @app.get("/health", tags=["operation"], response_class=PlainTextResponse, responses={503: {}})
     async def health() -> Response:
         """Say whether texts are computed."""
-        return Response(status_code=200 if batcher.is_alive else 503)
+        return PlainTextResponse("ok") if batcher.is_alive else PlainTextResponse("nothing is computed any more", 503)
 
-    @app.get("/metrics", tags=["operation"], dependencies=guarded)
+    @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse, dependencies=guarded)
     async def get_metrics() -> Response:
         """Tell Prometheus what was done."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -52,7 +52,12 @@ def test_what_is_said_and_what_is_not(tmp_path):
     """One line at the start; nothing of what clients send, be it right or wrong."""
     log = tmp_path / "log"
     with served(log) as (_, url):
-        for body in ({"inputs": SECRET}, {"inputs": SECRET * 100}, {"inputs": [SECRET, 3]}, {"inputs": SECRET, SECRET: 1}):
+        for body in (
+            {"inputs": SECRET},
+            {"inputs": SECRET * 100},
+            {"inputs": [SECRET, 3]},
+            {"inputs": SECRET, SECRET: 1},
+        ):
             for path in ("/embed", "/tokenize", f"/{SECRET}"):
                 requests.post(url + path, json=body, timeout=30)
         requests.post(f"{url}/embed", data=SECRET, timeout=30)
@@ -112,7 +117,9 @@ def test_after_a_kill_the_next_start_is_clean(tmp_path):
 def test_diagnose_finds_nothing_wrong(tmp_path):
     (tmp_path / "key").write_text("secret\n")
     texts = tmp_path / "texts.txt"
-    texts.write_text("query: how much protein should a female eat\nquery: what is a tide\nquery: why do plants need light\n")
+    texts.write_text(
+        "query: how much protein should a female eat\nquery: what is a tide\nquery: why do plants need light\n"
+    )
     with served(tmp_path / "log", "--api-key-file", str(tmp_path / "key")) as (_, url):
         for path in ("/embed", "/v1/embeddings"):
             command = ["diagnose", "--model", NANO, "--texts", str(texts), "--endpoint", url + path]

@@ -75,7 +75,9 @@ def test_the_key(nano):
 
 
 def test_a_large_body_is_refused_unread(url):
-    head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {gate.MAX_BODY + 1}\r\n"
+    head = (
+        f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {gate.MAX_BODY + 1}\r\n"
+    )
     with sent(url, f"{head}\r\n".encode()) as connection:  # of the body not a byte is sent
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
@@ -125,7 +127,9 @@ def test_a_full_queue(held):
 def test_a_client_that_hangs_up(held):
     with serving(held) as url:
         body = b'{"inputs":"a"}'
-        head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         connection = sent(url, head.encode() + body)
         wait_for(lambda: metric(url, "e5ref_waiting_texts") == 1)
         connection.close()

@@ -38,7 +38,9 @@ def test_the_asynchronous_client(url, nano):
             one_by_one = [client.embeddings.create(model=NANO, input=text) for text in TEXTS]
             return await asyncio.gather(*one_by_one)
 
-    np.testing.assert_array_equal(np.concatenate([vectors(answer) for answer in asyncio.run(ask())]), nano.encode(TEXTS))
+    np.testing.assert_array_equal(
+        np.concatenate([vectors(answer) for answer in asyncio.run(ask())]), nano.encode(TEXTS)
+    )
 
 
 def test_base64_is_little_endian_float32(url, nano):
