@@ -152,9 +152,10 @@ def main(
             together = size if number == 1 else min(1024, len(texts))
             base, base_cpu = run_encode(encoder, texts, together, seconds / 2)
             before = cpu_seconds(process)
+            begin = time.perf_counter()
             load = asyncio.run(drive(url, Texts(texts, vectors, name, size), number, seconds))
+            served = load.texts / (time.perf_counter() - begin)
             cpu = (cpu_seconds(process) - before) / load.texts
-            served = load.texts / seconds
             assert not load.wrong, f"{load.wrong} vectors are not those of their texts"
             click.echo(
                 f"| {number} | {size} | {base:,.0f} | {served:,.0f} | {served / base:.2f} | {base_cpu / cpu:.2f} "

@@ -1,6 +1,7 @@
 """Texts of many requests, computed together: the order, the bits, and what a request may not do to another."""
 
 import asyncio
+import itertools
 import threading
 from types import SimpleNamespace
 
@@ -153,8 +154,7 @@ async def served_together(nano, batcher: Batcher) -> list[np.ndarray]:
     """Submit requests of 1, 2 and 3 texts by turns, all at once; return the vectors of each."""
     starts = np.cumsum([0, *[1, 2, 3] * 10])
     jobs = [
-        batcher.submit(nano.tokenizer(TEXTS[start:stop]), "normalized")
-        for start, stop in zip(starts, starts[1:], strict=False)
+        batcher.submit(nano.tokenizer(TEXTS[start:stop]), "normalized") for start, stop in itertools.pairwise(starts)
     ]
     await asyncio.gather(*(job.done for job in jobs))
     await asyncio.to_thread(batcher.close)
