@@ -8,7 +8,7 @@ import warnings
 import click
 
 import e5ref
-from e5ref.commands import checkpoints, embed, judge, measure, search
+from e5ref.commands import checkpoints, embed, judge, measure, search, serve
 from e5ref.terminal.stopping import Stopped, end, stops_soon
 
 
@@ -74,13 +74,8 @@ def _sentence(error: Exception) -> str:
 # The commands by what people come for, as help lists them.
 GROUPS = {
     "Use it": [
-        checkpoints.demo,
-        embed.embed,
-        search.search,
-        embed.rank,
-        checkpoints.models,
-        checkpoints.inspect,
-        checkpoints.warm_up,
+        *(checkpoints.demo, embed.embed, search.search, embed.rank, serve.serve),
+        *(checkpoints.models, checkpoints.inspect, checkpoints.warm_up),
     ],
     "Measure it": [measure.evaluate, measure.bench],
     "Judge a port": [judge.record, judge.compare, judge.golden, judge.check, judge.diagnose],

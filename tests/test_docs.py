@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,8 @@ def test_block(language, block, environment, tmp_path):
     block = block.replace("--model small", f"--model {KNOWN}")  # as the hub here has it, very small
     block = block.replace("e5ref bench", "e5ref bench --rounds 1")
     block = block.replace("-m tests.measure.figures", "-m tests.measure.figures --tokens 16")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        block = block.replace("8080", str(free.getsockname()[1]))  # other tests serve at the same time
     block = block.replace("max_length=10", "max_length=4")  # fewer programs here, too
     if "-m tests" in block:
         folder = ROOT

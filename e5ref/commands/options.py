@@ -38,6 +38,22 @@ precision_option = click.option(
 )
 
 
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(get_args(Backend)),
+    default="numpy",
+    show_default=True,
+    help="jax is for GPU and TPU.",
+)
+
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="How many cores --backend numpy uses.  [default: all that it may use, or OPENBLAS_NUM_THREADS]",
+)
+
+
 max_length_option = click.option(
     "--max-length",
     type=click.IntRange(min=1),
@@ -89,20 +105,10 @@ def model_options(command: Command) -> Command:
     return declare(
         model_option,
         revision_option,
-        click.option(
-            "--backend",
-            type=click.Choice(get_args(Backend)),
-            default="numpy",
-            show_default=True,
-            help="jax is for GPU and TPU.",
-        ),
+        backend_option,
         dtype_option,
         precision_option,
-        click.option(
-            "--threads",
-            type=click.IntRange(min=1),
-            help="How many cores --backend numpy uses.  [default: all that it may use, or OPENBLAS_NUM_THREADS]",
-        ),
+        threads_option,
         max_length_option,
         click.option(
             "--truncation",

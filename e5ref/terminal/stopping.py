@@ -63,6 +63,19 @@ def stops_soon() -> Iterator[None]:
         os.close(reader)
 
 
+@contextmanager
+def stops_in_its_own_time() -> Iterator[None]:
+    """Let what runs inside, a server, handle signals; nothing ends the process meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    wakeup = signal.set_wakeup_fd(-1)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+
+
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
     raise Stopped(number)
 
