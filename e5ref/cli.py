@@ -8,7 +8,7 @@ import warnings
 import click
 
 import e5ref
-from e5ref.commands import checkpoints, embed, judge, measure
+from e5ref.commands import checkpoints, embed, judge, look, measure
 from e5ref.terminal.stopping import Stopped, end, stops_soon
 
 
@@ -73,7 +73,10 @@ def _sentence(error: Exception) -> str:
 
 # The commands by what people come for, as help lists them.
 GROUPS = {
-    "Use it": [checkpoints.demo, embed.embed, embed.rank, checkpoints.models, checkpoints.inspect, checkpoints.warm_up],
+    "Use it": [
+        *(checkpoints.demo, embed.embed, embed.rank, look.look, look.explain),
+        *(checkpoints.models, checkpoints.inspect, checkpoints.warm_up),
+    ],
     "Measure it": [measure.evaluate, measure.bench],
     "Judge a port": [judge.record, judge.compare, judge.golden, judge.check, judge.diagnose],
 }

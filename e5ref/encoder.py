@@ -26,6 +26,7 @@ from e5ref.engines.stream import (
     number_of,
     warn,
 )
+from e5ref.inside.explain import Explanation, explain
 from e5ref.numpy_model import l2_normalize
 from e5ref.operations.similarity import cosines, pairwise_cosines
 from e5ref.terminal.progress import progress_bar
@@ -336,6 +337,21 @@ class E5:
             ValueError: vectors of different widths or numbers.
         """
         return pairwise_cosines(a, b)
+
+    def explain(self, a: str, b: str) -> Explanation:
+        """Explain why two texts, as they are, are near: their cosine as a sum over pairs of tokens.
+
+        Args:
+            a: the first text, with its prefix.
+            b: the second text, with its prefix.
+
+        Returns:
+            `matrix` [tokens of a, tokens of b], which adds up to `cosine`, and more.
+
+        Raises:
+            TypeError, ValueError: as `encode`.
+        """
+        return explain(self, a, b)
 
     def tokenize(self, texts: str | Iterable[str]) -> Tokens:
         """Turn texts, as they are, into token ids; padded, and cut to `tokenizer.max_length` where longer.
