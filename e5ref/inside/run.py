@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from e5ref import numpy_model
 from e5ref.engines.stream import E5Warning
 from e5ref.operations import Array
+from e5ref.operations.blas import blas
 from e5ref.tokenizer import Piece
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ class Run(NamedTuple):
     pieces: list[Piece]  # [T], which part of the text each token is
     groups: list[str]  # [T], what each token is: a special token, named by itself, "prefix" or "words"
     cut: bool  # whether the text was too long, and its end is missing
-    points: dict[str, Array]  # the named points of `numpy_model.forward`, without the batch's axis
+    points: dict[str, Array]  # the named points of `numpy_model.embed`, without the batch's axis
+    updates: list[tuple[Array, Array]]  # [T, D] each: what attention and feed-forward of each layer add
     vector: Array  # [D], unit L2 norm
 
 
@@ -45,14 +47,22 @@ def run(model: "E5", text: str) -> Run:
             raise ValueError(f"{message}; shorten it")
         warnings.warn(f"{message}: its end was cut off", E5Warning, stacklevel=2)
     points: dict[str, Array] = {}
-    numpy_model.embed(
-        model.checkpoint.params,
-        batch["input_ids"],
-        batch["attention_mask"],
-        config=model.checkpoint.config,
-        pooling=model.checkpoint.settings.pooling,
-        tap=lambda name, array: points.update({name: array[0]}),
-    )
+    with blas.at_most(1):  # more threads would mostly wait for each other
+        numpy_model.embed(
+            model.checkpoint.params,
+            batch["input_ids"],
+            batch["attention_mask"],
+            config=model.checkpoint.config,
+            pooling=model.checkpoint.settings.pooling,
+            tap=lambda name, array: points.update({name: array[0]}),
+        )
+        updates = [
+            (
+                numpy_model.linear(points[f"layers.{index}.context"], *layer.attention_output),
+                numpy_model.linear(points[f"layers.{index}.feed_forward_activation"], *layer.feed_forward_down),
+            )
+            for index, layer in enumerate(model.checkpoint.params.layers)
+        ]
     ids = batch["input_ids"][0]
     tokens = model.tokenizer.token_strings(ids.tolist())
     pieces = model.tokenizer.pieces(text)
@@ -63,7 +73,7 @@ def run(model: "E5", text: str) -> Run:
         for token, piece in zip(tokens, pieces, strict=True)
     ]
     vector = numpy_model.l2_normalize(points["pooled"][None, : model.dimensions])[0]
-    return Run(text, ids, tokens, pieces, groups, bool(batch["truncated"][0]), points, vector)
+    return Run(text, ids, tokens, pieces, groups, bool(batch["truncated"][0]), points, updates, vector)
 
 
 def pooling_weights(run: Run, pooling: str) -> NDArray[np.float64]:
