@@ -1,6 +1,9 @@
 """`e5ref look` and `e5ref explain`."""
 
 import json
+import webbrowser
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import click
@@ -8,8 +11,10 @@ import click
 import e5ref
 from e5ref.checkpoint.prompts import warn_of_prompts
 from e5ref.commands.options import (
+    check_output,
     declare,
     dtype_option,
+    force_option,
     json_option,
     max_length_option,
     model_option,
@@ -93,5 +98,52 @@ The sum by kinds of tokens:
 
 
 @click.command(short_help="Show the way of a text through the model, on a page.")
-def look() -> None:
-    """Show."""
+@click.argument("texts", nargs=-1, required=True, metavar="TEXT [TEXT]")
+@click.option("-o", "--output", type=Path, help="Write the page here.  [default: a temporary file]")
+@force_option
+@click.option("--open/--no-open", "opened", default=True, help="Whether to open the page in a browser.")
+@click.option("--live", is_flag=True, help="Serve the page on this machine, with boxes to type into, until Ctrl-C.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Where --live listens.  [default: a free port]")
+@checkpoint_options
+def look(
+    texts: tuple[str, ...],
+    output: Path | None,
+    force: bool,
+    opened: bool,
+    live: bool,
+    port: int,
+    model: str,
+    **options: Any,
+) -> None:
+    """Show the way of one text, or of two beside each other, through the model, on a page of its own.
+
+    Texts are taken as they are; one of E5 starts with "query: " or "passage: ". The page is one HTML file, which needs
+    no network: every number of the forward pass, and the code that made it.
+    """
+    if live and output is not None:
+        raise click.UsageError("--live serves the page and writes no file; leave out one of --live and -o")
+    if output is not None:
+        check_output(output, [], force)
+    encoder = e5ref.load(model, truncation="allow", **options)  # the page itself says what was cut
+    warn_of_missing_prompts(encoder, texts)
+    if live:
+        _serve(encoder, list(texts), port, opened)
+        return
+    page = e5ref.look(encoder, texts)
+    if output is None:
+        output = Path(mkdtemp(prefix="e5ref-"), "look.html")
+    page.save(output)
+    click.echo(output)
+    if opened:
+        webbrowser.open(output.resolve().as_uri())
+
+
+def _serve(model: E5, texts: list[str], port: int, opened: bool) -> None:
+    """Serve the page until a signal ends the process."""
+    from e5ref.inside.live import LiveServer
+
+    with LiveServer(model, texts, port) as server:
+        click.echo(server.url)
+        if opened:
+            webbrowser.open(server.url)
+        server.serve_forever()

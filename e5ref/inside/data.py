@@ -113,7 +113,13 @@ def text_data(model: "E5", run: Run, detail: Detail, *, whole: bool = True) -> d
         "text": run.text,
         "cut": run.cut,
         "tokens": [
-            {"token": token, "id": int(token_id), "group": group, **piece._asdict(), "surface": _surface(run.text, piece)}
+            {
+                "token": token,
+                "id": int(token_id),
+                "group": group,
+                **piece._asdict(),
+                "surface": _surface(run.text, piece),
+            }
             for token, token_id, group, piece in zip(run.tokens, run.ids, run.groups, run.pieces, strict=True)
         ],
         "starts": starts.tolist(),
@@ -188,9 +194,7 @@ def _point(array: Array, starts: NDArray[np.int64], detail: Detail) -> dict[str,
     return encoded(rows[:, columns], detail.coding) | {"columns": columns.tolist(), "width": rows.shape[1]}
 
 
-def _summands(
-    model: "E5", run: Run, starts: NDArray[np.int64], detail: Detail
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _summands(model: "E5", run: Run, starts: NDArray[np.int64], detail: Detail) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield what `embed_tokens` takes from its three tables, and the sum, [rows, D] each."""
     params, config = model.checkpoint.params.embeddings, model.checkpoint.config
     ids = run.ids[None]  # a batch of one

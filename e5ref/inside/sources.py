@@ -23,7 +23,7 @@ def panels(config: BertConfig, tokens: int, pooling: str) -> dict[str, dict[str,
         pooling: "mean" or "cls".
 
     Returns:
-        Panel → "equation" (MathML), "shapes" (lines) and "functions".
+        Panel → "equations" (MathML), "shapes" (lines) and "functions".
     """
     T, D, N, H = tokens, config.hidden_size, config.num_attention_heads, config.head_size
     F, V = config.intermediate_size, config.vocab_size
@@ -55,7 +55,7 @@ def panels(config: BertConfig, tokens: int, pooling: str) -> dict[str, dict[str,
         ),
         "states": _panel(
             "<mi>a</mi><mo>=</mo><mtext>LayerNorm</mtext><mo>(</mo><mi>x</mi><mo>+</mo><mtext>Attention</mtext>"
-            "<mo>(</mo><mi>x</mi><mo>)</mo><mo>)</mo><mo>,</mo><mspace width='1em'/>"
+            "<mo>(</mo><mi>x</mi><mo>)</mo><mo>)</mo>\n"
             "<mi>y</mi><mo>=</mo><mtext>LayerNorm</mtext><mo>(</mo><mi>a</mi><mo>+</mo><mtext>FFN</mtext>"
             "<mo>(</mo><mi>a</mi><mo>)</mo><mo>)</mo>",
             [f"x, a, y: [{T}, {D}]", f"feed-forward: [{T}, {D}] → [{T}, {F}] → [{T}, {D}]"],
@@ -65,8 +65,8 @@ def panels(config: BertConfig, tokens: int, pooling: str) -> dict[str, dict[str,
         "added": _panel(
             "<mtext>FFN</mtext><mo>(</mo><mi>a</mi><mo>)</mo><mo>=</mo><msub><mi>W</mi><mn>2</mn></msub>"
             "<mtext>GELU</mtext><mo>(</mo><msub><mi>W</mi><mn>1</mn></msub><mi>a</mi><mo>+</mo>"
-            "<msub><mi>b</mi><mn>1</mn></msub><mo>)</mo><mo>+</mo><msub><mi>b</mi><mn>2</mn></msub>"
-            "<mo>,</mo><mspace width='1em'/><mtext>GELU</mtext><mo>(</mo><mi>z</mi><mo>)</mo><mo>=</mo>"
+            "<msub><mi>b</mi><mn>1</mn></msub><mo>)</mo><mo>+</mo><msub><mi>b</mi><mn>2</mn></msub>\n"
+            "<mtext>GELU</mtext><mo>(</mo><mi>z</mi><mo>)</mo><mo>=</mo>"
             "<mi>z</mi><mi>Φ</mi><mo>(</mo><mi>z</mi><mo>)</mo>",
             [f"update of attention: [{T}, {D}]", f"update of feed-forward: [{T}, {D}]"],
             numpy_model.feed_forward,
@@ -105,9 +105,9 @@ def _norm(letter: str, rest: str = "") -> str:
     return f"<mrow><mo>‖</mo><mi>{letter}</mi>{rest}<mo>‖</mo></mrow>"
 
 
-def _panel(equation: str, shapes: list[str], *functions: Callable[..., Any]) -> dict[str, Any]:
+def _panel(equations: str, shapes: list[str], *functions: Callable[..., Any]) -> dict[str, Any]:
     return {
-        "equation": f"<math display='block'>{equation}</math>",
+        "equations": "".join(f"<math display='block'>{line}</math>" for line in equations.splitlines()),
         "shapes": shapes,
         "functions": [_function(function) for function in functions],
     }

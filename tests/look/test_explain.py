@@ -63,9 +63,7 @@ def test_a_matrix_by_hand(nano):
         template._replace(ids=np.zeros(len(rows)), points={"last_hidden_state": rows}, vector=vector)
         for rows, vector in zip(states, vectors, strict=True)
     )
-    explanation = explaining.explanation_of(
-        first, second, "mean", explaining.Reference(np.array([0.0, 0.5]), 0.25, 2)
-    )
+    explanation = explaining.explanation_of(first, second, "mean", explaining.Reference(np.array([0.0, 0.5]), 0.25, 2))
     assert explanation.matrix.tolist() == [[0.0], [pytest.approx(0.8)]]  # 1/2 · 8/5 · 1
     # Less [0, 1/2] the vectors are [0.6, 0.3] and [0, 0.5]: a cosine of 1/√5. The parts have -1/4 and 0.55 for it.
     assert explanation.centred_cosine == pytest.approx(5**-0.5)

@@ -46,6 +46,11 @@ function norm(numbers) {
   return Math.hypot(...numbers);
 }
 
+// The magnitudes at which a heat map has no colour and full colour.
+function rangeOf(numbers, full, weights) {
+  return weights ? [Math.min(...numbers), Math.max(...numbers)] : [0, full ?? fullAt(numbers)];
+}
+
 // Whether the reader wants dark colours; charts on a canvas are painted anew when that changes.
 function useDark() {
   const query = matchMedia("(prefers-color-scheme: dark)");
@@ -63,12 +68,14 @@ function color(name) {
   return [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
 }
 
-function paint(canvas, { rows, width, numbers }, full) {
-  const [zero, positive, negative] = ["--zero", "--positive", "--negative"].map(color);
+// Paint a number a pixel. Signed numbers go from no colour at 0 to full colour at range[1] of either sign; of weights,
+// the least has no colour and the greatest is full.
+function paint(canvas, { rows, width, numbers }, range, weights) {
+  const [zero, positive, negative] = ["--zero", weights ? "--weight" : "--positive", "--negative"].map(color);
   const context = canvas.getContext("2d");
   const image = context.createImageData(width, rows);
   numbers.forEach((number, place) => {
-    const strength = Math.min(1, Math.abs(number) / full);
+    const strength = Math.min(1, (Math.abs(number) - range[0]) / (range[1] - range[0] || 1));
     const end = number < 0 ? negative : positive;
     for (let part = 0; part < 3; part++) image.data[4 * place + part] = zero[part] + strength * (end[part] - zero[part]);
     image.data[4 * place + 3] = 255;
@@ -81,12 +88,13 @@ const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRi
 // A heat map that tells its numbers to the pointer and to the arrow keys.
 //   of: a matrix; label: what it shows; names: [row → name, column → name]
 //   rows, columns: names beside and above it, with `sums` at the other ends if there are any
-function HeatMap({ of, label, names, full, rows, columns, sums, height = 18, selected, onSelect }) {
+//   weights: whether its numbers are weights, none below 0; full: where other numbers have full colour
+function HeatMap({ of, label, names, full, weights, rows, columns, sums, height = 18, selected, onSelect, quiet }) {
   const canvas = useRef();
   const [place, setPlace] = useState(null);
   const dark = useDark();
-  const brightest = useMemo(() => full ?? fullAt(of.numbers), [of.numbers, full]);
-  useLayoutEffect(() => paint(canvas.current, of, brightest), [of.numbers, brightest, dark]);
+  const range = useMemo(() => rangeOf(of.numbers, full, weights), [of.numbers, full]);
+  useLayoutEffect(() => paint(canvas.current, of, range, weights), [of.numbers, range, dark]);
   const at = place && [Math.min(place[0], of.rows - 1), Math.min(place[1], of.width - 1)];
   const bound = (number, size) => Math.max(0, Math.min(size - 1, number));
   const point = (event) => {
@@ -106,7 +114,7 @@ function HeatMap({ of, label, names, full, rows, columns, sums, height = 18, sel
   const box = ([line, column], wide, tall) =>
     `top:${(100 * line) / of.rows}%;left:${(100 * column) / of.width}%;` +
     `width:${wide ? 100 : 100 / of.width}%;height:${tall ? 100 : 100 / of.rows}%`;
-  return html`<div class="heat ${rows ? "with-rows" : ""} ${sums ? "with-sums" : ""}">
+  return html`<div class="heat ${quiet ? "quiet" : ""} ${rows ? "with-rows" : ""} ${sums ? "with-sums" : ""}">
     ${columns && html`<div class="column-names" aria-hidden="true" style="--n:${of.width}">
       ${columns.map((name) => html`<span>${name}</span>`)}
     </div>`}
@@ -126,7 +134,7 @@ function HeatMap({ of, label, names, full, rows, columns, sums, height = 18, sel
     ${sums?.[1] && html`<div class="column-sums" aria-hidden="true" style="--n:${of.width}">
       ${sums[1].map((sum) => html`<span>${sum}</span>`)}
     </div>`}
-    <output class="told" aria-live="polite">${told ?? `full colour at ${show(brightest, 3)}`}</output>
+    <output class="told" aria-live="polite">${told ?? (quiet ? "" : weights ? `colours from ${show(range[0], 3)} to ${show(range[1], 3)}` : `full colour at ${show(range[1], 3)}`)}</output>
   </div>`;
 }
 

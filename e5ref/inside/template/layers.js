@@ -9,6 +9,7 @@ function AttentionPanel({ text, data, panel, chosen, onChoose, layer, head, onHe
   const entry = text.points[`layers.${layer}.attention_probabilities`];
   const of = matrix(entry, head);
   const weights = row(of, chosen).numbers;
+  const [least, greatest] = rangeOf(weights, null, true);
   const order = Array.from(weights.keys()).sort((a, b) => weights[b] - weights[a]).slice(0, 5);
   return html`<${Panel} id="attention" title="Attention: whom does each token look at?" panel=${panel}
     lead="In each head a token gives every token of its text a weight. A row of a square is one token; its weights add up to 1.">
@@ -21,17 +22,17 @@ function AttentionPanel({ text, data, panel, chosen, onChoose, layer, head, onHe
     <div class="two">
       <div>
         <h3>Layer ${layer + 1}, head ${head + 1}</h3>
-        <${HeatMap} of=${of} rows=${names} columns=${names.length <= 32 ? names : null} selected=${chosen}
+        <${HeatMap} weights of=${of} rows=${names} columns=${names.length <= 32 ? names : null} selected=${chosen}
           onSelect=${onChoose} height=${names.length > 32 ? 14 : 26} label="Attention of layer ${layer + 1}, head ${head + 1}"
           names=${[(index) => `${names[index]} looks at`, (index) => names[index]]} />
       </div>
       <div>
         <h3><q>${names[chosen]}</q> looks at</h3>
-        <div class="looked">${names.map((name, index) => html`<span style="--strength:${Math.round(100 * Math.min(1, weights[index] / Math.max(...weights)))}%">${name}</span>`)}</div>
+        <div class="looked">${names.map((name, index) => html`<span style="--strength:${Math.round((100 * (weights[index] - least)) / (greatest - least || 1))}%">${name}</span>`)}</div>
         <table><caption class="hidden">The five greatest weights</caption>
           <thead><tr><th scope="col">token</th><th scope="col">weight</th></tr></thead>
           <tbody>${order.map((index) => html`<tr><th scope="row">${names[index]}</th>
-            <td><${Measure} value=${weights[index]} of=${1} digits=${of.digits} /></td></tr>`)}</tbody>
+            <td><${Measure} value=${weights[index]} of=${greatest} digits=${of.digits} /></td></tr>`)}</tbody>
         </table>
       </div>
     </div>
@@ -42,7 +43,7 @@ function AttentionPanel({ text, data, panel, chosen, onChoose, layer, head, onHe
 function Thumbnail({ of, selected }) {
   const canvas = useRef();
   const dark = useDark();
-  useLayoutEffect(() => paint(canvas.current, of, fullAt(of.numbers)), [of.numbers, dark]);
+  useLayoutEffect(() => paint(canvas.current, of, rangeOf(of.numbers, null, true), true), [of.numbers, dark]);
   return html`<span class="thumbnail"><canvas ref=${canvas} width=${of.width} height=${of.rows}></canvas>
     <i class="chosen-row" style="top:${(100 * selected) / of.rows}%;left:0;width:100%;height:${100 / of.rows}%"></i></span>`;
 }

@@ -53,8 +53,8 @@ function Page() {
   const { texts, panels } = data;
   const side = Math.min(which, texts.length - 1);
   const text = texts[side];
-  // Until a token is chosen it is the first that is a word of the text.
-  const begin = ({ tokens, starts }) => Math.max(0, starts.findIndex((start) => tokens[start].group === "words"));
+  // Until a token is chosen it is that which brings most to the vector.
+  const begin = ({ shares }) => decode(shares).numbers.reduce((best, value, index, all) => (value > all[best] ? index : best), 0);
   const chosen = texts.map((each, index) => Math.min(rows[index] ?? begin(each), each.starts.length - 1));
   const choose = (index) => setRows(rows.map((other, place) => (place === side ? index : other)));
   const common = { text, data, chosen: chosen[side], onChoose: choose, layer, head };

@@ -6,13 +6,13 @@ function Panel({ id, title, panel, lead, children }) {
     <h2 id="${id}-title">${title}</h2>
     <p class="lead">${lead}</p>
     ${children}
-    ${panel && html`<${Source} ...${panel} />`}
+    ${panel && html`<${Source} ...${panel} of=${title} />`}
   </section>`;
 }
 
-function Source({ equation, shapes, functions }) {
-  return html`<aside class="source" aria-label="How it is computed">
-    <div class="formula" dangerouslySetInnerHTML=${{ __html: equation }}></div>
+function Source({ of, equations, shapes, functions }) {
+  return html`<div class="source" role="group" aria-label="How it is computed: ${of}">
+    <div class="formula" dangerouslySetInnerHTML=${{ __html: equations }}></div>
     <ul class="shapes" aria-label="Shapes">${shapes.map((line) => html`<li>${line}</li>`)}</ul>
     ${functions.map(
       ({ name, file, line, code }) => html`<details>
@@ -22,7 +22,7 @@ function Source({ equation, shapes, functions }) {
         )}</pre>
       </details>`,
     )}
-  </aside>`;
+  </div>`;
 }
 
 // Name the rows of a text's heat maps: a token, or the first and the last of some neighbours.
@@ -82,7 +82,7 @@ function EmbeddingsPanel({ text, panel, chosen, onChoose }) {
       const one = row(matrix(entry), chosen);
       const length = entry.norms ? decode(entry.norms).numbers[chosen] : decode(text.norms.embeddings).numbers[chosen];
       return html`<div class="summand"><h3>${name}</h3><p>${about} · norm ${show(length, 6)}</p>
-        <${HeatMap} of=${one} height=${30} full=${name === "embeddings" ? full : summandFull}
+        <${HeatMap} quiet of=${one} height=${30} full=${name === "embeddings" ? full : summandFull}
           label="${name} of ${names[chosen]}" names=${[() => names[chosen], columnName(one)]} />
         <span class="sign" aria-hidden="true">${sign}</span></div>`;
     })}</div>
