@@ -56,8 +56,10 @@ def page_data(model: "E5", texts: list[str], reference: Reference) -> str:
     runs = [run(model, text) for text in texts]
     changed = [(change, run(model, change.text)) for change in changes_of(texts[0], model.checkpoint.settings.prompts)]
     pooling = model.checkpoint.settings.pooling
-    explanation = explanation_of(*runs, pooling, reference) if len(runs) == 2 else None
+    explanation = explanation_of(runs[0], runs[1], pooling, reference) if len(runs) == 2 else None
     for detail in DETAILS:
+        if least_size(runs, [each for _, each in changed], detail) > BUDGET:  # which is quicker than to write it all
+            continue
         data = json.dumps(_page_data(model, runs, changed, explanation, reference, detail), allow_nan=False)
         if len(data) <= BUDGET:
             return data
@@ -101,11 +103,6 @@ def text_data(model: "E5", run: Run, detail: Detail, *, whole: bool = True) -> d
     A row is a token; of a text with more tokens than `detail.rows`, it is the average of some neighbours.
     """
     starts = row_starts(len(run.ids), detail)
-    points = {
-        name: array
-        for name, array in run.points.items()
-        if array.ndim > 1 and (whole or name.endswith(("embeddings", "output", "attention_probabilities")))
-    }
     states = run.points["last_hidden_state"].astype(np.float64)
     pooled = run.points["pooled"]
     weights = pooling_weights(run, model.checkpoint.settings.pooling)
@@ -123,7 +120,7 @@ def text_data(model: "E5", run: Run, detail: Detail, *, whole: bool = True) -> d
             for token, token_id, group, piece in zip(run.tokens, run.ids, run.groups, run.pieces, strict=True)
         ],
         "starts": starts.tolist(),
-        "points": {name: _point(array, starts, detail) for name, array in points.items()},
+        "points": {name: _point(array, starts, detail) for name, array in heat_maps(run, whole=whole).items()},
         "summands": dict(_summands(model, run, starts, detail)) if whole else {},
         "norms": {
             name: encoded(_averaged(np.linalg.norm(array, axis=-1), starts))
@@ -135,6 +132,26 @@ def text_data(model: "E5", run: Run, detail: Detail, *, whole: bool = True) -> d
         "pooled": encoded(pooled),
         "vector": encoded(run.vector),
     }
+
+
+def heat_maps(run: Run, *, whole: bool) -> dict[str, Array]:
+    """Return the named points that are shown as heat maps: attention, [N, T, T], and hidden states, [T, n]."""
+    kept = ("embeddings", "output", "attention_probabilities")
+    return {name: array for name, array in run.points.items() if array.ndim > 1 and (whole or name.endswith(kept))}
+
+
+def least_size(runs: list[Run], changed: list[Run], detail: Detail) -> float:
+    """Return how many characters the heat maps take in base64, which writes 3 bytes as 4 characters."""
+    size = 0.0
+    for some, whole in ((runs, True), (changed, False)):
+        for each in some:
+            rows = len(row_starts(len(each.ids), detail))
+            for array in heat_maps(each, whole=whole).values():
+                numbers = len(array) * rows**2 if array.ndim == 3 else rows * min(array.shape[1], detail.columns)
+                size += (
+                    numbers * (array.itemsize if detail.coding == "own" else np.dtype(detail.coding).itemsize) * 4 / 3
+                )
+    return size
 
 
 def row_starts(tokens: int, detail: Detail) -> NDArray[np.int64]:
@@ -158,7 +175,7 @@ def encoded(array: Array, coding: str = "own") -> dict[str, Any]:
     else:
         scale = float(np.abs(array).max(initial=0)) / np.iinfo(coding).max or 1.0
         array = np.rint(array / scale)
-    data = base64.b64encode(np.ascontiguousarray(array, f"<{coding}")).decode()
+    data = base64.b64encode(array.astype(f"<{coding}").tobytes()).decode()
     return {"shape": array.shape, "coding": coding, "scale": scale, "bytes": data}
 
 

@@ -66,21 +66,23 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Run the texts that the page sends, a JSON list of one or two."""
         size = int(self.headers.get("Content-Length", 0))
+        if size > MOST_BYTES:
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the texts are too long")
+            return
+        body = self.rfile.read(size)  # also if it is refused: what is left unread would reset the connection
         if not self._is_ours() or self.path != "/run" or self.headers.get_content_type() != "application/json":
             self._refuse(HTTPStatus.NOT_FOUND, "texts go to /run, as JSON")
-        elif size > MOST_BYTES:
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the texts are too long")
+            return
+        try:
+            texts = json.loads(body)
+            if not isinstance(texts, list):
+                raise ValueError("texts must be a list")
+            check_number(texts)
+            data = self.server.data(texts)
+        except (TypeError, ValueError) as error:
+            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
         else:
-            try:
-                texts = json.loads(self.rfile.read(size))
-                if not isinstance(texts, list):
-                    raise ValueError("texts must be a list")
-                check_number(texts)
-                data = self.server.data(texts)
-            except (TypeError, ValueError) as error:
-                self._refuse(HTTPStatus.BAD_REQUEST, str(error))
-            else:
-                self._answer(HTTPStatus.OK, "application/json", data)
+            self._answer(HTTPStatus.OK, "application/json", data)
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing on the terminal."""

@@ -73,7 +73,8 @@ class Reference(NamedTuple):
 
 def reference_of(model: "E5") -> Reference:
     """Embed the reference texts: questions as queries, statements as documents."""
-    vectors = np.concatenate([model.encode_query(QUESTIONS), model.encode_document(STATEMENTS)]).astype(np.float64)
+    encoded = model.encode_query(QUESTIONS, truncation="allow"), model.encode_document(STATEMENTS, truncation="allow")
+    vectors = np.concatenate(encoded).astype(np.float64)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     mean = vectors.mean(axis=0)
     n = len(vectors)

@@ -194,7 +194,7 @@ function Choice({ label, options, chosen, onChoose, hover, kind = "segments", st
 }
 
 // A number with a bar as long as its part of the largest.
-function Measure({ value, of, digits = 4 }) {
+function Measure({ value, of, digits = 4, kind = value < 0 ? "negative" : "positive" }) {
   return html`<span class="measure"><span class="number">${show(value, digits)}</span>
-    <i class=${value < 0 ? "negative" : "positive"} style="width:${Math.min(100, (100 * Math.abs(value)) / of)}%"></i></span>`;
+    <i class=${kind} style="width:${Math.min(100, (100 * Math.abs(value)) / of)}%"></i></span>`;
 }

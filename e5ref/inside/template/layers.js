@@ -32,7 +32,7 @@ function AttentionPanel({ text, data, panel, chosen, onChoose, layer, head, onHe
         <table><caption class="hidden">The five greatest weights</caption>
           <thead><tr><th scope="col">token</th><th scope="col">weight</th></tr></thead>
           <tbody>${order.map((index) => html`<tr><th scope="row">${names[index]}</th>
-            <td><${Measure} value=${weights[index]} of=${greatest} digits=${of.digits} /></td></tr>`)}</tbody>
+            <td><${Measure} value=${weights[index]} of=${greatest} digits=${of.digits} kind="weight" /></td></tr>`)}</tbody>
         </table>
       </div>
     </div>
@@ -82,8 +82,8 @@ function AddedPanel({ text, data, panel, chosen, onChoose, layer }) {
         <th scope="colgroup" colspan="2">attention adds</th><th scope="colgroup" colspan="2">feed-forward adds</th></tr>
         <tr>${halves.map(() => html`<th scope="col">norm</th><th scope="col">cosine with it</th>`)}</tr></thead>
       <tbody>${rows.map((updates, index) => html`<tr class=${index === layer ? "chosen" : ""}><th scope="row">${index + 1}</th>
-        <td><${Measure} value=${incoming(index)} of=${longest} digits=${5} /></td>
-        ${updates.map(([length, cosine]) => html`<td><${Measure} value=${length} of=${longest} digits=${5} /></td>
+        <td><${Measure} value=${incoming(index)} of=${longest} digits=${5} kind="weight" /></td>
+        ${updates.map(([length, cosine]) => html`<td><${Measure} value=${length} of=${longest} digits=${5} kind="weight" /></td>
           <td><${Measure} value=${cosine} of=${1} digits=${4} /></td>`)}</tr>`)}</tbody>
     </table></div>
   <//>`;
