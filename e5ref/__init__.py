@@ -8,6 +8,7 @@ from e5ref.checkpoint.params import BertParams, build_params
 from e5ref.checkpoint.settings import EmbeddingSettings
 from e5ref.encoder import E5, load
 from e5ref.engines.stream import E5Warning
+from e5ref.inside import look
 from e5ref.tokenizer import Tokens
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "build_params",
     "known_checkpoints",
     "load",
+    "look",
     "numpy_model",
     "read_checkpoint",
 ]

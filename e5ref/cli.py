@@ -8,7 +8,7 @@ import warnings
 import click
 
 import e5ref
-from e5ref.commands import checkpoints, embed, judge, measure, search, serve
+from e5ref.commands import checkpoints, embed, judge, look, measure, search, serve
 from e5ref.terminal.stopping import Stopped, end, stops_soon
 
 
@@ -74,7 +74,7 @@ def _sentence(error: Exception) -> str:
 # The commands by what people come for, as help lists them.
 GROUPS = {
     "Use it": [
-        *(checkpoints.demo, embed.embed, search.search, embed.rank, serve.serve),
+        *(checkpoints.demo, embed.embed, search.search, embed.rank, look.look, look.explain, serve.serve),
         *(checkpoints.models, checkpoints.inspect, checkpoints.warm_up),
     ],
     "Measure it": [measure.evaluate, measure.bench],

@@ -30,6 +30,7 @@ from e5ref.engines.stream import (
     token_embeddings,
     warn,
 )
+from e5ref.inside.explain import Explanation, explain
 from e5ref.operations.similarity import cosines, pairwise_cosines
 from e5ref.terminal.progress import progress_bar
 from e5ref.tokenizer import Tokenizer, Tokens
@@ -271,21 +272,11 @@ class E5:
         return CutTexts(self.tokenizer.max_length, checked_truncation(truncation or self.truncation))
 
     def encode_query(self, texts: str | Iterable[str], **options: Any) -> NDArray[np.floating]:
-        """Turn queries into vectors: `encode` with the checkpoint's query prompt (E5: "query: ") before each.
-
-        Args:
-            texts: as for `encode`, without the prompt.
-            options: the other arguments of `encode`.
-        """
+        """Turn queries into vectors: `encode`, with its options, puts the query prompt (E5: "query: ") before each."""
         return self.encode(texts, **_with_prompt("query", options))
 
     def encode_document(self, texts: str | Iterable[str], **options: Any) -> NDArray[np.floating]:
-        """Turn documents into vectors: `encode` with the checkpoint's document prompt (E5: "passage: ") before each.
-
-        Args:
-            texts: as for `encode`, without the prompt.
-            options: the other arguments of `encode`.
-        """
+        """Turn documents into vectors: `encode`, with its options, puts the document prompt (E5: "passage: ") there."""
         return self.encode(texts, **_with_prompt("document", options))
 
     def warm_up(self, *, show_progress_bar: bool | None = None) -> int:
@@ -326,6 +317,10 @@ class E5:
             ValueError: vectors of different widths or numbers.
         """
         return pairwise_cosines(a, b)
+
+    def explain(self, a: str, b: str) -> Explanation:
+        """Explain the cosine of two texts, as they are: a matrix [tokens of a, tokens of b] that adds up to it."""
+        return explain(self, a, b)
 
     def tokenize(self, texts: str | Iterable[str]) -> Tokens:
         """Turn texts, as they are, into token ids; padded, and cut to `tokenizer.max_length` where longer.

@@ -73,6 +73,14 @@ class Tokens(TypedDict):
     truncated: NDArray[np.bool_]  # [B], whether the text was cut to max_length
 
 
+class Piece(NamedTuple):
+    """Which part of a text a token is."""
+
+    word: int | None  # which word of the text, from 0 on; None for a special token, which is no part of it
+    start: int  # of its characters
+    stop: int  # behind the last of them
+
+
 class Tokenizer:
     """A checkpoint's tokenizer, with padding and truncation settings of ours in place of those in its file.
 
@@ -202,6 +210,13 @@ class Tokenizer:
     def token_strings(self, ids: Iterable[int]) -> list[str]:
         """Return the tokens that ids stand for, such as "[CLS]" and "##ing"; "" for an id that stands for none."""
         return [self._tokenizer.id_to_token(token_id) or "" for token_id in ids]
+
+    def pieces(self, text: str) -> list[Piece]:
+        """Return which part of a text each of its tokens is; where the text is cut, of the tokens that stay."""
+        encoding = self._tokenizer.encode(text)
+        pieces = [Piece(word, *span) for word, span in zip(encoding.word_ids, encoding.offsets, strict=True)]
+        ending = len(pieces) - self._ending
+        return pieces[: min(ending, self.max_length - self._ending)] + pieces[ending:]
 
     def save(self, path: Path) -> None:
         """Write a tokenizer.json with which any library cuts and pads as e5ref does."""

@@ -57,3 +57,7 @@ SUM_TO_ONE = {"float32": 2e-6, "float64": 1e-14}
 # A score of an evaluation, between 0 and 1, against the same weights in another library: vectors differ by VECTORS, and
 # so a rank may change here and there.
 EVALUATION = 1e-4
+
+# A sum over pairs of tokens, added up in float64, against the cosine of two vectors: that of vectors in float32 is off
+# by a few roundings of theirs.
+EXPLAINED = {"float32": 1e-6, "float64": 1e-12}
