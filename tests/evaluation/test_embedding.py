@@ -9,8 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import e5ref
-from e5ref.evaluation import embedding, evaluate_retrieval
-from e5ref.evaluation.search import search
+from e5ref.evaluation import embedding, evaluate_retrieval, search
 from tests.tools.beir import DOCUMENTS, write_beir
 from tests.tools.checkpoints import edit_json, write_random_bert
 
