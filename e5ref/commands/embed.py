@@ -144,7 +144,7 @@ def _is_corpus(source: str | None, form: str | None, output: Path | None) -> boo
         return form in TABLES
     path = Path(str(source))
     is_table = re.search(r"\.(csv|tsv|parquet|arrow|feather)(\.gz)?$|\.(bz2|zst|lz4)$", path.name.lower())
-    return path.is_dir() or bool(is_table) or (has_magic(path.name) and not path.exists())
+    return path.is_dir() or bool(is_table) or (has_magic(str(path)) and not path.exists())
 
 
 @contextmanager

@@ -260,9 +260,12 @@ def _table_rows(source: Source, columns: Columns) -> Iterator[Rows]:
         if found != kind and not (_is_string(found) and _is_string(kind)):
             raise ValueError(f"{source.name}: column {name!r} is {found}, in the first file {kind}; make them equal")
     number = 1
-    # One file at a time, and few batches ahead: memory is bounded by these.
+    # Few batches ahead, and nothing kept that was read: memory is bounded by these.
     wanted = list(dict.fromkeys([*columns.types, *columns.text]))
-    batches = dataset.to_batches(columns=wanted, batch_size=BATCH_ROWS, batch_readahead=4, fragment_readahead=1)
+    options: dict[str, Any] = {"batch_size": BATCH_ROWS, "batch_readahead": 4, "fragment_readahead": 1}
+    if source.kind == "parquet":
+        options["fragment_scan_options"] = pa.dataset.ParquetFragmentScanOptions(pre_buffer=False)
+    batches = dataset.to_batches(columns=wanted, **options)
     while True:
         try:
             batch = next(batches, None)

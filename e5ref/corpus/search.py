@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from e5ref.corpus.job import PLAN
 from e5ref.corpus.quantization import Floats, restore
-from e5ref.corpus.writing import FACTS, GROUP_ROWS
+from e5ref.corpus.writing import FACTS
 from e5ref.encoder import E5
 from e5ref.evaluation.search import Best
 from e5ref.numpy_model import l2_normalize
@@ -48,10 +48,12 @@ class Vectors(NamedTuple):
         dtype, dimensions = self.facts["output_dtype"], self.facts["dimensions"]
         is_unit = dtype in ("float32", "float64") and self.facts["normalized"] == "true"
         for path in self.paths:
-            for batch in pq.ParquetFile(path).iter_batches(GROUP_ROWS, columns=["id", "embedding"]):
-                stored = batch.column("embedding").flatten().to_numpy().reshape(len(batch), -1)
+            file = pq.ParquetFile(path)
+            for group in range(file.num_row_groups):  # `iter_batches` would keep what it has read
+                rows = file.read_row_group(group, columns=["id", "embedding"])
+                stored = rows["embedding"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
                 vectors = restore(stored, dtype, dimensions, ranges)
-                yield batch.column("id").cast(pa.string()).to_pylist(), vectors if is_unit else l2_normalize(vectors)
+                yield rows["id"].cast(pa.string()).to_pylist(), vectors if is_unit else l2_normalize(vectors)
 
 
 def open_vectors(path: str | Path) -> Vectors:

@@ -43,6 +43,25 @@ def test_two_actors_write_what_one_process_does_and_a_killed_driver_goes_on(tmp_
     assert kills.read(folder).equals(kills.read(tmp_path / "whole"))
 
 
+def test_ray_gives_the_rows_of_a_killed_actor_to_a_different_one(tmp_path):
+    psutil = pytest.importorskip("psutil", reason="psutil finds the actor to kill")
+    kills.write_rows(tmp_path / "rows.parquet", 4000)
+    assert kills.run(kills.command(tmp_path / "rows.parquet", tmp_path / "whole"))
+    folder, killed = tmp_path / "out", False
+    words = on_ray(tmp_path / "rows.parquet", folder)
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        while driver.poll() is None and not killed:
+            for process in psutil.Process(driver.pid).children(recursive=True):
+                if "WriteParts" in " ".join(process.cmdline()) and [*folder.glob(".part-*")]:
+                    process.kill()
+                    killed = True
+                    break
+            time.sleep(0.1)
+        assert driver.wait(300) == 0
+    assert killed
+    assert kills.read(folder).equals(kills.read(tmp_path / "whole"))
+
+
 def test_embed_is_what_map_batches_wants(tmp_path):
     code = """
 import numpy as np, ray, e5ref

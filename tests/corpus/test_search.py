@@ -1,6 +1,9 @@
 """Search over what a job wrote: exact, with the ties of evaluation."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +12,6 @@ pa = pytest.importorskip("pyarrow", reason="a corpus needs the extra corpus")
 import pyarrow.parquet as pq  # noqa: E402
 
 import e5ref  # noqa: E402
-from e5ref.corpus import search as search_module  # noqa: E402
 from e5ref.corpus.job import Job, embed_file, embed_folder  # noqa: E402
 from e5ref.corpus.reading import find_sources, resolve_columns  # noqa: E402
 from e5ref.corpus.search import open_vectors, search  # noqa: E402
@@ -18,6 +20,7 @@ from e5ref.evaluation.protocols import find_rule  # noqa: E402
 from e5ref.evaluation.search import search as evaluation_search  # noqa: E402
 from tests.conftest import write_random_bert  # noqa: E402
 
+ROOT = Path(__file__).parents[2]
 QUERIES = ["what plants need", "the dog", "cat", "sun light water"]
 
 
@@ -54,9 +57,9 @@ def test_the_ranking_is_that_of_eval_retrieval_with_its_ties(model, beir, tmp_pa
     rule = find_rule("mteb", "Retrieval")
     prompts = {role: rule.prompt(model.checkpoint.settings, role) for role in ("query", "document")}
     run = evaluation_search(model, read_dataset(beir, "test"), prompts, rule, 50).run
-    vectors = embedded(model, beir, tmp_path / "out")
     for group_rows in (16384, 7):  # blocks of all rows, and of few
-        monkeypatch.setattr(search_module, "GROUP_ROWS", group_rows)
+        monkeypatch.setattr("e5ref.corpus.writing.GROUP_ROWS", group_rows)
+        vectors = embedded(model, beir, tmp_path / f"out{group_rows}")
         found = search(vectors, model, QUERIES, 50).to_pylist()
         ours = [[(row["id"], row["score"]) for row in found if row["query"] == number] for number in range(4)]
         theirs = [[(key, np.float32(100 * score)) for key, score in run[f"q{number}"].items()] for number in range(4)]
@@ -116,3 +119,31 @@ def test_what_holds_no_vectors_is_refused(model, beir, tmp_path):
     second.rename(first.with_name("part-000000000777.parquet"))
     with pytest.raises(ValueError, match=r"comes from a different job than part-000000000000\.parquet"):
         open_vectors(tmp_path / "out")
+
+
+def test_memory_is_bounded_by_the_block(tmp_path):
+    """Of 120 and 160 MB on disk, Arrow holds little at a time, both when it reads rows and when it reads vectors."""
+    code = """
+import os, sys, pyarrow as pa, pyarrow.parquet as pq
+from pathlib import Path
+from e5ref.corpus.reading import find_sources, read_rows, resolve_columns
+from e5ref.corpus.search import open_vectors
+from tests.measure import search_speed
+place, what = Path(sys.argv[1]), sys.argv[2]
+if what == "write":
+    search_speed.write(place, 80_000)
+    with pq.ParquetWriter(place / "rows.parquet", pa.schema([("text", pa.string())]), use_dictionary=False) as writer:
+        for _ in range(40):
+            writer.write_table(pa.table({"text": [os.urandom(1000).hex() for _ in range(2000)]}))
+elif what == "search":
+    for _ in open_vectors(place / "part-000000000000.parquet").blocks(): pass
+else:
+    source = find_sources(place / "rows.parquet")[0]
+    for _ in read_rows(source, resolve_columns(source)): pass
+print(pa.default_memory_pool().max_memory())
+"""
+    for what in ("write", "read", "search"):
+        words = [sys.executable, "-c", code, str(tmp_path), what]
+        most = int(subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+        if what != "write":
+            assert most < 90e6, what
