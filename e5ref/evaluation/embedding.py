@@ -44,7 +44,7 @@ def embedding_bar(texts: int) -> ProgressBar:
 
 
 def embed(
-    model: E5, texts: Sequence[str], prompt: str, *, cache: Path | None = None, progress: ProgressBar | None = None
+    model: E5, texts: Sequence[str], prompt: str, *, cache: Path | None = None, progress: "ProgressBar | None" = None
 ) -> Embedded:
     """Embed texts, or read their vectors from a cache.
 
