@@ -24,7 +24,7 @@ from e5ref.commands.options import (
 @json_option
 def demo(as_json: bool) -> None:
     """Try e5ref with the small model that comes with it: two questions, two passages, and which answers which."""
-    from e5ref.commands.demo import PASSAGES, QUERIES, explain, score
+    from e5ref.demo import PASSAGES, QUERIES, explain, score
 
     scores = score()
     if as_json:

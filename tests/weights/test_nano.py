@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import e5ref
+from e5ref import demo
 from e5ref.checkpoint.hub import BUNDLED_CHECKPOINT, weights_folder
-from e5ref.commands import demo
 from e5ref.evaluation import evaluate_retrieval, evaluate_sts
 from tests.tools.texts import AWKWARD
 from tests.tools.tolerances import VECTORS

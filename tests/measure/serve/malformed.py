@@ -1,4 +1,4 @@
-"""Send many malformed bodies to a running `e5ref serve`: python -m tests.measure.serve_malformed URL [NUMBER]."""
+"""Send many malformed bodies to a running `e5ref serve`: python -m tests.measure.serve.malformed URL [NUMBER]."""
 
 import sys
 from collections import Counter

@@ -1,6 +1,6 @@
 """Kill a job again and again, go on each time, and compare the end with a job that nobody killed.
 
-python -m tests.measure.kills ROWS KILLS [SEED]
+python -m tests.measure.corpus.kills ROWS KILLS [SEED]
 """
 
 import json

@@ -1,6 +1,6 @@
 """What vectors in fewer bits cost in a search: nDCG@10 on a folder in BEIR's layout, for each output dtype.
 
-python -m tests.measure.quantized FOLDER MODEL
+python -m tests.measure.corpus.quantized FOLDER MODEL
 """
 
 import sys

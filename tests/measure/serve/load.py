@@ -1,6 +1,6 @@
 """How `e5ref serve` fares under load, beside `encode` of the same texts in the same run.
 
-    python -m tests.measure.serve_load MODEL TEXTS [--clients 1,8,64] [--per-request 1,32] [--seconds 10]
+    python -m tests.measure.serve.load MODEL TEXTS [--clients 1,8,64] [--per-request 1,32] [--seconds 10]
 
 TEXTS has a text a line. Every vector that comes back is compared with the one of `encode`, bit by bit. CPU is the
 processor time of a text in `encode` over that of one in the service, HTTP and all: a busy machine changes it little.

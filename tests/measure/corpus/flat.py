@@ -1,6 +1,6 @@
 """Embed many short rows from Parquet to Parquet: memory, and how fast the last tenth is beside the first.
 
-python -m tests.measure.flat ROWS
+python -m tests.measure.corpus.flat ROWS
 """
 
 import resource

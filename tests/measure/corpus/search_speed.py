@@ -1,6 +1,6 @@
 """Search many vectors on disk, beside FAISS's flat index in memory, in one run.
 
-python -m tests.measure.search_speed VECTORS QUERIES
+python -m tests.measure.corpus.search_speed VECTORS QUERIES
 """
 
 import resource
