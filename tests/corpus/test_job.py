@@ -19,7 +19,7 @@ from e5ref.corpus.job import Job, embed_folder, read_ahead  # noqa: E402
 from e5ref.corpus.reading import find_sources, resolve_columns  # noqa: E402
 from e5ref.corpus.writing import ROWS, Part, find_parts, gaps  # noqa: E402
 from e5ref.files.whole import locked  # noqa: E402
-from tests.measure import kills  # noqa: E402
+from tests.measure.corpus import kills  # noqa: E402
 
 WORDS = "the sun is what plants need and the dog man cat play water".split()
 

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("ray", reason="Ray comes with the extra ray")
 pytest.importorskip("ray.data", reason="Ray comes with the extra ray")
 from e5ref.corpus.writing import find_parts
-from tests.measure import kills
+from tests.measure.corpus import kills
 
 RAY = """
 import ray

@@ -128,7 +128,7 @@ import os, sys, pyarrow as pa, pyarrow.parquet as pq
 from pathlib import Path
 from e5ref.corpus.reading import find_sources, read_rows, resolve_columns
 from e5ref.corpus.search import open_vectors
-from tests.measure import search_speed
+from tests.measure.corpus import search_speed
 place, what = Path(sys.argv[1]), sys.argv[2]
 if what == "write":
     search_speed.write(place, 80_000)
