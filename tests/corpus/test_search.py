@@ -18,7 +18,7 @@ from e5ref.corpus.search import open_vectors, search  # noqa: E402
 from e5ref.evaluation.beir import read_dataset  # noqa: E402
 from e5ref.evaluation.protocols import find_rule  # noqa: E402
 from e5ref.evaluation.search import search as evaluation_search  # noqa: E402
-from tests.conftest import write_random_bert  # noqa: E402
+from tests.tools.checkpoints import write_random_bert  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 QUERIES = ["what plants need", "the dog", "cat", "sun light water"]

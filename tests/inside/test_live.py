@@ -11,7 +11,7 @@ import pytest
 
 import e5ref
 from e5ref.inside.live import LiveServer
-from tests.test_cli import COMMAND, run
+from tests.tools.processes import COMMAND, run
 
 QUERY, PASSAGE = "query: how do plants eat", "passage: Leaves turn light into sugar."
 

@@ -9,8 +9,8 @@ import e5ref
 from e5ref.inside import explain as explaining
 from e5ref.inside.reference import QUESTIONS, STATEMENTS, reference_of
 from e5ref.inside.run import run as run_text
-from tests.test_cli import fails, run
-from tests.tolerances import EXPLAINED
+from tests.tools.processes import fails, run
+from tests.tools.tolerances import EXPLAINED
 
 QUERY, PASSAGE = "query: how do plants eat", "passage: Leaves turn light into sugar."
 

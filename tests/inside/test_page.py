@@ -16,11 +16,9 @@ from e5ref.inside.data import DETAILS, decoded, encoded, page_data, row_starts
 from e5ref.inside.page import page_html
 from e5ref.inside.reference import reference_of
 from e5ref.inside.run import run as run_text
-from tests.conftest import write_random_bert
-from tests.test_cli import fails, run
-from tests.test_numpy_model import E5_SMALL
-from tests.test_tokenizer import write_unigram
-from tests.tolerances import EXPLAINED, SUM_TO_ONE
+from tests.tools.checkpoints import E5_SMALL, write_random_bert, write_unigram
+from tests.tools.processes import fails, run
+from tests.tools.tolerances import EXPLAINED, SUM_TO_ONE
 
 QUERY, PASSAGE = "query: how do plants eat", "passage: Leaves turn light into sugar."
 PROMPTS = {"query": "query: ", "passage": "passage: "}

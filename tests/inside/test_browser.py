@@ -15,7 +15,7 @@ import pytest
 import e5ref
 from e5ref.inside.live import LiveServer
 from e5ref.inside.run import run as run_text
-from tests.tolerances import EXPLAINED
+from tests.tools.tolerances import EXPLAINED
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PACKAGES = ("playwright", "axe_playwright_python")
