@@ -44,7 +44,7 @@ def panels(config: BertConfig, tokens: int, pooling: str) -> dict[str, dict[str,
         ),
         "attention": _panel(
             "<mtext>softmax</mtext><mo>(</mo><mfrac><mrow><mi>Q</mi><msup><mi>K</mi><mi>⊤</mi></msup></mrow>"
-            "<msqrt><mi>H</mi></msqrt></mfrac><mo>)</mo><mi>V</mi>",
+            "<msqrt><mpadded height='1em'><mi>H</mi></mpadded></msqrt></mfrac><mo>)</mo><mi>V</mi>",
             [
                 f"Q, K, V: [{T}, {D}] → [{N} heads, {T}, {H}] each",
                 f"Q Kᵀ: [{N}, {T}, {T}]",
