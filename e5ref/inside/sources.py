@@ -118,4 +118,9 @@ def _function(function: Callable[..., Any]) -> dict[str, Any]:
     original = inspect.unwrap(function)
     lines, first = inspect.getsourcelines(original)
     file = Path(inspect.getfile(original)).relative_to(Path(e5ref.__file__).parents[1])
-    return {"name": original.__qualname__, "file": file.as_posix(), "line": first, "code": textwrap.dedent("".join(lines))}
+    return {
+        "name": original.__qualname__,
+        "file": file.as_posix(),
+        "line": first,
+        "code": textwrap.dedent("".join(lines)),
+    }
