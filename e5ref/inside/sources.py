@@ -43,7 +43,7 @@ def panels(config: BertConfig, tokens: int, pooling: str) -> dict[str, dict[str,
         ),
         "attention": _panel(
             "<mtext>softmax</mtext><mo>(</mo><mfrac><mrow><mi>Q</mi><msup><mi>K</mi><mi>⊤</mi></msup></mrow>"
-            "<msqrt><mi>H</mi></msqrt></mfrac><mo>)</mo><mi>V</mi>",
+            "<msqrt><mpadded height='1em'><mi>H</mi></mpadded></msqrt></mfrac><mo>)</mo><mi>V</mi>",
             [
                 f"Q, K, V: [{T}, {D}] → [{N} heads, {T}, {H}] each",
                 f"Q Kᵀ: [{N}, {T}, {T}]",
@@ -117,4 +117,9 @@ def _function(function: Callable[..., Any]) -> dict[str, Any]:
     original = inspect.unwrap(function)
     lines, first = inspect.getsourcelines(original)
     file = Path(inspect.getfile(original)).relative_to(Path(numpy_model.__file__).parents[1])
-    return {"name": original.__name__, "file": file.as_posix(), "line": first, "code": textwrap.dedent("".join(lines))}
+    return {
+        "name": original.__qualname__,
+        "file": file.as_posix(),
+        "line": first,
+        "code": textwrap.dedent("".join(lines)),
+    }

@@ -15,14 +15,16 @@ import pytest
 import e5ref
 from e5ref.inside.live import LiveServer
 from e5ref.inside.run import run as run_text
-from tests.tools.tolerances import EXPLAINED
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PACKAGES = ("playwright", "axe_playwright_python")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or any(importlib.util.find_spec(name) is None for name in PACKAGES),
-    reason="needs Debian's chromium, and playwright and axe-playwright-python from the extra test",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None or any(importlib.util.find_spec(name) is None for name in PACKAGES),
+        reason="needs Debian's chromium, and playwright and axe-playwright-python from the extra test",
+    ),
+]
 
 QUERY, PASSAGE = "query: how do plants eat photosynthetically", "passage: Leaves turn light into sugar."
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
@@ -78,9 +80,14 @@ class Visit:
         self.context.close()
 
 
-@pytest.mark.parametrize("device", SIZES)
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["short", "two", "long"])
+@pytest.mark.parametrize(
+    ("name", "scheme", "device"),
+    [
+        *((name, scheme, device) for name in ("short", "two") for scheme in ("light", "dark") for device in SIZES),
+        ("long", "light", "desktop"),  # axe takes long for many tokens
+        ("long", "dark", "phone"),
+    ],
+)
 def test_no_fault_no_request_and_nothing_that_axe_finds_serious(name, scheme, device, browser, pages):
     from axe_playwright_python.sync_playwright import Axe
 
@@ -183,11 +190,11 @@ def test_live_keeps_up_with_fifty_edits_and_leaks_nothing(browser, nano):
         return visit.page.evaluate("document.querySelectorAll('*').length"), heap, threading.active_count()
 
     def settle(visit, text):
-        expected = nano.explain(text, PASSAGE).cosine
+        """Wait until the page shows the cosine of this text."""
         visit.page.wait_for_function(
-            "([cosine]) => Math.abs(document.querySelector('.score b').textContent - cosine) < 2e-6", arg=[expected]
+            "cosine => Math.abs(document.querySelector('.score b').textContent - cosine) < 2e-6",
+            arg=nano.explain(text, PASSAGE).cosine,
         )
-        return expected
 
     with LiveServer(nano, [QUERY, PASSAGE]) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -198,10 +205,7 @@ def test_live_keeps_up_with_fifty_edits_and_leaks_nothing(browser, nano):
             before = measures(visit)
             for edit in range(50):  # some are computed, and some are overtaken by the next
                 box.press_sequentially(f" {edit % 10}", delay=60)
-            text = box.input_value()
-            assert float(visit.page.locator(".score b").inner_text()) == pytest.approx(
-                settle(visit, text), abs=2 * EXPLAINED["float32"]
-            )
+            settle(visit, box.input_value())
             box.fill("query: sun")
             settle(visit, "query: sun")
             after = measures(visit)
@@ -217,6 +221,7 @@ def test_pictures_for_the_docs(browser, pages, tmp_path):
     folder = Path(os.environ.get("E5REF_SCREENSHOTS", tmp_path))
     with Visit(browser, pages["two"].as_uri()) as visit:
         visit.page.screenshot(path=folder / "look.png")
+        visit.page.add_style_tag(content="nav { position: static !important }")  # it would lie over what is pictured
         visit.page.locator("#attention").screenshot(path=folder / "look-attention.png")
         visit.page.locator("#pairs").screenshot(path=folder / "look-pairs.png")
     with Visit(browser, pages["two"].as_uri(), "dark", "phone") as visit:

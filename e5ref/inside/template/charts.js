@@ -114,11 +114,12 @@ function HeatMap({ of, label, names, full, weights, rows, columns, sums, height 
   const box = ([line, column], wide, tall) =>
     `top:${(100 * line) / of.rows}%;left:${(100 * column) / of.width}%;` +
     `width:${wide ? 100 : 100 / of.width}%;height:${tall ? 100 : 100 / of.rows}%`;
+  const beside = `height:${of.rows * height}px;font-size:${Math.min(12.5, 0.85 * height)}px`; // a line for each row
   return html`<div class="heat ${quiet ? "quiet" : ""} ${rows ? "with-rows" : ""} ${sums ? "with-sums" : ""}">
     ${columns && html`<div class="column-names" aria-hidden="true" style="--n:${of.width}">
       ${columns.map((name) => html`<span>${name}</span>`)}
     </div>`}
-    ${rows && html`<div class="row-names" aria-hidden="true">
+    ${rows && html`<div class="row-names" aria-hidden="true" style=${beside}>
       ${rows.map((name, index) => html`<span class=${index === selected ? "chosen" : ""}>${name}</span>`)}
     </div>`}
     <div class="cells" role="application" aria-roledescription="heat map" tabindex="0"
@@ -130,7 +131,7 @@ function HeatMap({ of, label, names, full, weights, rows, columns, sums, height 
       ${selected !== undefined && of.rows > 1 && html`<i class="chosen-row" style=${box([selected, 0], true)}></i>`}
       ${at && html`<i class="cursor" style=${box(at)}></i>`}
     </div>
-    ${sums && html`<div class="row-sums" aria-hidden="true">${sums[0].map((sum) => html`<span>${sum}</span>`)}</div>`}
+    ${sums && html`<div class="row-sums" aria-hidden="true" style=${beside}>${sums[0].map((sum) => html`<span>${sum}</span>`)}</div>`}
     ${sums?.[1] && html`<div class="column-sums" aria-hidden="true" style="--n:${of.width}">
       ${sums[1].map((sum) => html`<span>${sum}</span>`)}
     </div>`}

@@ -103,10 +103,10 @@ function ChangesPanel({ data, panel, layer, head }) {
       return html`<div><h3>${name}</h3>
         <div class="looked">${names.map((token) => html`<span>${token}</span>`)}</div>
         <h4>Attention of layer ${layer + 1}, head ${head + 1}</h4>
-        <${HeatMap} weights of=${heads} rows=${names} height=${names.length > 32 ? 10 : 20} label="Attention, ${name}"
+        <${HeatMap} weights of=${heads} rows=${names} height=${names.length > 32 ? 14 : 20} label="Attention, ${name}"
           names=${[(index) => `${names[index]} looks at`, (index) => names[index]]} />
         <h4>Output of layer ${layer + 1}</h4>
-        <${HeatMap} of=${states} rows=${names} full=${full} height=${names.length > 32 ? 10 : 20} label="Output, ${name}"
+        <${HeatMap} of=${states} rows=${names} full=${full} height=${names.length > 32 ? 14 : 20} label="Output, ${name}"
           names=${[(index) => names[index], columnName(states)]} />
         <h4>Unit vector</h4>
         <${Bars} numbers=${vectors[side]} full=${largest} label="Unit vector, ${name}" /></div>`;
@@ -115,7 +115,7 @@ function ChangesPanel({ data, panel, layer, head }) {
     <h4>Of the unit vectors, in the same scale</h4>
     <${Bars} numbers=${difference} full=${largest} label="Difference of the unit vectors" />
     <h4>How far the state of each token has moved, layer by layer, in parts of its norm</h4>
-    <div class="moved"><${HeatMap} weights of=${moved} rows=${kept.length <= 64 ? kept : null} height=${kept.length > 32 ? 8 : 22}
+    <div class="moved"><${HeatMap} weights of=${moved} rows=${kept.length <= 64 ? kept : null} height=${kept.length > 64 ? 3 : kept.length > 32 ? 14 : 22}
       columns=${Array.from({ length: data.layers + 1 }, (_, index) => (index ? `layer ${index}` : "embed."))}
       label="How far states have moved" names=${[(index) => kept[index], (column) => (column ? `after layer ${column}` : "embeddings")]} /></div>
   <//>`;
