@@ -84,15 +84,7 @@ def changed_layer_norm(function: Callable[[Array, Array, Array, float], Array]) 
 
 
 def normed(x: Array, *, mean: bool = True, outside: float = 0.0, inside: float = 0.0, less: int = 0) -> Array:
-    """Normalise without weight and bias.
-
-    Args:
-        x: [m, n].
-        mean: whether the mean is subtracted.
-        outside: an epsilon beside the root.
-        inside: an epsilon under the root.
-        less: the variance divides by n - less.
-    """
+    """Normalise without weight and bias. `outside` and `inside` are epsilons; the variance divides by n - `less`."""
     centred = x - x.mean(axis=-1, keepdims=True) if mean else x
     variance = np.sum(centred**2, axis=-1, keepdims=True) / (x.shape[-1] - less)
     return centred / (np.sqrt(variance + inside) + outside)

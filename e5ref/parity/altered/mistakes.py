@@ -180,12 +180,7 @@ MISTAKES = [
         for one, other in (("query", "key"), ("query", "value"), ("key", "value"))
     ),
     *(
-        Mistake(
-            f"{source}'s weights for {place}",
-            place,
-            "query, key and value have their own weights",
-            taken(place, source),
-        )
+        Mistake(f"{source}'s weights for {place}", place, "each has its own weights", taken(place, source))
         for place in LINEAR[:3]
         for source in LINEAR[:3]
         if place != source
@@ -234,10 +229,7 @@ MISTAKES = [
         changed_attention(softmax=lambda scores: np.exp(scores - scores.max(axis=-1, keepdims=True))),
     ),
     Mistake(
-        "causal mask",
-        "attention_probabilities",
-        "BERT attends to all tokens, before and after",
-        changed_attention(causal=True),
+        "causal mask", "attention_probabilities", "BERT attends in both directions", changed_attention(causal=True)
     ),
     Mistake(
         "attention mask ignored",
