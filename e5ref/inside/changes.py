@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from e5ref.inside.run import Run
+from e5ref.inside.run import Trace
 from e5ref.operations.similarity import pairwise_cosines
 
 
@@ -44,7 +44,7 @@ def changes_of(text: str, prompts: Mapping[str, str]) -> list[Change]:
     return changes
 
 
-def compared(before: Run, after: Run, others: list[Run]) -> dict[str, Any]:
+def compared(before: Trace, after: Trace, others: list[Trace]) -> dict[str, Any]:
     """Say what a change does to the hidden states and to the vector.
 
     Args:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from e5ref.inside.changes import Change, changes_of, compared
 from e5ref.inside.explain import Explanation, explanation_of
 from e5ref.inside.reference import Reference
-from e5ref.inside.run import Model, Run, pooling_weights, run
+from e5ref.inside.run import Model, Trace, pooling_weights, run
 from e5ref.inside.sources import panels
 from e5ref.operations import Array
 from e5ref.operations.rows import token_positions
@@ -65,8 +65,8 @@ def page_data(model: Model, texts: list[str], reference: Reference) -> str:
 
 def _page_data(
     model: Model,
-    runs: list[Run],
-    changed: list[tuple[Change, Run]],
+    runs: list[Trace],
+    changed: list[tuple[Change, Trace]],
     explanation: Explanation | None,
     reference: Reference,
     detail: Detail,
@@ -94,7 +94,7 @@ def _page_data(
     }
 
 
-def text_data(model: Model, run: Run, detail: Detail, *, whole: bool = True) -> dict[str, Any]:
+def text_data(model: Model, run: Trace, detail: Detail, *, whole: bool = True) -> dict[str, Any]:
     """Return what the page shows of one text; not `whole` leaves out all heat maps but a layer's attention and output.
 
     A row is a token; of a text with more tokens than `detail.rows`, it is the average of some neighbours.
@@ -131,13 +131,13 @@ def text_data(model: Model, run: Run, detail: Detail, *, whole: bool = True) -> 
     }
 
 
-def heat_maps(run: Run, *, whole: bool) -> dict[str, Array]:
+def heat_maps(run: Trace, *, whole: bool) -> dict[str, Array]:
     """Return the named points that are shown as heat maps: attention, [N, T, T], and hidden states, [T, n]."""
     kept = ("embeddings", "output", "attention_probabilities")
     return {name: array for name, array in run.points.items() if array.ndim > 1 and (whole or name.endswith(kept))}
 
 
-def least_size(runs: list[Run], changed: list[Run], detail: Detail) -> float:
+def least_size(runs: list[Trace], changed: list[Trace], detail: Detail) -> float:
     """Return how many characters the heat maps take in base64, which writes 3 bytes as 4 characters."""
     size = 0.0
     for some, whole in ((runs, True), (changed, False)):
@@ -209,7 +209,7 @@ def _point(array: Array, starts: NDArray[np.int64], detail: Detail) -> dict[str,
 
 
 def _summands(
-    model: Model, run: Run, starts: NDArray[np.int64], detail: Detail
+    model: Model, run: Trace, starts: NDArray[np.int64], detail: Detail
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield what `embed_tokens` takes from its three tables, and the sum, [rows, D] each."""
     params, config = model.checkpoint.params.embeddings, model.checkpoint.config
@@ -221,7 +221,7 @@ def _summands(
         yield name, _point(rows, starts, detail) | {"norms": encoded(_averaged(np.linalg.norm(rows, axis=1), starts))}
 
 
-def _added(run: Run, starts: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
+def _added(run: Trace, starts: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
     """Yield for each layer what attention and feed-forward add to what came in: norm, and cosine with it, [rows]."""
     incoming = run.points["embeddings"]
     for index, (attention, feed_forward) in enumerate(run.updates):
@@ -242,7 +242,7 @@ def _cosines(a: Array, b: Array) -> Array:
     return np.vecdot(a, b) / np.maximum(norms, np.finfo(a.dtype).tiny)
 
 
-def _pairs_data(runs: list[Run], explanation: Explanation, detail: Detail) -> dict[str, Any]:
+def _pairs_data(runs: list[Trace], explanation: Explanation, detail: Detail) -> dict[str, Any]:
     """Return what the page shows of an explanation; sums over some neighbours still add up to the cosine."""
     first, second = (row_starts(len(run.ids), detail) for run in runs)
 

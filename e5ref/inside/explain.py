@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.inside.reference import Reference, reference_of
-from e5ref.inside.run import Model, Run, pooling_weights, run
+from e5ref.inside.run import Model, Trace, pooling_weights, run
 from e5ref.operations.similarity import pairwise_cosines
 
 
@@ -74,7 +74,7 @@ def explain(model: Model, a: str, b: str) -> Explanation:
     return explanation_of(run(model, a), run(model, b), model.checkpoint.settings.pooling, reference_of(model))
 
 
-def explanation_of(a: Run, b: Run, pooling: str, reference: Reference) -> Explanation:
+def explanation_of(a: Trace, b: Trace, pooling: str, reference: Reference) -> Explanation:
     """Explain the cosine of two texts from their runs."""
     mean = reference.mean
     first, second = a.vector, b.vector
@@ -89,7 +89,7 @@ def explanation_of(a: Run, b: Run, pooling: str, reference: Reference) -> Explan
     )
 
 
-def token_parts(run: Run, pooling: str, mean: NDArray[np.float64] | float = 0.0) -> NDArray[np.float64]:
+def token_parts(run: Trace, pooling: str, mean: NDArray[np.float64] | float = 0.0) -> NDArray[np.float64]:
     """Take a text's vector apart into one part for each token.
 
     Args:

@@ -45,7 +45,7 @@ class Model(Protocol):
         ...
 
 
-class Run(NamedTuple):
+class Trace(NamedTuple):
     """What the forward pass computed for one text of T tokens."""
 
     text: str
@@ -59,7 +59,7 @@ class Run(NamedTuple):
     vector: Array  # [D], unit L2 norm
 
 
-def run(model: Model, text: str) -> Run:
+def run(model: Model, text: str) -> Trace:
     """Run the forward pass of `numpy_model` over one text, as it is, and keep every named point.
 
     Args:
@@ -102,10 +102,10 @@ def run(model: Model, text: str) -> Run:
         for token, piece in zip(tokens, pieces, strict=True)
     ]
     vector = numpy_model.l2_normalize(points["pooled"][None, : model.dimensions])[0]
-    return Run(text, ids, tokens, pieces, groups, bool(batch["truncated"][0]), points, updates, vector)
+    return Trace(text, ids, tokens, pieces, groups, bool(batch["truncated"][0]), points, updates, vector)
 
 
-def pooling_weights(run: Run, pooling: str) -> NDArray[np.float64]:
+def pooling_weights(run: Trace, pooling: str) -> NDArray[np.float64]:
     """Return the weight of each token in the pooled vector, [T]; together they are 1."""
     tokens = len(run.ids)
     return np.eye(1, tokens)[0] if pooling == "cls" else np.full(tokens, 1 / tokens)
