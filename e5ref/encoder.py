@@ -269,7 +269,9 @@ class E5:
         return check_unicode([as_text("prompt", find_prompt(settings.prompts, prompt_name, prompt))], name="prompt")[0]
 
     def _cut_texts(self, truncation: Truncation | None) -> CutTexts:
-        return CutTexts(self.tokenizer.max_length, checked_truncation(truncation or self.truncation))
+        return CutTexts(
+            self.tokenizer.max_length, checked_truncation(self.truncation if truncation is None else truncation)
+        )
 
     def encode_query(self, texts: str | Iterable[str], **options: Any) -> NDArray[np.floating]:
         """Turn queries into vectors: `encode`, with its options, puts the query prompt (E5: "query: ") before each."""
