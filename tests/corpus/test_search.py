@@ -122,7 +122,7 @@ def test_what_holds_no_vectors_is_refused(model, beir, tmp_path):
 
 
 def test_memory_is_bounded_by_the_block(tmp_path):
-    """Of 120 and 160 MB on disk, Arrow holds little at a time, both when it reads rows and when it reads vectors."""
+    """Of 160 and 245 MB on disk, Arrow holds little at a time, both when it reads rows and when it reads vectors."""
     code = """
 import os, sys, pyarrow as pa, pyarrow.parquet as pq
 from pathlib import Path
@@ -131,7 +131,7 @@ from e5ref.corpus.search import open_vectors
 from tests.measure.corpus import search_speed
 place, what = Path(sys.argv[1]), sys.argv[2]
 if what == "write":
-    search_speed.write(place, 80_000)
+    search_speed.write(place, 160_000)
     with pq.ParquetWriter(place / "rows.parquet", pa.schema([("text", pa.string())]), use_dictionary=False) as writer:
         for _ in range(40):
             writer.write_table(pa.table({"text": [os.urandom(1000).hex() for _ in range(2000)]}))
@@ -146,4 +146,4 @@ print(pa.default_memory_pool().max_memory())
         words = [sys.executable, "-c", code, str(tmp_path), what]
         most = int(subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
         if what != "write":
-            assert most < 90e6, what
+            assert most < {"read": 90e6, "search": 170e6}[what], what
