@@ -228,9 +228,7 @@ MISTAKES = [
         "softmax divides by the sum",
         changed_attention(softmax=lambda scores: np.exp(scores - scores.max(axis=-1, keepdims=True))),
     ),
-    Mistake(
-        "causal mask", "attention_probabilities", "BERT attends in both directions", changed_attention(causal=True)
-    ),
+    Mistake("causal mask", "attention_probabilities", "BERT attends both ways", changed_attention(causal=True)),
     Mistake(
         "attention mask ignored",
         "attention_probabilities",
