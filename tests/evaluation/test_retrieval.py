@@ -18,6 +18,7 @@ from e5ref.evaluation.beir import read_dataset
 from e5ref.evaluation.protocols import find_rule
 from e5ref.evaluation.retrieval import measure
 from e5ref.evaluation.search import Best
+from e5ref.operations.similarity import dots
 from tests.tools.beir import DOCUMENTS, QRELS, QUERIES, reference, write_beir
 from tests.tools.tolerances import EVALUATION
 
@@ -129,6 +130,24 @@ def test_search_and_measures_agree_with_trec_eval(seed, block, monkeypatch):
             for query in qrels
         ]
         assert ours[f"mrr@{k}"] == pytest.approx(np.mean([1 / rank for rank in first]), abs=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rounded_products_leave_no_document_out(dtype, scale):
+    """Documents that differ by roundings, and some far away, which are not compared exactly."""
+    random = np.random.default_rng(0)
+    queries = random.normal(size=(3, 384)).astype(dtype)
+    near = queries[0] + 1e-7 * random.normal(size=(200, 384))
+    documents = (scale * np.vstack([near, random.normal(size=(2000, 384))])).astype(dtype)
+    ids = [str(number) for number in range(len(documents))]
+    best = Best(["0", "1", "2"], depth=20)
+    best.add(queries, ids, documents)
+    scores = dots(queries, documents).astype(np.float32)
+    for query, ranking in best.run(20, ignore_identical_ids=False).items():
+        pairs = sorted(zip(map(float, scores[int(query)]), ids, strict=True), reverse=True)
+        assert [*ranking.items()] == [(document, score) for score, document in pairs[:20]]
+    assert len(best._near(queries[:1], documents, np.float32([-np.inf]))) <= 200
 
 
 def test_ties_at_the_cut_matter():
