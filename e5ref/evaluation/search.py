@@ -93,7 +93,8 @@ class Best:
         with np.errstate(over="ignore", invalid="ignore"):  # a product that is not finite decides nothing
             rounded = queries @ documents.T  # [q, D] @ [D, n] -> [q, n]
             score = np.finfo(np.float32)
-            norms = (np.linalg.norm(vectors, axis=1).max(initial=0) for vectors in (queries, documents))
+            squares = (np.vecdot(vectors, vectors, dtype=np.float64) for vectors in (queries, documents))
+            norms = (math.sqrt(square.max(initial=0)) for square in squares)
             roundings = queries.shape[1] * np.finfo(rounded.dtype).eps + score.eps
             error = roundings * math.prod(norms) + score.tiny
             is_far = rounded < (self._floors(rounded, floor) - 2 * error)[:, None]
