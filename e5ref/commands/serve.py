@@ -21,7 +21,7 @@ from e5ref.extras import require
 from e5ref.terminal.stopping import stops_in_its_own_time
 
 
-@click.command(short_help="Serve vectors to OpenAI's clients and those of text-embeddings-inference.")
+@click.command(short_help="Serve vectors to clients of OpenAI and Hugging Face.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Listen there; 0.0.0.0 is everywhere.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes any free one.")
 @click.option(
