@@ -1,6 +1,7 @@
 """A hypothesis tried on texts: how well its vectors explain the given ones."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,18 +70,13 @@ class Candidate:
         checkpoint = predictions.encoder.checkpoint
         self.name = checkpoint.name
         self.pooling, self.normalize = checkpoint.settings.pooling, checkpoint.settings.normalize
-        ids = predictions.ids(predictions.texts[0], predictions.tokens[0])
-        self.shortest = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-        self._levels: Levels | None = None
+        self._ids = predictions.ids(predictions.texts[0], predictions.tokens[0])
+        self.shortest = sorted(range(len(self._ids)), key=lambda index: len(self._ids[index]))
 
-    @property
+    @cached_property
     def levels(self) -> Levels:
         """What rounding costs, measured on the shortest texts."""
-        if self._levels is None:
-            ids = self.predictions.ids(self.predictions.texts[0], self.predictions.tokens[0])
-            shortest = [ids[index] for index in self.shortest[:FIRST_TEXTS]]
-            self._levels = measure_levels(self.predictions.encoder, shortest)
-        return self._levels
+        return measure_levels(self.predictions.encoder, [self._ids[index] for index in self.shortest[:FIRST_TEXTS]])
 
     def first_texts(self, hypothesis: Hypothesis) -> list[int]:
         """Choose the texts to try a hypothesis on first.
