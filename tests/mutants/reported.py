@@ -403,7 +403,7 @@ REPORTED = [
         "the scale is in the query's weights, and scores are not scaled",
         GITHUB + "pytorch/pytorch/issues/44367",
         "layers.0.query",
-        "query.*(scale|times)",
+        "query.*(scale|times|multiplied)|scores are not scaled",
         ((SCALE, ""),),
         layers(
             lambda layer, _i, _p, c: {

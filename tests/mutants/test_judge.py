@@ -12,8 +12,8 @@ from e5ref.checkpoint.hub import BUNDLED_CHECKPOINT, weights_folder
 from e5ref.engines.batching import pad_ids
 from e5ref.parity.altered.mistakes import MISTAKES
 from e5ref.parity.altered.models import padded_model, run_reference
-from e5ref.parity.judge.comparison import FACTOR
 from e5ref.parity.judge.explain import explain
+from e5ref.parity.runs.rounding import FACTOR
 from e5ref.parity.runs.run import Run, write_run
 from tests.conftest import write_random_bert
 from tests.mutants import table

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from e5ref.parity.judge.comparison import FACTOR, Comparison, Place, PointVerdict, compare
+from e5ref.parity.judge.comparison import Comparison, Place, PointVerdict, compare
 from e5ref.parity.judge.explain import Explanation
+from e5ref.parity.runs.rounding import FACTOR
 from e5ref.parity.runs.run import Run
 
 COLUMNS = ("max abs", "relative", "cosine", "ulps", "factor")
