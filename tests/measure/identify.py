@@ -95,6 +95,8 @@ class Planting(Judged):
         first = comparison.first_departure
         said = [one for one in explanations if one.explains or one.identified]
         named = [one for one in said if one.explains]
+        if group == "listed":  # what was identified says the same in other words
+            named = [one for one in named if not one.identified][:1]
         found = [any(re.search(pattern, one.mistake) for one in said) for pattern in patterns]
         return Outcome(
             group,
@@ -120,7 +122,7 @@ def outcomes(judged: Planting, groups: list[str], match: str) -> Iterator[Outcom
                     run_of(run_reference(checkpoint, *judged.batch, model=model), judged.reference), judged.reference
                 ).passed:
                     yield judged.outcome(
-                        "listed", mistake.name, model, checkpoint, mistake.point, [re.escape(mistake.name)]
+                        "listed", mistake.name, model, checkpoint, mistake.point, [f"^{re.escape(mistake.name)}$"]
                     )
     by_name = {mistake.name: mistake for mistake in REPORTED}
     reported: list[tuple[Reported, ...]] = [(mistake,) for mistake in REPORTED] if "reported" in groups else []

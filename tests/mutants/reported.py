@@ -283,7 +283,7 @@ REPORTED = [
         "the query of the next layer",
         GITHUB + "tracel-ai/burn/pull/4410",
         "layers.0.query",
-        "query.*layer 1",
+        "query.*layer",
         weights=layers(lambda _l, i, p, _c: {"query": p.layers[(i + 1) % len(p.layers)].query}),
     ),
     Reported(

@@ -74,7 +74,7 @@ def test_what_changes_nothing_explains_nothing(judged):
     points = {name: array.astype(np.float32) for name, array in coarse.items()}
     comparison, explanations = judged.judge(run_of(points, judged.reference))
     assert comparison.first_departure.factor < 2 * FACTOR
-    assert [one.mistake for one in explanations if one.after > one.before / 2] == []
+    assert [one.mistake for one in explanations if one.explains or one.after > one.before / 2] == []
 
 
 @pytest.mark.parametrize("name", PLANTED)
@@ -88,7 +88,7 @@ def test_mistake(name, judged):
         return
     assert not comparison.passed
     assert comparison.first_departure.name == point
-    explaining = [one for one in explanations if one.explains]
+    explaining = [one for one in explanations if one.explains and not one.identified]
     if known is None:
         assert explaining == []
         return
@@ -193,7 +193,17 @@ def test_command(tiny_bert, tmp_path):
     explanations = json.loads(run_cli(*runs, "--json", code=1).stdout)["explanations"]
     assert explanations[0]["mistake"] == "tanh GELU"
     write_run(judged.run(planted("keys not turned")), tmp_path / "run.safetensors")
-    assert "No known mistake explains it." in run_cli(*runs, code=1).stdout.decode()
+    assert (
+        "identified: attention_probabilities in every layer: keys are in reverse"
+        in run_cli(*runs, code=1).stdout.decode()
+    )
+    page = tmp_path / "page.html"
+    late = run_cli(*runs, "--explain-seconds", "0", "--html", page, code=1).stdout.decode()
+    assert "No known mistake explains it." in late
+    assert "stopped after 0 seconds; --explain-seconds changes that" in late
+    assert "keys are in reverse" not in page.read_text()
+    run_cli(*runs, "--html", page, "--force", code=1)
+    assert "keys are in reverse" in page.read_text()
 
 
 def test_table(tiny_bert, monkeypatch, capsys):

@@ -17,7 +17,8 @@ from e5ref.parity.altered.changes import (
 from e5ref.parity.altered.models import round_to
 from e5ref.parity.identify.site import Candidate, Site, heads, joined, scores, softmax
 
-Scores = Callable[[Site, int], Array]
+# The places of a text's tokens, and how many there are → which keys (across) each query (down) sees.
+Seen = Callable[[NDArray[np.int64], int], NDArray[np.bool_]]
 
 # A probability below this is 0: nothing was attended to there.
 NOTHING = 1e-30
@@ -162,7 +163,7 @@ def _masks(site: Site) -> Iterator[Candidate]:
         for each in hidden
     )
     longest = max((int(np.flatnonzero(~each.all(axis=(0, 1))).max(initial=-1)) + 1 for each in hidden), default=0)
-    seen: dict[str, Callable[[NDArray[np.int64], int], Array]] = {
+    seen: dict[str, Seen] = {
         "a token sees only itself and those before it: the mask is causal": lambda at, n: at <= at[:, None],
         "a token sees only those before it": lambda at, n: at < at[:, None],
         "a token sees only itself and those after it": lambda at, n: at >= at[:, None],
@@ -179,14 +180,14 @@ def _masks(site: Site) -> Iterator[Candidate]:
             yield Candidate(says + end, lambda site, rule=rule, masked=masked: masked(site, rule))
 
 
-def _seen(rule: Callable[[NDArray[np.int64], int], Array], length: int) -> Array:
+def _seen(rule: Seen, length: int) -> NDArray[np.bool_]:
     """Which keys each query sees; a query that would see nothing sees all."""
     seen = np.array(rule(np.arange(length), length))
     seen[~seen.any(axis=1)] = True
     return seen
 
 
-def _masked(site: Site, rule: Callable[[NDArray[np.int64], int], Array]) -> list[Array]:
+def _masked(site: Site, rule: Seen) -> list[Array]:
     made = []
     for text, length in enumerate(site.recorded.lengths.tolist()):
         bias = np.where(_seen(rule, length), 0, -np.inf).astype(site.recorded.dtype)
@@ -194,7 +195,7 @@ def _masked(site: Site, rule: Callable[[NDArray[np.int64], int], Array]) -> list
     return made
 
 
-def _cut(site: Site, rule: Callable[[NDArray[np.int64], int], Array]) -> list[Array]:
+def _cut(site: Site, rule: Seen) -> list[Array]:
     lengths = site.recorded.lengths.tolist()
     return [joined(softmax(scores(site, text)) * _seen(rule, n)) for text, n in enumerate(lengths)]
 

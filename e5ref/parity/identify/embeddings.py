@@ -104,7 +104,7 @@ def _positions(site: Site) -> Iterator[Candidate]:
     shift = int(np.median(own - token))
     again = int(own.max()) + 1
     rules: dict[str, NDArray[np.int64]] = {
-        f"positions are off by {shift}": token + shift,
+        f"positions are off by {shift}": (token + shift) % (len(tables.position) - offset),
         f"position {own[0]} is taken for every token": np.full_like(token, own[0]),
         "positions are counted from the end, in reverse": end,
         f"positions are clipped: they stop at {again - 1}": np.minimum(token, again - 1),

@@ -202,6 +202,13 @@ def _inputs(site: Site) -> Iterator[Candidate]:
             f"input and weight are of 8 bits, as {kind} quantises them",
             lambda site, model=model: model.linear(site.x, *site.affine),
         )
+    for count in (1, 2, 4, 8, 16, 32):
+        yield Candidate(
+            f"the last {count} inputs are left out",
+            lambda site, count=count: linear(
+                np.where(np.arange(site.x.shape[1]) < site.x.shape[1] - count, site.x, 0), site.affine
+            ),
+        )
     for feed, says in ((_layer_input, "the layer's input"), (_normed_input, "its input after a LayerNorm")):
         yield Candidate(f"{says} goes in", lambda site, feed=feed: linear(feed(site), site.affine))
 

@@ -204,10 +204,10 @@ def measured(site: Site) -> str:
             return "the vectors have a different width"
         norms = np.linalg.norm(run, axis=-1)
         return f"the norms of its rows are {norms.min():.4g} to {norms.max():.4g}"
-    states, run = site.recorded.values(site.feeds[0]), site.recorded.values(site.point)
+    states, vectors = site.recorded.values(site.feeds[0]), site.recorded.values(site.point)
     text = int(np.argmax([len(rows) if len(rows) < rows.shape[1] else 0 for rows in states]))
-    weights, *_ = np.linalg.lstsq(states[text].T, run[text][0], rcond=None)
-    left = np.linalg.norm(states[text].T @ weights - run[text][0]) / np.linalg.norm(run[text][0])
+    weights, *_ = np.linalg.lstsq(states[text].T, vectors[text][0], rcond=None)
+    left = np.linalg.norm(states[text].T @ weights - vectors[text][0]) / np.linalg.norm(vectors[text][0])
     if left > 1e-3:
         return f"no average of a text's last states gives its vector: {left:.1%} is left with the best weights"
     shares: NDArray[np.float64] = weights * len(weights)

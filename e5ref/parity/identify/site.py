@@ -17,7 +17,7 @@ from e5ref import numpy_model
 from e5ref.checkpoint import Checkpoint
 from e5ref.checkpoint.config import BertConfig
 from e5ref.checkpoint.params import Affine, BertParams, Layer, map_leaves
-from e5ref.operations import Array
+from e5ref.operations import Array, Ids
 from e5ref.operations.rows import token_positions
 from e5ref.parity.runs.rounding import UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, token_values
 from e5ref.parity.runs.run import Run
@@ -128,7 +128,7 @@ class Recorded:
         heads = self.config.num_attention_heads
         return [rows.reshape(len(rows), heads, -1).swapaxes(0, 1) for rows in self.values(name)]
 
-    def _of_tokens(self, array: Array) -> NDArray[np.int64]:
+    def _of_tokens(self, array: Ids) -> NDArray[np.int64]:
         real = self.reference.attention_mask == 1
         return np.concatenate([array[text][real[text]] for text in self.texts])
 

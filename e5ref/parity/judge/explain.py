@@ -4,7 +4,7 @@ Each known mistake is made in the reference, on the run's own inputs, and compar
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from types import ModuleType
@@ -126,12 +126,19 @@ def explain(
     stop = time.monotonic() + seconds
     names = [verdict.name for verdict in comparison.verdicts if verdict.verdict in ("OK", "DIFF")]
     at, worst = names.index(first.name), first.worst[0].text
-    identification = identify(run, reference, checkpoint, names[at:], worst, seconds=seconds)
-    identified = _identified(identification, first.worst[0].error, checkpoint)
-    listed = _listed(_Tried(run, reference, checkpoint, names, at, worst), stop, identification)
+    tried = _Tried(run, reference, checkpoint, names, at, worst)
+    kind = first.name.rpartition(".")[2]
+    # The mistakes that show first where the run departs are the cheapest to try: nothing after that point is computed.
+    listed = tried.explanations([mistake for mistake in MISTAKES if mistake.point == kind], stop)
+    left = stop - time.monotonic()
+    identification = identify(run, reference, checkpoint, names[at:], worst, seconds=left)
+    if not identification.holds and not any(one.explains for _, one in listed):
+        listed += tried.explanations([mistake for mistake in MISTAKES if mistake.point != kind], stop)
+    listed.sort(key=lambda entry: (not entry[1].explains, entry[0]))
     # A list has only so many names. The nearest one is wrong if what was identified leaves less of the error.
     closest = min((finding.after for finding in identification.findings[:1] if finding.named), default=np.inf)
     explaining = [one for factor, one in listed if one.explains and factor <= max(FACTOR, 4 * closest)]
+    identified = _identified(identification, first.worst[0].error, checkpoint)
     return [*explaining, *identified, *(one for _, one in listed if not one.explains)]
 
 
@@ -159,38 +166,36 @@ class _Tried:
     at: int
     worst: int
 
-
-def _listed(tried: _Tried, stop: float, identification: Identification) -> list[tuple[float, Explanation]]:
-    """Try the known mistakes, those first that show where the run departs: on few tokens, and on more if it helps.
-
-    If the run is explained already, only the mistakes that show there are tried, for their names.
-    """
-    name = tried.names[tried.at]
-    kind = name.rpartition(".")[2]
-    few, more = (
-        _Part.of(tried.run, tried.reference, tried.worst, *sizes)
-        for sizes in ((FIRST_TOKENS, FIRST_PADDED), (TRIED_TOKENS, TRIED_PADDED))
-    )
-    before = {id(part): part.error(name, part.points(tried.checkpoint, numpy_model, [name]))[0] for part in (few, more)}
-    found: list[tuple[float, Explanation]] = []
-    for mistake in sorted(MISTAKES, key=lambda mistake: mistake.point != kind):
-        if time.monotonic() > stop or (identification.holds and mistake.point != kind):
-            break
-        model, changed = mistake.change(tried.checkpoint)
-        points = few.points(changed, model, [name], right=tried.names[: tried.at])
-        if name not in points or few.error(name, points)[0] > before[id(few)] / PROMISING:
-            continue
-        points = more.points(changed, model, [name], right=tried.names[: tried.at])
-        if name not in points:
-            continue
-        after, factor = more.error(name, points)
-        explains = False
-        if factor <= LEFT_AT_DEPARTURE or after <= before[id(more)] / MUCH:
-            explains, left = _explains(tried, more, mistake, model, changed)
-            factor = left if explains else factor
-        if after < before[id(more)] / 2:  # otherwise the mistake changes nothing there
-            found.append((factor, Explanation(mistake.name, mistake.check, name, before[id(more)], after, explains)))
-    return sorted(found, key=lambda entry: (not entry[1].explains, entry[0]))
+    def explanations(self, mistakes: Iterable[Mistake], stop: float) -> list[tuple[float, Explanation]]:
+        """Try some known mistakes on few tokens, and on more if that helps. Each comes with the factor that is left."""
+        name = self.names[self.at]
+        few, more = (
+            _Part.of(self.run, self.reference, self.worst, *sizes)
+            for sizes in ((FIRST_TOKENS, FIRST_PADDED), (TRIED_TOKENS, TRIED_PADDED))
+        )
+        right = self.names[: self.at]
+        before_few, before = (
+            part.error(name, part.points(self.checkpoint, numpy_model, [name]))[0] for part in (few, more)
+        )
+        found: list[tuple[float, Explanation]] = []
+        for mistake in mistakes:
+            if time.monotonic() > stop:
+                break
+            model, changed = mistake.change(self.checkpoint)
+            points = few.points(changed, model, [name], right=right)
+            if name not in points or few.error(name, points)[0] > before_few / PROMISING:
+                continue
+            points = more.points(changed, model, [name], right=right)
+            if name not in points:
+                continue
+            after, factor = more.error(name, points)
+            explains = False
+            if factor <= LEFT_AT_DEPARTURE or after <= before / MUCH:
+                explains, left = _explains(self, more, mistake, model, changed)
+                factor = left if explains else factor
+            if after < before / 2:  # otherwise the mistake changes nothing there
+                found.append((factor, Explanation(mistake.name, mistake.check, name, before, after, explains)))
+        return found
 
 
 def _explains(
