@@ -1,6 +1,6 @@
 """Which rows of the embeddings were taken, and how they were added up."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,9 @@ def candidates(site: Site) -> Iterator[Candidate]:
                 _normed(site, _sum(site, 1 - w, 1 - p, 1 - t)) + _sum(site, w, p, t)
             ),
         )
+    yield from _positions(site)
+    yield from norms.candidates(site)
+    yield from _words(site)
     for bits, minimum in ((8, False), (8, True), (4, False), (4, True)):
         for group in (None, 0, 32, 64):
             grid = on_grid(bits, group, minimum=minimum)
@@ -48,9 +51,6 @@ def candidates(site: Site) -> Iterator[Candidate]:
             f"word embeddings are in {dtype}",
             lambda site, dtype=dtype: _normed(site, _sum(site, 0, 1, 1) + round_to(_sum(site, 1, 0, 0), dtype)),
         )
-    yield from norms.candidates(site)
-    yield from _positions(site)
-    yield from _words(site)
 
 
 # What is said → how often word, position and token-type embedding count in the sum.
@@ -80,10 +80,11 @@ def _normed(site: Site, total: Array) -> Array:
     return layer_norm(total, site.norm, site.config.layer_norm_eps)
 
 
-def _on_grid(site: Site, grid: object) -> Array:
+def _on_grid(site: Site, grid: Callable[[Array], Array]) -> Array:
+    """Put the words of the texts on a grid. The largest and smallest numbers set its scale."""
     word = site.recorded.params.embeddings.word
-    assert callable(grid)
-    return grid(word)[site.recorded.ids]
+    extremes = [int(word.argmin()) // word.shape[1], int(word.argmax()) // word.shape[1]]
+    return grid(word[[*site.recorded.ids, *extremes]])[: len(site.recorded.ids)]
 
 
 def _nearest(site: Site, made: Array, row: Array) -> tuple[int, float]:

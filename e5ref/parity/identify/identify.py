@@ -155,7 +155,7 @@ def _explained(site: Site, before: float, stop: float, found: Sequence[Candidate
     for candidate in _candidates(site, found):
         try:
             factor = site.factor(candidate.compute, SPARE)
-        except (ValueError, IndexError):  # the run was saved with different texts or widths than the candidate needs
+        except (KeyError, ValueError):  # a point that the candidate needs is not recorded, or has a different width
             continue
         if factor <= min(CLOSE, _most(before)):
             return candidate
