@@ -18,7 +18,7 @@ from e5ref.parity.runs.rounding import FACTOR
 from e5ref.parity.runs.run import Run
 
 # The most tokens that operations are computed for.
-MOST_TOKENS = 768
+MOST_TOKENS = 256
 
 # What is this close is taken at once; if nothing is, the closest candidate within FACTOR is.
 CLOSE = 1.5

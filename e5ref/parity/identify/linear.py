@@ -235,8 +235,9 @@ def _fitted(site: Site) -> Iterator[Candidate]:
             f"the result is multiplied by {_number(of_weight, site.config)}",
             lambda site: of_weight * linear(site.x, site.affine),
         )
+    scaled = "" if abs(of_weight - 1) < 1e-4 else f"the weight is multiplied by {_number(of_weight, site.config)}; "
     yield Candidate(
-        f"the weight is multiplied by {_number(of_weight, site.config)} and the bias by {of_bias:.4g}",
+        f"{scaled}the bias is multiplied by {of_bias:.4g}",
         lambda site: of_weight * (site.x @ site.affine.weight.T) + of_bias * site.affine.bias,
     )
     # How much each input counts: the sum over c of gain[c] x[:, c] weight[:, c] is the difference.
