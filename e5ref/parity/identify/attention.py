@@ -158,11 +158,9 @@ def _masks(site: Site) -> Iterator[Candidate]:
     hidden = [(run < NOTHING) & (softmax(scores(site, text)) > SOMETHING) for text, run in enumerate(squares)]
     if not any(each.any() for each in hidden):
         return
-    distance = max(
-        int(np.abs(np.subtract.outer(*[np.arange(len(each[0]))] * 2))[~each.all(axis=0)].max(initial=0))
-        for each in hidden
-    )
-    longest = max((int(np.flatnonzero(~each.all(axis=(0, 1))).max(initial=-1)) + 1 for each in hidden), default=0)
+    shown = [(run > NOTHING).any(axis=0) for run in squares]  # [t, t], what any head sees
+    distance = max(int(np.abs(np.subtract(*np.nonzero(each))).max(initial=0)) for each in shown)
+    longest = max(int(np.flatnonzero(each.any(axis=0)).max(initial=-1)) + 1 for each in shown)
     seen: dict[str, Seen] = {
         "a token sees only itself and those before it: the mask is causal": lambda at, n: at <= at[:, None],
         "a token sees only those before it": lambda at, n: at < at[:, None],
