@@ -1,6 +1,7 @@
 """`e5ref record`, `golden`, `check`, `compare` and `diagnose`."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +143,19 @@ def check(kit: Path, runs: Path, only: str | None) -> None:
 @json_option
 @click.option("--html", "page", type=Path, metavar="FILE", help="Write a page with a chart and the worst tokens too.")
 @force_option
-@click.option("--model", help="The checkpoint of REFERENCE: then say which known mistake explains RUN, if one does.")
+@click.option("--model", help="The checkpoint of REFERENCE: then say what RUN did differently, if that can be found.")
+@click.option(
+    "--explain-seconds", default=30.0, show_default=True, help="With --model: when to stop looking for what RUN did."
+)
 def compare(
-    run: Path, reference: Path, only: str | None, as_json: bool, page: Path | None, force: bool, model: str | None
+    run: Path,
+    reference: Path,
+    only: str | None,
+    as_json: bool,
+    page: Path | None,
+    force: bool,
+    model: str | None,
+    explain_seconds: float,
 ) -> None:
     """Say where RUN departs from REFERENCE first, by how much, and whether rounding explains it.
 
@@ -153,7 +164,7 @@ def compare(
     """
     from e5ref.parity.judge.comparison import compare as compare_runs
     from e5ref.parity.judge.explain import explain
-    from e5ref.parity.judge.report import html_report, json_report, text_report
+    from e5ref.parity.judge.report import html_report, json_report, text_report, worth_showing
     from e5ref.parity.runs.run import read_run
 
     if page is not None:
@@ -162,18 +173,25 @@ def compare(
     comparison = compare_runs(*runs, only=only.split(",") if only else None)
     explanations = None
     if model is not None:
-        explanations = explain(*runs, e5ref.read_checkpoint(model, dtype="float64"), comparison)
+        start = time.monotonic()
+        checkpoint = e5ref.read_checkpoint(model, dtype="float64")
+        explanations = explain(*runs, checkpoint, comparison, seconds=explain_seconds)
+        is_late = time.monotonic() - start > explain_seconds
     if as_json:
         click.echo(json.dumps(json_report(comparison, explanations), indent=2, allow_nan=False))
     else:
         click.echo(text_report(comparison))
-        for one in (explanations or [])[:3]:
+        for one in worth_showing(explanations or []):
             click.echo(str(one))
         if explanations is not None and not comparison.passed and not any(one.explains for one in explanations):
             click.echo("No known mistake explains it.")
+        if explanations is not None and is_late:
+            click.echo(
+                f"Looking for more was stopped after {explain_seconds:g} seconds; --explain-seconds changes that."
+            )
     if page is not None:
         with written_whole(page.resolve()) as file:
-            file.write(html_report(comparison, f"{run.name} beside {reference.name}").encode())
+            file.write(html_report(comparison, f"{run.name} beside {reference.name}", explanations).encode())
     raise click.exceptions.Exit(0 if comparison.passed else 1)
 
 

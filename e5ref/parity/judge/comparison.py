@@ -10,12 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.parity.judge.inputs import difference_in_inputs
-from e5ref.parity.runs.rounding import UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, token_values
+from e5ref.parity.runs.rounding import FACTOR, UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, token_values
 from e5ref.parity.runs.run import Run, RunError, forward_order, matching, read_run
-
-# A run passes at a point if both its largest error and its root mean square error are at most this many times what
-# rounding alone costs the reference there. docs/judge.md has the evidence.
-FACTOR = 8.0
 
 # The number of worst tokens that are kept for each point.
 WORST = 5

@@ -1,6 +1,10 @@
-"""Which known mistake explains a run: each is made in the reference, on the run's own inputs, and compared."""
+"""What explains a run that departs: its own operations, identified one by one, and the known mistakes.
 
-from collections.abc import Collection, Mapping, Sequence
+Each known mistake is made in the reference, on the run's own inputs, and compared.
+"""
+
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from types import ModuleType
@@ -14,15 +18,24 @@ from e5ref.checkpoint import Checkpoint
 from e5ref.checkpoint.params import map_leaves
 from e5ref.encoder import E5
 from e5ref.operations import Ids
-from e5ref.parity.altered.mistakes import MISTAKES
+from e5ref.parity.altered.mistakes import MISTAKES, Mistake
 from e5ref.parity.diagnosis.hypotheses import Predictions, TextVariant
-from e5ref.parity.judge.comparison import FACTOR, Comparison, compare
-from e5ref.parity.runs.rounding import UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, token_values
+from e5ref.parity.identify.identify import Identification, described_points, identify
+from e5ref.parity.judge.comparison import Comparison, compare
+from e5ref.parity.runs.rounding import FACTOR, UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, token_values
 from e5ref.parity.runs.run import Run
 
-# The most tokens that mistakes are tried on, without padding and with it.
+# The most tokens that mistakes are tried on, without padding and with it; and those that they are tried on first.
 TRIED_TOKENS = 192
 TRIED_PADDED = 1024
+FIRST_TOKENS = 32
+FIRST_PADDED = 96
+
+# What lowers the error on the first few tokens at least by this factor is tried on more.
+PROMISING = 2.0
+
+# Seconds after which no further mistake is tried.
+SECONDS = 30.0
 
 # A mistake explains a run if the errors that are left are at most this many times the cost of rounding, up to the first
 # departure and after it. More than FACTOR: the cost was measured without the mistake, which can make later points more
@@ -36,15 +49,17 @@ MUCH = 1e4
 
 @dataclass(frozen=True)
 class Explanation:
-    """A known mistake beside a run that departs.
+    """A known mistake, or what was identified, beside a run that departs.
 
     Attributes:
-        mistake: its name.
+        mistake: its name; for what was identified, where it was and what it is.
         check: what to look at in the port.
         point: where the run departs first; "input_ids" if the tokens differ.
         before: the largest error there, on the texts that were tried.
         after: the same with the mistake made in the reference.
-        explains: whether only rounding is left, there and at all other points.
+        explains: whether only rounding is left, there and at all other points. For what was identified: at the points
+            that it names.
+        identified: whether it was computed from the run's own operations, not taken from the list of mistakes.
     """
 
     mistake: str
@@ -53,12 +68,15 @@ class Explanation:
     before: float
     after: float
     explains: bool
+    identified: bool = False
 
     def __str__(self) -> str:
         """Return the explanation as one line."""
         if self.point == "input_ids":
             return f"explained by: {self.mistake} (gives the same tokens). Check: {self.check}."
-        start = "explained by" if self.explains else "not explained; nearest"
+        if self.identified and not self.explains:
+            return f"measured: {self.mistake}."
+        start = "identified" if self.identified else "explained by" if self.explains else "not explained; nearest"
         return (
             f"{start}: {self.mistake} (error at {self.point} falls from {self.before:.1e} to {self.after:.1e}). "
             f"Check: {self.check}."
@@ -66,19 +84,25 @@ class Explanation:
 
 
 def explain(
-    run: Run, reference: Run, checkpoint: Checkpoint, comparison: Comparison | None = None
+    run: Run,
+    reference: Run,
+    checkpoint: Checkpoint,
+    comparison: Comparison | None = None,
+    *,
+    seconds: float = SECONDS,
 ) -> list[Explanation]:
-    """Find the known mistakes that explain why a run departs.
+    """Find what explains why a run departs.
 
     Args:
         run: the run that is judged.
         reference: e5ref's run in float64, with the costs of rounding.
         checkpoint: the weights in float64.
         comparison: what `compare` returned for the two, if it was called already. Only its points count.
+        seconds: when to stop looking. What was found until then is returned.
 
     Returns:
-        The mistakes that lower the error most, the likeliest first. None if the run passes, or if the first departure
-        is a shape, a NaN or a missing point, which no values can explain.
+        The known mistakes that explain the run, what was identified, and the mistakes that lower the error most. None
+        if the run passes, or if the first departure is a shape, a NaN or a missing point, which no values can explain.
 
     Raises:
         ValueError: the weights are not float64, or not those of the reference.
@@ -99,35 +123,96 @@ def explain(
     if first.name == "input_ids":
         return _explain_inputs(run, reference, checkpoint)
 
-    part = _Part.of(run, reference, first.worst[0].text)
+    stop = time.monotonic() + seconds
     names = [verdict.name for verdict in comparison.verdicts if verdict.verdict in ("OK", "DIFF")]
-    at = names.index(first.name)
-    before, _ = part.error(first.name, part.points(checkpoint, numpy_model, [first.name]))
+    at, worst = names.index(first.name), first.worst[0].text
+    tried = _Tried(run, reference, checkpoint, names, at, worst)
     kind = first.name.rpartition(".")[2]
-    likely = sorted(MISTAKES, key=lambda mistake: mistake.point != kind)
-    found: list[tuple[float, Explanation]] = []
-    for mistake in likely:
-        model, changed = mistake.change(checkpoint)
-        points = part.points(changed, model, [first.name], right=names[:at])
-        if first.name not in points:
-            continue
-        after, factor = part.error(first.name, points)
-        explains = False
-        if factor <= LEFT_AT_DEPARTURE or after <= before / MUCH:
-            points = part.points(changed, model, names)
-            factors = [part.error(name, points)[1] if name in points else np.inf for name in names]
-            explains = _are_rounding(factors, at)
-            if not explains and run.dtype == "float32" and all(name in points for name in names):
-                # The mistake may make rounding cost more: it makes values larger, or later points more sensitive.
-                single = replace(changed, params=map_leaves(lambda leaf: leaf.astype(np.float32), changed.params))
-                rounded = part.points(single, mistake.change(single)[0], names)
-                factors[at:] = [part.error(name, points, rounded[name])[1] for name in names[at:]]
-                explains = _are_rounding(factors, at)
-            factor = max(factors) if explains else factor
-        explanation = Explanation(mistake.name, mistake.check, first.name, before, after, explains)
-        if after < before / 2:  # otherwise the mistake changes nothing there
-            found.append((factor, explanation))
-    return [one for _, one in sorted(found, key=lambda entry: (not entry[1].explains, entry[0]))]
+    # The mistakes that show first where the run departs are the cheapest to try: nothing after that point is computed.
+    listed = tried.explanations([mistake for mistake in MISTAKES if mistake.point == kind], stop)
+    left = stop - time.monotonic()
+    identification = identify(run, reference, checkpoint, names[at:], worst, seconds=left)
+    if not identification.holds and not any(one.explains for _, one in listed):
+        listed += tried.explanations([mistake for mistake in MISTAKES if mistake.point != kind], stop)
+    listed.sort(key=lambda entry: (not entry[1].explains, entry[0]))
+    # A list has only so many names. The nearest one is wrong if what was identified leaves less of the error.
+    closest = min((finding.after for finding in identification.findings[:1] if finding.named), default=np.inf)
+    explaining = [one for factor, one in listed if one.explains and factor <= max(FACTOR, 4 * closest)]
+    identified = _identified(identification, first.worst[0].error, checkpoint)
+    return [*explaining, *identified, *(one for _, one in listed if not one.explains)]
+
+
+def _identified(identification: Identification, before: float, checkpoint: Checkpoint) -> list[Explanation]:
+    """Put what was identified into words."""
+    found = []
+    for finding in identification.findings:
+        where = described_points(finding.points, len(checkpoint.params.layers))
+        after = before * finding.after / finding.before if finding.named else np.nan
+        check = f"the operation that makes {finding.points[0]}"
+        found.append(
+            Explanation(f"{where}: {finding.says}", check, finding.points[0], before, after, finding.named, True)
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """What mistakes are tried on: a run and the points where it departs."""
+
+    run: Run
+    reference: Run
+    checkpoint: Checkpoint
+    names: Sequence[str]
+    at: int
+    worst: int
+
+    def explanations(self, mistakes: Iterable[Mistake], stop: float) -> list[tuple[float, Explanation]]:
+        """Try some known mistakes on few tokens, and on more if that helps. Each comes with the factor that is left."""
+        name = self.names[self.at]
+        few, more = (
+            _Part.of(self.run, self.reference, self.worst, *sizes)
+            for sizes in ((FIRST_TOKENS, FIRST_PADDED), (TRIED_TOKENS, TRIED_PADDED))
+        )
+        right = self.names[: self.at]
+        before_few, before = (
+            part.error(name, part.points(self.checkpoint, numpy_model, [name]))[0] for part in (few, more)
+        )
+        found: list[tuple[float, Explanation]] = []
+        for mistake in mistakes:
+            if time.monotonic() > stop:
+                break
+            model, changed = mistake.change(self.checkpoint)
+            points = few.points(changed, model, [name], right=right)
+            if name not in points or few.error(name, points)[0] > before_few / PROMISING:
+                continue
+            points = more.points(changed, model, [name], right=right)
+            if name not in points:
+                continue
+            after, factor = more.error(name, points)
+            explains = False
+            if factor <= LEFT_AT_DEPARTURE or after <= before / MUCH:
+                explains, left = _explains(self, more, mistake, model, changed)
+                factor = left if explains else factor
+            if after < before / 2:  # otherwise the mistake changes nothing there
+                found.append((factor, Explanation(mistake.name, mistake.check, name, before, after, explains)))
+        return found
+
+
+def _explains(
+    tried: _Tried, part: "_Part", mistake: Mistake, model: ModuleType, changed: Checkpoint
+) -> tuple[bool, float]:
+    """Tell whether a mistake leaves only rounding at every point, and how many times its cost at most."""
+    points = part.points(changed, model, tried.names)
+    factors = [part.error(name, points)[1] if name in points else np.inf for name in tried.names]
+    explains = _are_rounding(factors, tried.at)
+    if not explains and tried.run.dtype == "float32" and all(name in points for name in tried.names):
+        # The mistake may make rounding cost more: it makes values larger, or later points more sensitive.
+        single = replace(changed, params=map_leaves(lambda leaf: leaf.astype(np.float32), changed.params))
+        rounded = part.points(single, mistake.change(single)[0], tried.names)
+        after = tried.names[tried.at :]
+        factors[tried.at :] = [part.error(name, points, rounded[name])[1] for name in after]
+        explains = _are_rounding(factors, tried.at)
+    return explains, max(factors)
 
 
 def _are_rounding(factors: Sequence[float], departure: int) -> bool:
@@ -148,13 +233,13 @@ class _Part:
     texts: Sequence[int]
 
     @classmethod
-    def of(cls, run: Run, reference: Run, worst: int) -> "_Part":
+    def of(cls, run: Run, reference: Run, worst: int, tokens: int, padded: int) -> "_Part":
         """Choose the text with the worst error, and the shortest texts, which cost least."""
         lengths = run.attention_mask.sum(axis=1)
-        most = max(1, TRIED_PADDED // run.input_ids.shape[1])
+        most = max(1, padded // run.input_ids.shape[1])
         order = [worst, *(text for text in np.argsort(lengths, kind="stable").tolist() if text != worst)]
         total = np.cumsum(lengths[order])
-        return cls(run, reference, order[: max(1, min(most, int((total <= TRIED_TOKENS).sum())))])
+        return cls(run, reference, order[: max(1, min(most, int((total <= tokens).sum())))])
 
     def points(
         self, checkpoint: Checkpoint, model: ModuleType, names: Collection[str], right: Collection[str] = ()

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from e5ref.parity.judge.comparison import FACTOR, Comparison, Place, PointVerdict, compare
+from e5ref.parity.judge.comparison import Comparison, Place, PointVerdict, compare
 from e5ref.parity.judge.explain import Explanation
+from e5ref.parity.runs.rounding import FACTOR
 from e5ref.parity.runs.run import Run
 
 COLUMNS = ("max abs", "relative", "cosine", "ulps", "factor")
@@ -158,16 +159,26 @@ svg { width: 100%; height: auto } svg text { font: 11px system-ui, sans-serif; f
 """
 
 
-def html_report(comparison: Comparison, title: str) -> str:
+def worth_showing(explanations: Sequence[Explanation], nearest: int = 3) -> list[Explanation]:
+    """Return all explanations that explain something or were identified, and else the nearest ones of the list."""
+    said = [one for one in explanations if one.explains or one.identified]
+    return said or list(explanations[:nearest])
+
+
+def html_report(comparison: Comparison, title: str, explanations: Sequence[Explanation] | None = None) -> str:
     """Return a comparison as one page that needs no other file: summary, chart, worst tokens, table.
 
     Args:
         comparison: what `compare` returns.
         title: what was compared.
+        explanations: what `explain` returned, if it was called.
     """
     said = "".join(f"<p>{html.escape(line)}</p>" for line in summary(comparison))
     compared = [verdict for verdict in comparison.verdicts if not verdict.detail]
     parts = [f"<h1>{html.escape(title)}</h1>", said]
+    if explanations:
+        items = "".join(f"<li>{html.escape(str(one))}</li>" for one in worth_showing(explanations))
+        parts.append(f"<h2>What it did differently</h2><ul>{items}</ul>")
     if compared:
         tokens = [verdict for verdict in compared if verdict.worst[0].token is not None]
         shown = [verdict for verdict in (comparison.first_departure, *tokens[-1:], compared[-1]) if verdict in compared]

@@ -10,8 +10,9 @@ import e5ref
 from e5ref import numpy_model
 from e5ref.parity import Run, RunError, assert_parity, compare, write_run
 from e5ref.parity.altered.models import model_copy, run_reference
-from e5ref.parity.judge.comparison import FACTOR, feeds
+from e5ref.parity.judge.comparison import feeds
 from e5ref.parity.judge.report import html_report, json_report, text_report
+from e5ref.parity.runs.rounding import FACTOR
 from tests.tools.batches import ragged_batch
 from tests.tools.runs import reference_run, run_of
 

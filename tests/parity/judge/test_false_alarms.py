@@ -1,10 +1,10 @@
-"""A few texts of the comparison that `python -m tests.measure.false_alarms` does on hundreds."""
+"""A few texts of the comparison that `python -m tests.measure.parity.false_alarms` does on hundreds."""
 
 import pytest
 
 import e5ref
 from e5ref.parity.runs.recording import point_shapes
-from tests.measure.false_alarms import TOKENS, batches, comparisons, table
+from tests.measure.parity.false_alarms import TOKENS, batches, comparisons, table
 from tests.tools.texts import AWKWARD
 
 

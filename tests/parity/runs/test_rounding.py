@@ -8,9 +8,8 @@ import pytest
 import e5ref
 from e5ref.parity import compare
 from e5ref.parity.altered.models import padded_model, round_params, round_to, rounded_model, run_reference
-from e5ref.parity.judge.comparison import FACTOR
-from e5ref.parity.runs.rounding import ErrorSum, cost_at, least_costs, rounding_costs, token_values
-from tests.measure.small_mistakes import PLAIN_LOOPS, SMALL, judged, reference_of
+from e5ref.parity.runs.rounding import FACTOR, ErrorSum, cost_at, least_costs, rounding_costs, token_values
+from tests.measure.parity.small_mistakes import PLAIN_LOOPS, SMALL, judged, reference_of
 from tests.tools.batches import ragged_batch
 from tests.tools.runs import reference_run, run_of
 

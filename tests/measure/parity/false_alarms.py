@@ -1,8 +1,8 @@
 """No false alarm: whatever computes E5 rightly passes, in whatever dtype, on real texts.
 
-`python -m tests.measure.false_alarms FOLDER…` runs 200 passages of msmarco, 200 paragraphs of the Declaration of Human
-Rights in as many languages, and 50 queries each on its own through each checkpoint, and prints how many times the cost
-of rounding each library errs, at most: the table of docs/judge.md.
+`python -m tests.measure.parity.false_alarms FOLDER…` runs 200 passages of msmarco, 200 paragraphs of the Declaration of
+Human Rights in as many languages, and 50 queries each on its own through each checkpoint, and prints how many times the
+cost of rounding each library errs, at most: the table of docs/judge.md.
 """
 
 import argparse

@@ -1,0 +1,1 @@
+"""What the judge says of the operation that a run really applied."""
