@@ -250,8 +250,6 @@ def test_a_missing_package_is_named(backend, tiny_bert, tmp_path, monkeypatch):
 
 
 def test_nothing_heavy_comes_with_the_reference(tiny_bert):
-    code = (
-        f"import sys; from e5ref.parity.recording import record; record({str(tiny_bert)!r}, 'cat'); print(*sys.modules)"
-    )
+    code = f"import sys; from e5ref.parity.runs.recording import record; record({str(tiny_bert)!r}, 'cat'); print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"jax", "torch", "transformers", "onnxruntime"} & set(result.split())
