@@ -1,4 +1,4 @@
-"""From text to vector: against sentence-transformers, neighbours, options, bad input."""
+"""From text to vector: against sentence-transformers, options, bad input."""
 
 import json
 import os
@@ -29,6 +29,7 @@ def model(minilm):
     return e5ref.load(minilm)
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_whole_path_against_sentence_transformers(minilm, dtype):
     texts = [*AWKWARD.values(), *CARD_QUERIES, *CARD_PASSAGES]
@@ -45,6 +46,7 @@ def test_float32_against_our_float64(minilm):
     assert np.abs(single.encode(texts) - double.encode(texts)).max() <= VECTORS_OWN_ROUNDING
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("modules", [("Transformer", "Pooling"), ("Transformer", "Pooling", "Normalize")])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_other_sentence_transformers(tiny_copy, pooling, modules):
@@ -69,6 +71,7 @@ def test_other_sentence_transformers(tiny_copy, pooling, modules):
             assert difference <= POINTS["float32"] * np.abs(expected).max(), method
 
 
+@pytest.mark.peer
 def test_the_model_cards_example(shared, tmp_path):
     """The card's own code, line by line, on random weights of e5-small's shape and the real tokenizer."""
     folder = write_random_bert(tmp_path, **E5_SMALL)
@@ -150,6 +153,7 @@ def test_truncate_dim_warns_and_renormalises(tiny):
     np.testing.assert_array_equal(cut, expected)
 
 
+@pytest.mark.peer
 def test_xlm_roberta_from_text(tmp_path):
     """The whole path with XLM-RoBERTa's kind of tokenizer, against sentence-transformers."""
     folder = write_random_bert(tmp_path, model_type="xlm-roberta")

@@ -18,6 +18,7 @@ from e5ref.engines.engine import Precision
 from tests.bench.planted import TEXTS, TINY
 
 
+@pytest.mark.peer
 def test_all_installed_contenders_agree_and_are_timed(in_process):
     result = bench.bench(TINY, ["numpy", "jax-highest", "transformers"], texts=TEXTS, lengths=(16, 64), rounds=2)
     assert [inputs["name"] for inputs in result["inputs"]] == ["texts", "16 tokens", "64 tokens"]
@@ -41,18 +42,21 @@ def test_all_installed_contenders_agree_and_are_timed(in_process):
         assert len({len(line) for line in part.splitlines() if line.startswith("|")}) <= 1  # the columns are aligned
 
 
+@pytest.mark.peer
 def test_sentence_transformers_takes_texts_only(in_process, no_rates):
     result = bench.bench(TINY, ["sentence-transformers", "numpy"], texts=TEXTS, lengths=(16,), rounds=1)
     rows = [[row["contender"] for row in inputs["rows"] if row["right"]] for inputs in result["inputs"]]
     assert rows == [["e5ref numpy", "sentence-transformers"], ["e5ref numpy"]]
 
 
+@pytest.mark.peer
 def test_the_model_cards_code_agrees(in_process, no_rates):
     result = bench.bench(TINY, ["model-card"], texts=TEXTS, lengths=(), rounds=1)
     (row,) = result["inputs"][0]["rows"]
     assert (row["contender"], row["right"]) == ("model card's code", True)
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-fused", "onnxruntime-int8", "fastembed"])
 def test_exported_graphs_agree(name, prepared):
     if name == "fastembed":
@@ -70,6 +74,7 @@ def test_contenders_are_those_of_all_precisions():
     assert set(contenders.PACKAGES) == {name for name in CONTENDERS if not name.startswith(("numpy", "jax"))}
 
 
+@pytest.mark.peer
 def test_transformers_takes_three_forms_on_a_gpu_and_a_process_is_one(folder, tmp_path, monkeypatch, capsys):
     """A GPU is pretended: what goes there stays."""
     import torch
@@ -111,6 +116,7 @@ def test_transformers_takes_three_forms_on_a_gpu_and_a_process_is_one(folder, tm
         assert np.abs(form.of_texts(TEXTS) - expected).max() < measure.BOUNDS[form.precision]
 
 
+@pytest.mark.peer
 def test_peers_start_without_e5ref_and_the_exporter(prepared, tmp_path):
     (tmp_path / "texts.json").write_text(json.dumps([contenders.QUERY]))
     code = "import runpy, sys; runpy.run_path(sys.argv[0], run_name='__main__'); print(*sys.modules)"
@@ -122,6 +128,7 @@ def test_peers_start_without_e5ref_and_the_exporter(prepared, tmp_path):
     assert not {"e5ref", "torch", "transformers", "onnx", "safetensors", "jax"} & loaded
 
 
+@pytest.mark.peer
 def test_a_random_checkpoint_gives_transformers_our_vectors(folder):
     """Through transformers' own tokenizer too, which the bench does not use."""
     import torch

@@ -43,6 +43,7 @@ def test_who_is_wrong_is_not_timed(change, precision, right, monkeypatch, in_pro
     assert ("wrong" in "".join(tables(result))) is not right
 
 
+@pytest.mark.peer
 def test_processes_of_their_own(no_rates):
     """The one that imports torch takes longer and more memory; what this process itself holds does not count."""
     import torch

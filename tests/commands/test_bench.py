@@ -9,14 +9,6 @@ from tests.tools.processes import fails, run
 
 
 @pytest.fixture
-def kept_programs(tmp_path, monkeypatch):
-    """Keep JAX's compiled programs in a folder of the test's own."""
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "e5ref" / "jax"
-
-
-@pytest.fixture
 def short_bench(monkeypatch):
     """Leave out what takes long and is in test_bench.py: much to embed, large products, processes of their own."""
     for name, value in {"PAUSE": 0, "FIXED_TOKENS": 256, "LATENCY_CALLS": 3}.items():
@@ -25,6 +17,7 @@ def short_bench(monkeypatch):
     monkeypatch.setattr(bench, "product_rates", lambda _: [])
 
 
+@pytest.mark.peer
 def test_bench(tiny_bert, tmp_path, short_bench):
     texts = tmp_path / "texts.txt"
     texts.write_text("query: cat\nquery: the dog\n")

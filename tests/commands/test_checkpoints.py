@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from tests.tools.checkpoints import write_random_bert
 from tests.tools.processes import run
 
@@ -28,14 +26,6 @@ def test_inspect(tiny_bert):
     assert {
         key: json.dumps(value) if isinstance(value, dict) else str(value) or "none" for key, value in facts.items()
     } == lines
-
-
-@pytest.fixture
-def kept_programs(tmp_path, monkeypatch):
-    """Keep JAX's compiled programs in a folder of the test's own."""
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "e5ref" / "jax"
 
 
 def test_warm_up(tmp_path, kept_programs):

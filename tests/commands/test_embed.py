@@ -80,14 +80,6 @@ def test_rank_a_file_and_keep_equal_passages_in_order(tiny_bert):
     assert [*rows].index(0) < [*rows].index(2)
 
 
-@pytest.fixture
-def kept_programs(tmp_path, monkeypatch):
-    """Keep JAX's compiled programs in a folder of the test's own."""
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "e5ref" / "jax"
-
-
 def test_jax_backend(tiny_bert, model, tmp_path, kept_programs):
     output = tmp_path / "vectors.safetensors"
     run("embed", "query: cat", "query: dog", "--model", tiny_bert, "--backend", "jax", "-o", output, own_process=True)

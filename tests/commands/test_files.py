@@ -180,14 +180,6 @@ def test_output_that_has_no_room(tiny_bert):
     assert result.stderr == b"Error: No space left on device\n"
 
 
-@pytest.fixture
-def kept_programs(tmp_path, monkeypatch):
-    """Keep JAX's compiled programs in a folder of the test's own."""
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "e5ref" / "jax"
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

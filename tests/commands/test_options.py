@@ -46,14 +46,6 @@ def test_a_checkpoint_that_is_nowhere(tmp_path, monkeypatch):
     assert "the hub cannot be reached" in message
 
 
-@pytest.fixture
-def kept_programs(tmp_path, monkeypatch):
-    """Keep JAX's compiled programs in a folder of the test's own."""
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "e5ref" / "jax"
-
-
 def test_no_memory_is_said_in_a_sentence(tiny_bert, monkeypatch):
     def no_memory(*_, **__):
         raise MemoryError

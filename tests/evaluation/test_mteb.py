@@ -31,7 +31,10 @@ with warnings.catch_warnings():
 
     from e5ref.evaluation.mteb import Encoder
 
-pytestmark = pytest.mark.filterwarnings("default")  # what mteb, datasets and scikit-learn warn of is not ours
+pytestmark = [
+    pytest.mark.peer,
+    pytest.mark.filterwarnings("default"),  # what mteb, datasets and scikit-learn warn of is not ours
+]
 
 CATS = ["a cat sat on the mat", "cats hunt mice", "my cat sleeps all day", "the kitten plays", "a cat drinks milk"]
 STARS = ["the sun is a star", "stars shine at night", "a star is born of gas", "our galaxy", "light from a far star"]

@@ -6,11 +6,6 @@ import pytest
 from e5ref.operations import rows
 
 
-@pytest.fixture(scope="module", autouse=True)
-def blas_threads():
-    """As many as there are: what they do is tested here."""
-
-
 def test_rows_alternate_by_hand(monkeypatch):
     """Of two texts of nine and six tokens, eight stand at even positions and seven at odd ones."""
     monkeypatch.setattr(rows, "rows_alternate", lambda: True)

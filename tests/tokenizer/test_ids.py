@@ -22,6 +22,7 @@ def theirs(folder, texts, max_length):
     return tokenizer(texts, max_length=max_length, truncation=True)["input_ids"]
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("max_length", [3, 4, 7, 64, 512])
 def test_awkward_texts_in_minilms_vocabulary(minilm, max_length):
     ours = Tokenizer(minilm, CONFIG, max_length)(list(AWKWARD.values()))
@@ -30,11 +31,13 @@ def test_awkward_texts_in_minilms_vocabulary(minilm, max_length):
     )
 
 
+@pytest.mark.peer
 def test_awkward_texts_in_e5s_vocabulary(e5_tokenizer):
     ours = Tokenizer(e5_tokenizer, CONFIG, 512)(list(AWKWARD.values()))
     assert lists(ours) == theirs(e5_tokenizer, list(AWKWARD.values()), 512)
 
 
+@pytest.mark.peer
 def test_human_rights_in_all_languages(e5_tokenizer, shared):
     texts = human_rights(shared)
     assert lists(Tokenizer(e5_tokenizer, CONFIG, 512)(texts)) == theirs(e5_tokenizer, texts, 512)

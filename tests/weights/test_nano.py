@@ -44,6 +44,7 @@ def test_the_table_of_checkpoints_says_what_it_is(nano):
     assert nano.checkpoint.settings.max_length == config.max_position_embeddings
 
 
+@pytest.mark.peer
 def test_transformers_reads_it(nano):
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -60,6 +61,7 @@ def test_transformers_reads_it(nano):
     assert np.abs(vectors - nano.encode(texts, truncation="allow")).max() <= VECTORS["float32"]
 
 
+@pytest.mark.peer
 def test_sentence_transformers_reads_it(nano):
     from sentence_transformers import SentenceTransformer
 

@@ -8,6 +8,7 @@ from tests.measure.parity.false_alarms import TOKENS, batches, comparisons, tabl
 from tests.tools.texts import AWKWARD
 
 
+@pytest.mark.peer
 def test_whatever_is_right_passes(minilm):
     texts = [AWKWARD[name] for name in ("empty", "prompt", "accents", "CJK", "emoji", "digits and punctuation")]
     rows = table("awkward", comparisons(minilm, texts, ["*"]))
