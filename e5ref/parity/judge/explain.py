@@ -77,7 +77,7 @@ def explain(
         comparison: what `compare` returned for the two, if it was called already. Only its points count.
 
     Returns:
-        The mistakes that lower the error most, the likeliest first. None if the run passes, or if the first departure
+        The mistakes that lower the error most, the likeliest first. Empty if the run passes, or if the first departure
         is a shape, a NaN or a missing point, which no values can explain.
 
     Raises:
