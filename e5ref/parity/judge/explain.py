@@ -101,7 +101,7 @@ def explain(
         seconds: when to stop looking. What was found until then is returned.
 
     Returns:
-        The known mistakes that explain the run, what was identified, and the mistakes that lower the error most. None
+        The known mistakes that explain the run, what was identified, and the mistakes that lower the error most. Empty
         if the run passes, or if the first departure is a shape, a NaN or a missing point, which no values can explain.
 
     Raises:
