@@ -292,7 +292,7 @@ def product_rates(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
 
         size, times = (2048, 1) if jax.default_backend() == "cpu" else (8192, 10)
         for device, precision in sorted(wanted):
-            if device == jax.default_backend():
+            if device == jax.default_backend() and precision in PRODUCTS:
                 dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
                 factors = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
                 how = product_precision(PRODUCTS[precision], jax.devices()[0])

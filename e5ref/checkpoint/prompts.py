@@ -69,7 +69,7 @@ def warn_of_prompts(
         if bare:
             warnings.warn(
                 f"{bare} of {total} texts start with none of the prompts that {model} was trained with "
-                f"({', '.join(map(repr, starts))}); --prompt query or --prompt passage puts one there",
+                f"({', '.join(map(repr, starts))}); begin texts with one, or let --prompt of embed and record do it",
                 stacklevel=1,
             )
         for note in notes_on_doubled_prompts("texts", prefix, doubled, total):

@@ -19,6 +19,7 @@ import numpy as np
 
 from e5ref.checkpoint.prompts import count_doubled, find_prompt, notes_on_doubled_prompts, warn_of_prompts
 from e5ref.commands.options import (
+    LINES,
     check_output,
     force_option,
     input_options,
@@ -46,7 +47,9 @@ def _names(context: click.Context, option: click.Parameter, value: str) -> tuple
 
 @click.command(short_help="Turn texts, or a corpus of files, into vectors.")
 @click.argument("texts", nargs=-1)
-@input_options("Texts to embed, or a corpus: tables (Parquet, Arrow, CSV, TSV), a folder, a glob", formats=FORMATS)
+@input_options(
+    "Texts to embed", kinds=f"{LINES}; or a corpus: Parquet, Arrow, CSV, TSV, a folder, a glob", formats=FORMATS
+)
 @click.option(
     "-o",
     "--output",

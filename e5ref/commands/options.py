@@ -145,8 +145,12 @@ def _once(context: click.Context, option: click.Parameter, values: tuple[str, ..
     return values[0] if values else None
 
 
+# What a file of texts is.
+LINES = 'one a line, or JSON lines with a "text"'
+
+
 def input_options(
-    what: str, *names: str, required: bool = False, formats: Sequence[str] = get_args(Format)
+    what: str, *names: str, required: bool = False, kinds: str = LINES, formats: Sequence[str] = get_args(Format)
 ) -> Callable[[Command], Command]:
     """Declare where texts come from, `-i FILE|-` unless other names are given, and `--format`."""
     return declare(
@@ -157,7 +161,7 @@ def input_options(
             required=required,
             multiple=True,
             callback=_once,
-            help=f'{what}: one a line, or JSON lines with a "text"; - is standard input.',
+            help=f"{what}: {kinds}; - is standard input.",
         ),
         click.option(
             "--format",
