@@ -35,6 +35,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("language", "block"), BLOCKS)
 def test_block(language, block, environment, tmp_path):
     folder = tmp_path

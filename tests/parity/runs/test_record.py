@@ -52,6 +52,7 @@ def test_it_says_where_it_comes_from(truth, tiny_bert):
     assert provenance["weights_sha256"] == e5ref.load(tiny_bert).provenance("")["weights_sha256"]
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("backend", FULL_BACKENDS)
 def test_peers_give_the_same_points(backend, dtype, truth, tiny_bert):
@@ -62,6 +63,7 @@ def test_peers_give_the_same_points(backend, dtype, truth, tiny_bert):
     assert json.loads(recorded.metadata["provenance"])["backend"] == backend
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("backend", FULL_BACKENDS)
 def test_half_precision_is_recorded_as_such(backend, dtype, truth, tiny_bert):
@@ -86,6 +88,7 @@ def test_batches_change_nothing(backend, tiny_bert, monkeypatch):
     assert first_departure(points(apart), points(together), mask, "float64") is None
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("backend", ["transformers", "sentence-transformers"])
 def test_trained_weights_with_a_tokenizer_of_their_own(backend, minilm):
     """sentence-transformers' folder layout, modules.json and all; fused attention, as nobody asks for probabilities."""
@@ -250,6 +253,7 @@ def test_a_missing_package_is_named(backend, tiny_bert, tmp_path, monkeypatch):
 
 
 def test_nothing_heavy_comes_with_the_reference(tiny_bert):
-    code = f"import sys; from e5ref.parity.runs.recording import record; record({str(tiny_bert)!r}, 'cat'); print(*sys.modules)"
+    code = "import sys; from e5ref.parity.runs.recording import record;"
+    code += f"record({str(tiny_bert)!r}, 'cat'); print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"jax", "torch", "transformers", "onnxruntime"} & set(result.split())
