@@ -27,12 +27,9 @@ atexit.register(programs.cleanup)
 os.environ |= {"JAX_COMPILATION_CACHE_DIR": programs.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
-LONGEST = ("test_twins.py", "test_train_nano.py", "test_docs.py", "test_bench.py")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes long: of two workers, one would wait for the other if that were last."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    items.sort(key=lambda item: not item.get_closest_marker("slow"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -69,6 +69,7 @@ def prepare_corpus(folder: Path, language: str, environment: dict[str, str]) -> 
         subprocess.run(command, cwd=folder, env=environment, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("language", "block"), BLOCKS)
 def test_block(language, block, environment, tmp_path):
     folder = tmp_path

@@ -75,6 +75,7 @@ def test_gelu_in_half_precision_is_off_by_its_rounding(dtype):
     assert (np.abs(np.asarray(jax_model.gelu(x), np.float64) - exact) <= rounding + GELU_HALF).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(minilm, dtype):
     """Matrices and states are of half precision, vectors of float32; the error is that of rounding."""

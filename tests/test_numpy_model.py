@@ -29,6 +29,7 @@ def assert_parity(folder: Path, input_ids: np.ndarray, attention_mask: np.ndarra
 # Odd shapes, e5-small's and trained weights: in twin/test_twins.py, where the JAX twin is compared too.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["base", "large"])
 def test_other_sizes_of_e5(size, tmp_path):
     """The widths of base and large, with two of their layers."""

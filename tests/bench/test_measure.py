@@ -65,6 +65,7 @@ def test_processes_of_their_own(no_rates):
         assert ours["peak_mib"] is theirs["peak_mib"] is None
 
 
+@pytest.mark.slow
 def test_cold_is_an_empty_folder_of_programs(folder, tmp_path, monkeypatch):
     """The query has one; so have the texts, embedded before the query; and what comes then compiles nothing."""
     start, starts = measure._start, []
@@ -194,6 +195,7 @@ def test_half_precisions_share_a_ceiling():
     assert math.isfinite(rate["teraflops"])
 
 
+@pytest.mark.slow
 def test_attention_is_timed_in_both_forms(folder, monkeypatch):
     monkeypatch.setattr(measure, "GPU_BATCH_TOKENS", 512)
     rows = bench.attention_times(read_checkpoint(folder).config)

@@ -184,6 +184,7 @@ def test_a_commit_is_taken_without_a_word(hub, cls_bert, tmp_path):
     assert loaded == {"revision": NEW, "vector": vector_of(cls_bert), "warnings": []}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "revision", "up", "advice"),
     [
@@ -225,6 +226,7 @@ def another_number(content: bytes) -> bytes:
     return content.replace(b"1e-12", b"1e-11")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "damage"),
     [

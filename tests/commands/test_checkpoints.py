@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.tools.checkpoints import write_random_bert
 from tests.tools.processes import run
 
@@ -28,6 +30,7 @@ def test_inspect(tiny_bert):
     } == lines
 
 
+@pytest.mark.slow
 def test_warm_up(tmp_path, kept_programs):
     folder = write_random_bert(tmp_path / "model", max_position_embeddings=9, num_hidden_layers=1)
     result = run("warm-up", "--model", folder, own_process=True)

@@ -80,6 +80,7 @@ def test_rank_a_file_and_keep_equal_passages_in_order(tiny_bert):
     assert [*rows].index(0) < [*rows].index(2)
 
 
+@pytest.mark.slow
 def test_jax_backend(tiny_bert, model, tmp_path, kept_programs):
     output = tmp_path / "vectors.safetensors"
     run("embed", "query: cat", "query: dog", "--model", tiny_bert, "--backend", "jax", "-o", output, own_process=True)
@@ -96,6 +97,7 @@ def test_jax_backend(tiny_bert, model, tmp_path, kept_programs):
     assert ranked[0] == ranked[1]
 
 
+@pytest.mark.slow
 def test_jax_in_half_precision(tiny_bert, model):
     options = ["--model", tiny_bert, "--backend", "jax", "--precision", "bfloat16"]
     result = run("embed", "query: cat", *options, own_process=True)

@@ -67,6 +67,7 @@ def test_a_published_score_stands_beside(tiny_bert, tmp_path):
     assert lines[-1] == "published: the authors' model cards and the paper, arXiv:2212.03533; protocol authors"
 
 
+@pytest.mark.slow
 def test_with_jax(tiny_bert, pairs):
     arguments = ["eval", "sts", pairs, "--model", tiny_bert, "--json"]
     ours, jax = (

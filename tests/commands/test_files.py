@@ -48,6 +48,7 @@ def test_output_that_is_there_is_replaced_only_by_force(tiny_bert, tmp_path, suf
         assert f"{output}.provenance.json: is there already" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["npy", "safetensors"])
 def test_a_file_of_many_parts_has_them_all(tiny_bert, model, tmp_path, suffix):
     """More than one window; the file's header is written before it is known how many there are."""

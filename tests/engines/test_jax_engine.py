@@ -52,6 +52,7 @@ def programs():
     jax.monitoring.unregister_event_duration_listener(count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_same_vectors_as_numpy(tiny_bert, dtype):
     numpy, jax = (
@@ -74,6 +75,7 @@ def test_trained_weights(minilm):
     assert np.abs(numpy.encode(TEXTS) - jax.encode(TEXTS)).max() <= VECTORS["float32"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["high", "bfloat16", "float16"])
 def test_precisions(minilm, precision):
     exact = e5ref.load(minilm).encode(TEXTS)
@@ -158,6 +160,7 @@ def run_python(code: str, **environment: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_few_programs_for_any_corpus(tiny_bert, programs):
     """A corpus of any mix of lengths compiles each shape once at most, and what is warm compiles nothing."""
     model = e5ref.load(tiny_bert, backend="jax", truncation="allow")
@@ -173,6 +176,7 @@ def test_few_programs_for_any_corpus(tiny_bert, programs):
     assert len(programs) == 0
 
 
+@pytest.mark.slow
 def test_warm_up_leaves_nothing_to_compile(tiny_bert, programs):
     model = e5ref.load(tiny_bert, backend="jax", max_length=9)
     del programs[:]  # loading compiles how weights are stacked
@@ -308,6 +312,7 @@ def test_the_programs_own_settings_are_left_as_they_were(tiny_bert):
 FOUR_DEVICES = "--xla_force_host_platform_device_count=4"
 
 
+@pytest.mark.slow
 def test_the_batch_is_divided_among_the_devices(tiny_bert, tiny, tmp_path):
     """Four devices give the vectors of one, each computes its share of the rows, and none talks to another."""
     code = f"""
@@ -327,6 +332,7 @@ np.save({str(tmp_path / "vectors.npy")!r}, model.encode({TEXTS * 3!r}))
     np.testing.assert_allclose(vectors, tiny.encode(TEXTS * 3), rtol=0, atol=VECTORS["float32"])
 
 
+@pytest.mark.slow
 def test_two_processes_embed_their_shares_of_a_file(tiny_bert, tiny, tmp_path):
     """Under jax.distributed: each process has its own devices, and takes its own share."""
     texts = [f"cat {'a ' * number}" for number in range(11)]
@@ -366,6 +372,7 @@ main()
     np.testing.assert_allclose(np.concatenate(parts), tiny.encode(texts), rtol=0, atol=VECTORS["float32"])
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_kept_for_the_next_run(tiny_bert, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     command = [sys.executable, "-c", "from e5ref.cli import main; main()"]

@@ -39,6 +39,7 @@ def test_neighbours_do_not_matter(wide, texts, batch_size, data):
         np.testing.assert_array_equal(model.encode(text), vector)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.sampled_from([*AWKWARD.values(), *CARD_QUERIES, *CARD_PASSAGES]), min_size=2, max_size=40))
 def test_neighbours_do_not_matter_with_trained_weights(model, texts):

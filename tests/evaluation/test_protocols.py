@@ -82,6 +82,7 @@ def test_tasks_are_found_by_name(tmp_path):
         find_task("STS", "SciFact", tmp_path)
 
 
+@pytest.mark.peer
 def test_tasks_are_mtebs():
     get_tasks = pytest.importorskip("mteb").get_tasks
     names = [name for tasks in TASKS.values() for name in tasks]

@@ -318,6 +318,7 @@ def test_arguments(model, folder):
         evaluate_retrieval(model, folder, protocols=["author"])
 
 
+@pytest.mark.slow
 def test_with_jax(tiny_bert, model, folder):
     pytest.importorskip("jax")
     ours = evaluate_retrieval(model, folder)[0]
@@ -342,6 +343,7 @@ def test_the_published_score_stands_beside(model, folder, tmp_path):
     json.dumps(report)
 
 
+@pytest.mark.slow
 def test_msmarco_with_trained_weights(minilm, shared):
     """The known score to its last digit: 5,000 passages, graded judgments, no prompts."""
     (report,) = evaluate_retrieval(e5ref.load(minilm), shared / "msmarco", split="test")

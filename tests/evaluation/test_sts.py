@@ -209,6 +209,7 @@ def test_cut_sentences_are_counted(model, tmp_path):
     assert report["counts"] == {"pairs": 3, "sentences_cut": 1}
 
 
+@pytest.mark.peer
 def test_sts_benchmark_dev_with_trained_weights(minilm, shared):
     """The known score to its last digit, and the same from sentence-transformers and SciPy."""
     path = shared / "stsb" / "sts-dev.tsv"

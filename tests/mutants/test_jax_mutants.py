@@ -236,6 +236,7 @@ def pieces_pass(module: types.ModuleType) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_mutants_of_pieces_are_noticed():
     """In one test: what its operations cost to compile is paid once."""
     assert pieces_pass(copy_of(jax_ops))

@@ -20,7 +20,7 @@ from tests.tools.processes import run as run_cli
 from tests.tools.runs import run_of, transformers_run
 
 # Models to plant mistakes in.
-MODELS = ["random", "trained", "nano"]
+MODELS = ["random", pytest.param("trained", marks=pytest.mark.slow), "nano"]
 
 # e5ref-nano is kept in float16, and row 1 of its token types was never trained: it is 0.
 NANO_IS_THE_SAME = {"a weight in half precision"}

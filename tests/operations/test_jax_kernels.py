@@ -81,6 +81,7 @@ def test_linear_layers_can_be_built_for_the_gpu(case, dtype):
     assert "mosaic_gpu" in lowered.as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("case", ATTENTION)
 def test_attention_can_be_built_for_the_gpu(case, dtype):
@@ -197,6 +198,7 @@ def interpreted(monkeypatch):
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "tokens", "size"),
     [(16, 72, 32), (16, 104, 64), (16, 128, 32), (16, 144, 32), (16, 288, 32), (4, 264, 64), (4, 512, 32)],
@@ -247,6 +249,7 @@ def without_other_tiles(blocks, attention_mask, count):
 MISTAKES = [across_texts, without_last_text, without_last_block, without_first_mask, without_other_tiles]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_attention_to_the_wrong_keys_is_seen(mistake, interpreted, monkeypatch):
     monkeypatch.setattr(jax_kernels, "_blocks", partial(mistake, jax_kernels._blocks))
@@ -357,6 +360,7 @@ def test_padding_on_the_left_or_inside_is_padding(small_model, is_hopper, calls,
     assert np.abs(vectors - exact).max() <= VECTORS_HALF["bfloat16"]
 
 
+@pytest.mark.slow
 def test_they_are_differentiated_as_what_they_stand_for(small_model, calls, monkeypatch):
     params, config = small_model
     half = jax_model.round_matrices(params, "bfloat16")

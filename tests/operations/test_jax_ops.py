@@ -55,6 +55,7 @@ def test_a_short_row_alone_in_pieces_is_attention(row):
     assert_the_same_attention(mask_of([row], (1, 130)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_cudnn_is_asked_for_the_same_attention(dtype, cudnn):
     """What is handed to JAX's fused attention means the same as ours; its cuDNN form itself needs an NVIDIA card."""

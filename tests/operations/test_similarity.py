@@ -103,6 +103,7 @@ def kernels(core: str | None) -> str | None:
     return result.stdout.strip() or None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("core", ["Haswell", "SkylakeX", "Zen", "Sandybridge"])
 def test_bits_and_ties_on_every_kernel_that_runs_here(core):
     if "OPENBLAS_CORETYPE" in os.environ:

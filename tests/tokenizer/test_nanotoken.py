@@ -44,6 +44,7 @@ def both(tokenizer, texts):
         return ours, tokenizer(texts)
 
 
+@pytest.mark.slow
 def test_nanotoken_gives_the_same_ids_of_human_rights(e5_tokenizer, shared, nanotoken):
     tokenizer = Tokenizer(e5_tokenizer, CONFIG, 512)
     assert tokenizer.implementation == "nanotoken"
@@ -53,6 +54,7 @@ def test_nanotoken_gives_the_same_ids_of_human_rights(e5_tokenizer, shared, nano
 SPECIAL = ["[CLS]", "[SEP]", "[MASK]", "[UNK]", "[PAD]", "##ing", " ", "\n", "\u0301", "\0", "a", "!", "中", "ẞ", "İ"]
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.lists(st.text() | st.sampled_from(SPECIAL)).map("".join)), max_length=st.integers(3, 20))
 def test_nanotoken_gives_the_same_ids_of_any_text(tokenizers, nanotoken, texts, max_length):

@@ -16,6 +16,8 @@ from tests.tools.checkpoints import write_random_bert
 from tests.tools.runs import first_departure, jax_run, our_run, transformers_run_of_texts
 from tests.tools.tolerances import GRADIENTS, VECTORS
 
+pytestmark = pytest.mark.slow  # tests/mutants packs on a small scale
+
 # Tokens of each row's texts, -n for padding. 1, 2, 17 and 100 texts; a single token of padding, or none; padding
 # before, between and behind. All make one batch: so one program is compiled.
 ROWS = [

@@ -130,6 +130,7 @@ def test_nothing_falls_back_to_it():
     assert "hf download intfloat/e5-small-v2" in result.stderr
 
 
+@pytest.mark.slow
 def test_scores(shared, nano):
     """What its model card says: these sets are measured, never trained on."""
     (sts,) = evaluate_sts(nano, shared / "stsb" / "sts-dev.tsv")

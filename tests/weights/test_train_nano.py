@@ -90,6 +90,7 @@ def trained(data, teacher, tmp_path_factory) -> tuple[Path, list[dict], Path]:
     return folder, lines, stopped
 
 
+@pytest.mark.slow
 def test_it_learns(trained):
     """The loss falls, and pairs that it has not seen are told apart better than at its start."""
     folder, lines, _ = trained
@@ -100,6 +101,7 @@ def test_it_learns(trained):
     assert [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()] == lines
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped_with_the_same_result(trained, data, teacher, monkeypatch):
     whole, lines, stopped = trained
     arguments = {"config": SMALL, "steps": STEPS, "score_every": SCORE_EVERY}
@@ -127,6 +129,7 @@ def test_it_goes_on_where_it_stopped_with_the_same_result(trained, data, teacher
         train_nano.train(stopped, data, teacher, **arguments, seed=1)
 
 
+@pytest.mark.slow
 def test_a_start_of_chance_is_worse(trained, data, teacher, tmp_path, monkeypatch):
     """Planted: token embeddings that the teacher has not given."""
     first_params = train_nano.first_params

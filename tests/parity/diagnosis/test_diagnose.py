@@ -209,6 +209,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistake_is_ranked_first(name, case, peer):
     make, deviations = MISTAKES[name]
@@ -220,6 +221,7 @@ def test_mistake_is_ranked_first(name, case, peer):
     assert diagnosis.findings[0].explains
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_int8_of_onnxruntime(per_channel, case, tmp_path):
     """A graph as `e5ref bench` writes it, quantised by onnxruntime: one scale for a weight, or for each output."""
@@ -243,6 +245,7 @@ def test_int8_of_onnxruntime(per_channel, case, tmp_path):
     assert diagnosis.findings[0].deviations == ("int8",)
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("prompt", ["query: ", "passage: "])
 def test_right_vectors_are_called_correct(prompt, case, peer):
     diagnosis = diagnose(case.texts, peer(prompt=prompt), [case.model])
@@ -251,6 +254,7 @@ def test_right_vectors_are_called_correct(prompt, case, peer):
     assert diagnose([prompt + text for text in case.texts], peer(prompt=prompt), [case.model]).verdict == "correct"
 
 
+@pytest.mark.peer
 def test_the_prefix_that_was_meant(case, peer):
     """What is right by itself is a mistake where the other prefix is believed to be there."""
     vectors = peer(prompt="query: ")
@@ -260,6 +264,7 @@ def test_the_prefix_that_was_meant(case, peer):
         assert diagnosis.findings[0].deviations == ("always 'query: '",), str(diagnosis)
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("seed", range(3))
 def test_something_else_is_unknown(seed, case, peer):
     random = np.random.default_rng(seed)
@@ -274,6 +279,7 @@ def test_something_else_is_unknown(seed, case, peer):
     assert not any(finding.explains for finding in diagnosis.findings)
 
 
+@pytest.mark.peer
 def test_something_near_is_unknown_too(case, peer):
     """Not rounding: every vector is pulled towards their mean."""
     vectors = peer()
@@ -281,6 +287,7 @@ def test_something_near_is_unknown_too(case, peer):
     assert diagnosis.verdict == "unknown", str(diagnosis)
 
 
+@pytest.mark.peer
 def test_another_checkpoint(case, peer, tmp_path):
     vectors = peer()
     other = write_random_bert(tmp_path / "other", seed=9, hidden_size=vectors.shape[1])
@@ -288,6 +295,7 @@ def test_another_checkpoint(case, peer, tmp_path):
     assert diagnosis.findings[0].deviations == (f"another checkpoint: {case.model}",), str(diagnosis)
 
 
+@pytest.mark.peer
 def test_not_the_same_for_all_texts(case, peer):
     both = np.concatenate([peer(case.texts[:8]), peer(case.texts[8:], "passage: ")])
     diagnosis = diagnose(case.texts, both, [case.model])
@@ -301,6 +309,7 @@ def test_not_the_same_for_all_texts(case, peer):
     assert "texts 3, 5" in diagnosis.answer
 
 
+@pytest.mark.peer
 def test_what_these_texts_cannot_tell(case, peer):
     texts = [text.lower() for text in case.texts[:4]]
     diagnosis = diagnose(texts, peer(texts), [case.model])
@@ -310,6 +319,7 @@ def test_what_these_texts_cannot_tell(case, peer):
         assert name in notes
 
 
+@pytest.mark.peer
 def test_one_text_is_enough_to_be_right(case, peer):
     text = case.texts[:1]
     assert diagnose(text, peer(text), [case.model]).verdict == "correct"

@@ -18,6 +18,7 @@ from tests.parity.golden.checker import assert_judged_alike, own_error, own_verd
 pytestmark = pytest.mark.filterwarnings("ignore:1 of 3 texts are longer:e5ref.E5Warning")  # a kit has such a one
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize(
     ("backend", "dtype"),
     [

@@ -52,6 +52,7 @@ def test_it_says_where_it_comes_from(truth, tiny_bert):
     assert provenance["weights_sha256"] == e5ref.load(tiny_bert).provenance("")["weights_sha256"]
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("backend", FULL_BACKENDS)
 def test_peers_give_the_same_points(backend, dtype, truth, tiny_bert):
@@ -62,6 +63,7 @@ def test_peers_give_the_same_points(backend, dtype, truth, tiny_bert):
     assert json.loads(recorded.metadata["provenance"])["backend"] == backend
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("backend", FULL_BACKENDS)
 def test_half_precision_is_recorded_as_such(backend, dtype, truth, tiny_bert):
@@ -86,6 +88,7 @@ def test_batches_change_nothing(backend, tiny_bert, monkeypatch):
     assert first_departure(points(apart), points(together), mask, "float64") is None
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("backend", ["transformers", "sentence-transformers"])
 def test_trained_weights_with_a_tokenizer_of_their_own(backend, minilm):
     """sentence-transformers' folder layout, modules.json and all; fused attention, as nobody asks for probabilities."""
