@@ -11,9 +11,8 @@ import numpy as np
 from e5ref import numpy_model
 from e5ref.checkpoint import Checkpoint
 from e5ref.checkpoint.config import BertConfig
-from e5ref.checkpoint.params import Affine, BertParams, Embeddings, Layer
-from e5ref.numpy_model import Tap
-from e5ref.operations import Array, Ids
+from e5ref.checkpoint.params import Affine, BertParams, Dense, Embeddings, Layer
+from e5ref.operations import Array, Ids, Tap
 from e5ref.operations.rows import rows_of, tokens_of
 from e5ref.parity.altered.models import model_copy, padded_model
 
@@ -49,6 +48,11 @@ def changed_config(**values: Any) -> Change:
 def changed_affines(change: Callable[[Affine], Affine], *names: str) -> Change:
     """Change the named linear layers or LayerNorms of every layer."""
     return changed_layers(lambda layer: layer._replace(**{name: change(getattr(layer, name)) for name in names}))
+
+
+def changed_dense(change: Callable[[Dense], Dense]) -> Change:
+    """Change the Dense layer after pooling, if there is one."""
+    return changed_params(lambda params: params._replace(dense=params.dense and change(params.dense)))
 
 
 def no_bias(affine: Affine) -> Affine:
@@ -94,8 +98,9 @@ def no_norm_at(name: str) -> Change:
     """Leave out one of the LayerNorms. It is recognised by its weights."""
 
     def change(checkpoint: Checkpoint) -> tuple[ModuleType, Checkpoint]:
-        embeddings, layers = checkpoint.params
-        affines = [embeddings.layer_norm] if name == "embeddings" else [getattr(layer, name) for layer in layers]
+        params = checkpoint.params
+        layers = [getattr(layer, name) for layer in params.layers] if name != "embeddings" else []
+        affines = layers or [params.embeddings.layer_norm]
         left_out = {id(affine.weight) for affine in affines}
 
         def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
@@ -269,6 +274,11 @@ def pool_padding(checkpoint: Checkpoint) -> tuple[ModuleType, Checkpoint]:
         return np.asarray(last_hidden_state.mean(axis=1))
 
     return padded_model(average_pool=average_pool, cls_pool=average_pool), checkpoint
+
+
+def dense_after_norm(params: Dense, vectors: Array) -> Array:
+    """Normalise before the Dense layer. [B, D] -> [B, E]."""
+    return numpy_model.dense(params, numpy_model.l2_normalize(vectors))
 
 
 def changed_positions(shift: int) -> Change:

@@ -58,7 +58,7 @@ WORDS = ("plants", "need", "light", "and", "water", ",", "how", "much", "protein
 
 # Size of a kit → batch → its points. A mistake inside a layer shows in the first layer. A mistake in how layers are put
 # together shows in a later output. All other mistakes show in the vectors.
-VECTORS = ("pooled", "normalized")
+VECTORS = ("pooled", "dense", "normalized")
 STATES = ("embeddings", "layers.0.*", "layers.*.output", "last_hidden_state", *VECTORS)
 Size = Literal["small", "full"]
 POINTS: dict[Size, dict[str, tuple[str, ...]]] = {
