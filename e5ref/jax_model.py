@@ -147,10 +147,10 @@ def forward(
         check_batch(np.asarray(input_ids), np.asarray(attention_mask), config)
     if params.embeddings.word.dtype == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ValueError("the weights are float64, which JAX would make float32; run this under jax.enable_x64(True)")
-    params = jax.tree.map(jnp.asarray, stack_layers(params))
+    embeddings, layers = jax.tree.map(jnp.asarray, stack_layers(params)[:2])
     input_ids, attention_mask = jnp.asarray(input_ids), jnp.asarray(attention_mask, jnp.int32)
 
-    hidden_states = embed_tokens(params.embeddings, input_ids, attention_mask, config=config)  # [B, T, D]
+    hidden_states = embed_tokens(embeddings, input_ids, attention_mask, config=config)  # [B, T, D]
     record(tap, "embeddings", hidden_states, attention_mask)
 
     def step(hidden_states: Array, layer: Layer) -> tuple[Array, OrderedDict[str, Array]]:
@@ -158,7 +158,7 @@ def forward(
         layer_tap = None if tap is None else points.__setitem__
         return encoder_layer(layer, hidden_states, attention_mask, config=config, tap=layer_tap), points
 
-    hidden_states, points = jax.lax.scan(step, hidden_states, params.layers)  # points: name -> [layers, B, ...]
+    hidden_states, points = jax.lax.scan(step, hidden_states, layers)  # points: name -> [layers, B, ...]
     if tap is not None:
         for index in range(config.num_hidden_layers):
             for name, array in points.items():

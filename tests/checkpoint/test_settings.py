@@ -62,8 +62,9 @@ def test_a_folder_without_a_normalize_module_is_not_normalised(tiny_copy):
         ("Transformer",),
         ("Transformer", "Normalize"),
         ("Transformer", "Normalize", "Pooling"),
-        ("Transformer", "Pooling", "Dense"),
-        ("Transformer", "Pooling", "Dense", "Normalize"),
+        ("Transformer", "Pooling", "Normalize", "Dense"),
+        ("Transformer", "Pooling", "Dense", "Dense"),
+        ("Transformer", "Dense"),
     ],
 )
 def test_other_modules_are_refused(tiny_copy, modules):

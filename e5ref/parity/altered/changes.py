@@ -50,11 +50,6 @@ def changed_affines(change: Callable[[Affine], Affine], *names: str) -> Change:
     return changed_layers(lambda layer: layer._replace(**{name: change(getattr(layer, name)) for name in names}))
 
 
-def changed_dense(change: Callable[[Dense], Dense]) -> Change:
-    """Change the Dense layer after pooling, if there is one."""
-    return changed_params(lambda params: params._replace(dense=params.dense and change(params.dense)))
-
-
 def no_bias(affine: Affine) -> Affine:
     """Return the layer with a bias of zeros."""
     return Affine(affine.weight, np.zeros_like(affine.bias))
@@ -276,9 +271,18 @@ def pool_padding(checkpoint: Checkpoint) -> tuple[ModuleType, Checkpoint]:
     return padded_model(average_pool=average_pool, cls_pool=average_pool), checkpoint
 
 
-def dense_after_norm(params: Dense, vectors: Array) -> Array:
-    """Normalise before the Dense layer. [B, D] -> [B, E]."""
-    return numpy_model.dense(params, numpy_model.l2_normalize(vectors))
+# Mistake → what is done instead of `dense`. [E, D] and [E], [B, D] -> [B, E], or [B, D] if it is left out.
+DENSE_LEFT_OUT = "the Dense layer left out"
+DENSE_MISTAKES: dict[str, Callable[[Dense, Array], Array]] = {
+    DENSE_LEFT_OUT: lambda _, vectors: vectors,
+    "no activation after the Dense layer": lambda dense, vectors: numpy_model.dense(Dense(*dense), vectors),
+    "no bias in the Dense layer": lambda dense, vectors: numpy_model.dense(
+        dense._replace(bias=np.zeros_like(dense.bias)), vectors
+    ),
+    "normalised before the Dense layer": lambda dense, vectors: numpy_model.dense(
+        dense, numpy_model.l2_normalize(vectors)
+    ),
+}
 
 
 def changed_positions(shift: int) -> Change:

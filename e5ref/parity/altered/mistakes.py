@@ -6,14 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from e5ref import numpy_model
-from e5ref.checkpoint.params import Dense
 from e5ref.parity.altered.changes import (
+    DENSE_MISTAKES,
     LINEAR,
     Change,
     changed_affines,
     changed_attention,
     changed_config,
-    changed_dense,
     changed_embeddings,
     changed_function,
     changed_gelu,
@@ -24,7 +23,6 @@ from e5ref.parity.altered.changes import (
     changed_params,
     changed_pool,
     changed_positions,
-    dense_after_norm,
     merge_inside_out,
     merge_without_transposing,
     no_bias,
@@ -458,29 +456,14 @@ MISTAKES = [
         pool_padding,
     ),
     # the Dense layer
-    Mistake(
-        "the Dense layer left out",
-        "dense",
-        "2_Dense of the sentence-transformers folder stands between pooling and normalisation",
-        changed_function(dense=lambda params, vectors: vectors),
-    ),
-    Mistake(
-        "no activation after the Dense layer",
-        "dense",
-        "activation_function of 2_Dense/config.json is applied",
-        changed_dense(lambda dense: Dense(*dense)),
-    ),
-    Mistake(
-        "no bias in the Dense layer",
-        "dense",
-        "linear.bias of 2_Dense is loaded and added",
-        changed_dense(lambda dense: dense._replace(bias=np.zeros_like(dense.bias))),
-    ),
-    Mistake(
-        "normalised before the Dense layer",
-        "dense",
-        "vectors are normalised after the Dense layer, not before it",
-        changed_function(dense=dense_after_norm),
+    *(
+        Mistake(
+            name,
+            "dense",
+            "the folder 2_Dense: weight, bias and activation, between pooling and normalisation",
+            changed_function(dense=function),
+        )
+        for name, function in DENSE_MISTAKES.items()
     ),
     # normalisation
     Mistake(

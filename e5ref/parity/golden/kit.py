@@ -132,7 +132,7 @@ def write_kit(
         kit = {"format": FORMAT, "size": size, "factor": FACTOR, "reference": run.provenance, "batches": batches}
         new_file(KIT).write((json.dumps(kit, ensure_ascii=False, indent=1) + "\n").encode())
         start, *_, end = encoder.tokenizer.token_strings(encoder.tokenizer(["a"]).ids)
-        text = readme(kit, encoder.checkpoint.config, start, end)
+        text = readme(kit, encoder.checkpoint, start, end)
         new_file("README.md").write(text.encode())
         new_file("check.py").write(Path(check.__file__).read_bytes())
 
