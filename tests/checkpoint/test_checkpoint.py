@@ -98,6 +98,12 @@ def test_an_empty_folder(tmp_path):
         e5ref.read_checkpoint(tmp_path)
 
 
+def test_a_known_checkpoint_pools_as_the_table_says(tiny_bert, monkeypatch):
+    monkeypatch.setattr(e5ref.checkpoint, "known_checkpoints", lambda: {str(tiny_bert): {"pooling": "cls"}})
+    with pytest.raises(e5ref.CheckpointError, match=r"pools by mean, but .* by cls; its modules\.json or"):
+        e5ref.read_checkpoint(str(tiny_bert))
+
+
 def test_known_checkpoints():
     known = e5ref.known_checkpoints()
     assert known["intfloat/e5-small-v2"]["revision"] == "dca8b1a9dae0d4575df2bf423a5edb485a431236"

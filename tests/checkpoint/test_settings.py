@@ -110,6 +110,13 @@ def test_max_length(tiny_copy, max_seq_length, expected):
     assert settings_of(tiny_copy).max_length == expected
 
 
+def test_lower_case_is_no_change_if_the_tokenizer_has_it(tiny_copy):
+    """As in BGE."""
+    (tiny_copy / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    (tiny_copy / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": True, "max_seq_length": 20}))
+    assert settings_of(tiny_copy).max_length == 20
+
+
 def test_max_length_where_newer_sentence_transformers_keep_it(tiny_copy):
     (tiny_copy / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 30}))
     assert settings_of(tiny_copy).max_length == 30
