@@ -5,7 +5,7 @@ import pytest
 
 import e5ref
 from e5ref import jax_model, numpy_model
-from e5ref.parity import diagnose
+from e5ref.parity import compare, diagnose, record
 from e5ref.parity.altered.changes import DENSE_MISTAKES
 from e5ref.parity.altered.models import model_copy
 from tests.mutants.judged import Judged
@@ -100,3 +100,15 @@ def test_the_diagnosis_names_it(name, features, tmp_path):
     assert found.verdict == ("correct" if name is None else "found"), str(found)
     if name is not None:
         assert name in found.findings[0].deviations
+
+
+@pytest.mark.parametrize("backend", ["jax", "transformers", "sentence-transformers"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_every_backend_records_it(backend, dtype, tmp_path):
+    folder = write_random_bert(tmp_path)
+    write_dense(folder, 40)
+    reference = record(folder, ["a cat", "the light of the sun"], dtype="float64")
+    run = record(folder, ["a cat", "the light of the sun"], backend=backend, dtype=dtype)
+    assert list(run.points)[-3:] == ["pooled", "dense", "normalized"]
+    assert run.points["dense"].shape == run.points["normalized"].shape == (2, 40)
+    assert compare(run, reference).passed

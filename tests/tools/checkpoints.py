@@ -128,9 +128,10 @@ def write_sentence_transformer(folder, *, pooling=None, modules=("Transformer", 
 
 def write_dense(folder, features=24, *, activation="activation.Tanh", **settings):
     """Write sentence-transformers' files with a Dense module of random weights before Normalize."""
-    write_sentence_transformer(folder, modules=("Transformer", "Pooling", "Dense", "Normalize"))
-    (folder / "2_Dense").mkdir()
     width = json.loads((folder / "config.json").read_text())["hidden_size"]
+    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
+    write_sentence_transformer(folder, pooling=pooling, modules=("Transformer", "Pooling", "Dense", "Normalize"))
+    (folder / "2_Dense").mkdir()
     config = {"in_features": width, "out_features": features, "bias": True}
     config["activation_function"] = f"torch.nn.modules.{activation}"
     (folder / "2_Dense" / "config.json").write_text(json.dumps(config | settings))
