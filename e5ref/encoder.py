@@ -136,7 +136,7 @@ class E5:
     @property
     def dimensions(self) -> int:
         """How many numbers a vector has."""
-        return self.truncate_dim or self.checkpoint.config.hidden_size
+        return self.truncate_dim or self.checkpoint.dimensions
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -368,6 +368,7 @@ class E5:
             "prompt": prompt,
             "max_length": str(self.tokenizer.max_length),
             "pooling": settings.pooling,
+            **({"dense": type(self.checkpoint.params.dense).__name__} if self.checkpoint.params.dense else {}),
             "normalized": str(settings.normalize).lower(),
             "dtype": str(self.dtype),
             **({} if self.truncate_dim is None else {"truncate_dim": str(self.truncate_dim)}),
@@ -380,7 +381,7 @@ class E5:
         }
 
     def _checked_width(self, truncate_dim: int | None) -> int | None:
-        width = self.checkpoint.config.hidden_size
+        width = self.checkpoint.dimensions
         if truncate_dim is None:
             return None
         if not isinstance(truncate_dim, int | np.integer) or not 1 <= truncate_dim <= width:

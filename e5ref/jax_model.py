@@ -13,7 +13,7 @@ Read `numpy_model` first; what is said there is not said again here. What differ
   left to itself, JAX rounds the factors to 11 bits on recent NVIDIA cards and to 8 on TPUs.
 
 Letters in shapes: B rows, T tokens of a row, K texts of a row, D hidden size, N heads, H size of a head, F feed-forward
-size.
+size, E numbers of a vector.
 """
 
 import math
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from e5ref.checkpoint.config import BertConfig
-from e5ref.checkpoint.params import Affine, BertParams, Embeddings, Layer
+from e5ref.checkpoint.params import Affine, BertParams, Dense, Embeddings, Layer, TanhDense
 from e5ref.operations import jax_ops
 from e5ref.operations.jax_ops import matmul, widen
 from e5ref.operations.rows import check_batch, check_texts_per_row
@@ -147,7 +147,7 @@ def forward(
         check_batch(np.asarray(input_ids), np.asarray(attention_mask), config)
     if params.embeddings.word.dtype == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ValueError("the weights are float64, which JAX would make float32; run this under jax.enable_x64(True)")
-    embeddings, layers = jax.tree.map(jnp.asarray, stack_layers(params))
+    embeddings, layers = jax.tree.map(jnp.asarray, stack_layers(params)[:2])
     input_ids, attention_mask = jnp.asarray(input_ids), jnp.asarray(attention_mask, jnp.int32)
 
     hidden_states = embed_tokens(embeddings, input_ids, attention_mask, config=config)  # [B, T, D]
@@ -184,8 +184,14 @@ def cls_pool(last_hidden_state: Array, attention_mask: Array, texts_per_row: int
     return widen(last_hidden_state)[rows, is_of_text.argmax(axis=2).ravel()]
 
 
+def dense(params: Dense, vectors: Array) -> Array:
+    """Apply the linear layer after pooling, and its activation, in float32 at least. [B, D] -> [B, E]."""
+    vectors = linear(vectors, *params)
+    return jnp.tanh(vectors) if isinstance(params, TanhDense) else vectors
+
+
 def l2_normalize(vectors: Array) -> Array:
-    """Scale each vector to unit L2 norm: x / max(‖x‖, 1e-12). [B, D] -> [B, D]."""
+    """Scale each vector to unit L2 norm: x / max(‖x‖, 1e-12). [B, E] -> [B, E]."""
     # The bound is taken before the root, whose gradient at 0 is infinite.
     squares = jnp.sum(vectors * vectors, axis=-1, keepdims=True)  # [B, 1]
     return vectors / jnp.sqrt(jnp.maximum(squares, 1e-24))
@@ -202,7 +208,7 @@ def embed(
     texts_per_row: int = 1,
     tap: Tap | None = None,
 ) -> Array:
-    """Token ids in, vectors out: `forward`, pooled and normalised. `compiled_embed` is this under `jax.jit`.
+    """Token ids in, vectors out, as `numpy_model.embed`. `compiled_embed` is this under `jax.jit`.
 
     Args:
         params: as in `forward`.
@@ -212,10 +218,10 @@ def embed(
         pooling: "mean" (E5) or "cls".
         normalize: whether to scale the vectors to unit L2 norm (E5 does).
         texts_per_row: K, the most texts of a row.
-        tap: as in `forward`; also gets "pooled" [B · K, D] and, if it is computed, "normalized" [B · K, D].
+        tap: as in `forward`; also gets "pooled" [B · K, D] and, if computed, "dense" and "normalized" [B · K, E].
 
     Returns:
-        The vectors, [B · K, D]: float32, or float64 if the weights are. The k-th text of row b is at b · K + k - 1.
+        The vectors, [B · K, E]: float32, or float64 if the weights are. The k-th text of row b is at b · K + k - 1.
 
     Raises:
         ValueError: an unknown pooling, more texts in a row than said, and as `forward`. Under `jax.jit`, texts beyond
@@ -226,19 +232,20 @@ def embed(
     last_hidden_state = forward(params, input_ids, attention_mask, config=config, tap=tap)  # [B, T, D]
     pool = average_pool if pooling == "mean" else cls_pool
     vectors = pool(last_hidden_state, jnp.asarray(attention_mask), texts_per_row)  # [B · K, D]
-    if tap is not None:
-        tap("pooled", vectors)
+    record(tap, "pooled", vectors)
+    if params.dense:
+        vectors = dense(params.dense, vectors)
+        record(tap, "dense", vectors)
     if normalize:
         vectors = l2_normalize(vectors)
-        if tap is not None:
-            tap("normalized", vectors)
+        record(tap, "normalized", vectors)
     return vectors
 
 
-def record(tap: Tap | None, name: str, array: Array, attention_mask: Array) -> None:
-    """Give `tap`, if there is one, a named array [B, T, n] with 0 at padding."""
+def record(tap: Tap | None, name: str, array: Array, attention_mask: Array | None = None) -> None:
+    """Give `tap`, if there is one, a named array; one that comes with its mask, [B, T, n], has 0 at padding."""
     if tap is not None:
-        tap(name, jnp.where(attention_mask[..., None] > 0, array, 0))
+        tap(name, array if attention_mask is None else jnp.where(attention_mask[..., None] > 0, array, 0))
 
 
 def texts_of(attention_mask: Array, texts_per_row: int) -> Array:

@@ -7,7 +7,7 @@ All You Need" (arXiv 1706.03762). The sections named below are those of Vaswani 
 Letters in shapes:
     B texts in the batch      T tokens of the longest text      R rows: one for each real token of all texts
     D hidden size             N attention heads                 H size of one head, D / N
-    F feed-forward size       V vocabulary
+    F feed-forward size       V vocabulary                  E numbers of a vector: D, if no Dense follows
 
 Padding stops at the door. `embed_tokens` takes padded ids [B, T] and gives rows [R, D], in the order of `rows_of`.
 From there on nothing is computed for padding, and attention looks at one text at a time. `forward` gives padded states
@@ -15,19 +15,15 @@ From there on nothing is computed for padding, and attention looks at one text a
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
 from e5ref.checkpoint.config import BertConfig
-from e5ref.checkpoint.params import BertParams, Embeddings, Layer
-from e5ref.operations import Array, Ids
+from e5ref.checkpoint.params import BertParams, Dense, Embeddings, Layer, TanhDense
+from e5ref.operations import Array, Ids, Tap, prefixed
 from e5ref.operations.blocks import AttentionBlock, attention_blocks, pad_squares
 from e5ref.operations.numpy_ops import in_row_blocks, matmul_heads, matmul_rows, normal_tail, softmax
 from e5ref.operations.rows import check_batch, first_tokens, pad_rows, rows_of, text_lengths, token_positions, tokens_of
-
-Tap = Callable[[str, Array], None]  # gets (name, array) at every named point
 
 
 def linear(x: Array, weight: Array, bias: Array) -> Array:
@@ -159,7 +155,7 @@ def forward(
     hidden_states = embed_tokens(params.embeddings, input_ids, attention_mask, config=config)  # [R, D]
     record(tap, "embeddings", hidden_states, attention_mask)
     for index, layer in enumerate(params.layers):
-        layer_tap = None if tap is None else partial(prefixed, tap, f"layers.{index}.")
+        layer_tap = prefixed(tap, f"layers.{index}.")
         hidden_states = encoder_layer(layer, hidden_states, attention_mask, config=config, tap=layer_tap)
     record(tap, "last_hidden_state", hidden_states, attention_mask)
     return pad_rows(hidden_states, attention_mask)  # [R, D] -> [B, T, D]
@@ -189,8 +185,15 @@ def cls_pool(last_hidden_state: Array, attention_mask: Ids, texts_per_row: int =
     return last_hidden_state[np.arange(len(columns))[:, None], columns].reshape(columns.size, -1)
 
 
+def dense(params: Dense, vectors: Array) -> Array:
+    """Apply the linear layer that some of E5's kin have after pooling, and its activation. [B, D] -> [B, E]."""
+    alone = np.ones((len(vectors), 1), np.int64)  # [B, 1], as a mask: each vector is a text of one token
+    vectors = tokens_of(linear(rows_of(vectors, alone), *params), alone)
+    return np.tanh(vectors) if isinstance(params, TanhDense) else vectors
+
+
 def l2_normalize(vectors: Array) -> Array:
-    """Scale each vector to unit L2 norm, as torch's `F.normalize` does: x / max(‖x‖, 1e-12). [B, D] -> [B, D]."""
+    """Scale each vector to unit L2 norm, as torch's `F.normalize` does: x / max(‖x‖, 1e-12). [B, E] -> [B, E]."""
     norms = np.sqrt(np.sum(vectors * vectors, axis=-1, keepdims=True))  # [B, 1]
     return vectors / np.maximum(norms, 1e-12)
 
@@ -206,7 +209,7 @@ def embed(
     texts_per_row: int = 1,
     tap: Tap | None = None,
 ) -> Array:
-    """Token ids in, vectors out: `forward`, pooled and normalised.
+    """Token ids in, vectors out: `forward`, pooled and normalised, and `dense` between the two if there is one.
 
     Args:
         params: the weights.
@@ -216,10 +219,10 @@ def embed(
         pooling: "mean" (E5) or "cls".
         normalize: whether to scale the vectors to unit L2 norm (E5 does).
         texts_per_row: K, the most texts of a row.
-        tap: as in `forward`; also gets "pooled" [B · K, D] and, if it is computed, "normalized" [B · K, D].
+        tap: as in `forward`; also gets "pooled" [B · K, D] and, if computed, "dense" and "normalized" [B · K, E].
 
     Returns:
-        The vectors, [B · K, D], in the weights' dtype: the k-th text of row b at b · K + k - 1.
+        The vectors, [B · K, E], in the weights' dtype: the k-th text of row b at b · K + k - 1.
 
     Raises:
         ValueError: an unknown pooling, more texts in a row than said, and as `forward`.
@@ -229,21 +232,17 @@ def embed(
     last_hidden_state = forward(params, input_ids, attention_mask, config=config, tap=tap)  # [B, T, D]
     pool = average_pool if pooling == "mean" else cls_pool
     vectors = pool(last_hidden_state, attention_mask, texts_per_row)  # [B · K, D]
-    if tap is not None:
-        tap("pooled", vectors)
+    record(tap, "pooled", vectors)
+    if params.dense:
+        vectors = dense(params.dense, vectors)
+        record(tap, "dense", vectors)
     if normalize:
         vectors = l2_normalize(vectors)
-        if tap is not None:
-            tap("normalized", vectors)
+        record(tap, "normalized", vectors)
     return vectors
 
 
-def record(tap: Tap | None, name: str, rows: Array, attention_mask: Ids) -> None:
-    """Give `tap`, if there is one, a named array in the padded shape. [R, n] -> [B, T, n]."""
+def record(tap: Tap | None, name: str, array: Array, attention_mask: Ids | None = None) -> None:
+    """Give `tap`, if there is one, a named array; rows [R, n], which come with their mask, as [B, T, n]."""
     if tap is not None:
-        tap(name, pad_rows(rows, attention_mask))
-
-
-def prefixed(tap: Tap, prefix: str, name: str, array: Array) -> None:
-    """Call `tap` with the layer's name before the point's."""
-    tap(prefix + name, array)
+        tap(name, array if attention_mask is None else pad_rows(array, attention_mask))

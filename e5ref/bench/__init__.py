@@ -94,7 +94,8 @@ def bench_step_by_step(
             weights.mkdir()
             write_random_checkpoint(weights, shape, texts)
         checkpoint = read_checkpoint(model if isinstance(model, str | Path) and shape is None else weights)
-        if checkpoint.settings.pooling != "mean" or not checkpoint.settings.normalize:
+        settings = checkpoint.settings
+        if settings.pooling != "mean" or not settings.normalize or settings.dense is not None:
             raise ValueError(f"{checkpoint.name}: must pool by mean and normalise, as E5 and the peers do")
         encoder = E5(checkpoint, truncation="allow")
         entrants: dict[Contender, str] = {}

@@ -270,7 +270,7 @@ def run_engine(encoder: "E5", ids: IdLists) -> Floats:
     from e5ref.engines.engine import Window
     from e5ref.tokenizer import TokenIds
 
-    vectors = np.empty((len(ids), encoder.checkpoint.config.hidden_size), encoder.dtype)
+    vectors = np.empty((len(ids), encoder.checkpoint.dimensions), encoder.dtype)
 
     def windows() -> Iterator[Window]:  # as in `encode`
         for start in range(0, len(ids), encoder.engine.window_texts):

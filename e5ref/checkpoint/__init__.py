@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from e5ref.checkpoint.config import BertConfig, read_config
+from e5ref.checkpoint.config import BertConfig, CheckpointError, read_config
 from e5ref.checkpoint.hub import DEFAULT_CHECKPOINT, file_sha256, known_checkpoints, locate
 from e5ref.checkpoint.params import BertParams
 from e5ref.checkpoint.settings import EmbeddingSettings, read_settings
-from e5ref.checkpoint.tensors import params_from_tensors, read_tensors
+from e5ref.checkpoint.tensors import params_from_tensors, read_dense, read_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,11 @@ class Checkpoint:
         """What the weights are made of: float32 or float64."""
         dtype: np.dtype[Any] = self.params.embeddings.word.dtype
         return dtype
+
+    @property
+    def dimensions(self) -> int:
+        """E, how many numbers a vector has: D, or what a Dense layer gives."""
+        return len(self.params.dense.bias) if self.params.dense else self.config.hidden_size
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -77,7 +82,16 @@ def read_checkpoint(
     name = str(name_or_folder)
     folder, revision = locate(name_or_folder, revision)
     config = read_config(folder / "config.json")
-    settings = read_settings(folder, config, known_checkpoints().get(name, {}).get("prompts"))
+    known = known_checkpoints().get(name, {})
+    settings = read_settings(folder, config, known.get("prompts"))
+    if settings.pooling != known.get("pooling", settings.pooling):
+        raise CheckpointError(
+            f"{folder}: pools by {settings.pooling}, but {name} pools by {known['pooling']}; its modules.json or "
+            "1_Pooling/config.json is missing or changed: fetch them anew"
+        )
     files, tensors = read_tensors(folder)
     params = params_from_tensors(tensors, config, folder, dtype)
+    if settings.dense is not None:
+        dense_files, dense = read_dense(folder / settings.dense, config, dtype)
+        files, params = files + dense_files, params._replace(dense=dense)
     return Checkpoint(name, folder, revision, config, settings, params, files)

@@ -8,6 +8,9 @@ from typing import Any
 from e5ref.files.lines import foreign_file
 
 MODEL_TYPES = ("bert", "xlm-roberta")
+
+# Encoders that people take for BERT's kin. Their forward passes are different ones.
+RUN_ELSEWHERE = {"mpnet": "MPNet", "modernbert": "ModernBERT"}
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -89,9 +92,10 @@ def read_config(path: Path) -> BertConfig:
 
     model_type = raw.get("model_type")
     if model_type not in MODEL_TYPES:
-        raise refuse(
-            f"model_type is {model_type!r}, but e5ref runs {' and '.join(map(repr, MODEL_TYPES))} encoders only"
-        )
+        name = RUN_ELSEWHERE.get(str(model_type))
+        elsewhere = f"; {name} has a forward pass of its own, which sentence-transformers runs" if name else ""
+        known = " and ".join(map(repr, MODEL_TYPES))
+        raise refuse(f"model_type is {model_type!r}, but e5ref runs {known} encoders only{elsewhere}")
     # transformers names the erf form of GELU "gelu"; "gelu_new" and "gelu_pytorch_tanh" are the tanh form.
     if raw.get("hidden_act") != "gelu":
         raise refuse(f"hidden_act is {raw.get('hidden_act')!r}, but e5ref computes 'gelu' (the erf form) only")

@@ -30,6 +30,8 @@ FILES = [
     "sentence_*_config.json",
     "config_sentence_transformers.json",
     "1_Pooling/config.json",
+    "2_Dense/config.json",
+    "2_Dense/model.safetensors",
 ]
 
 

@@ -1,7 +1,7 @@
 """The parameter tree, and the one table of checkpoint names ↔ tree.
 
 The tree is made of NamedTuples, so that JAX sees a pytree and NumPy needs nothing. Weights keep the checkpoint's
-orientation, [out, in]. Shape letters: V vocabulary, D hidden, F feed-forward.
+orientation, [out, in]. Shape letters: V vocabulary, D hidden, F feed-forward, E numbers of a vector.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,11 +42,23 @@ class Layer(NamedTuple):
     output_layer_norm: Affine  # [D], [D]
 
 
+class Dense(NamedTuple):
+    """The linear layer that some of E5's kin have after pooling: a `Dense` module of sentence-transformers."""
+
+    weight: Array  # [E, D]
+    bias: Array  # [E]
+
+
+class TanhDense(Dense):
+    """A `Dense` whose activation is tanh, as in LaBSE. JAX and the twins tell the two apart by their types."""
+
+
 class BertParams(NamedTuple):
     """All the weights of one encoder."""
 
     embeddings: Embeddings
     layers: tuple[Layer, ...]
+    dense: Dense | tuple[()] = ()  # empty in most checkpoints
 
 
 def build_params(tensor: Callable[[str, tuple[int, ...]], Array], config: BertConfig) -> BertParams:

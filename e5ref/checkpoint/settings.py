@@ -20,7 +20,6 @@ TEXT_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     f"sentence_{name}_config.json": (
         "max_seq_length",
         {
-            "do_lower_case": False,
             "transformer_task": "feature-extraction",
             "tokenizer_args": {},
             "processor_kwargs": {},
@@ -28,6 +27,9 @@ TEXT_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     )
     for name in ("xlnet", "xlm-roberta", "albert", "camembert", "distilbert", "roberta", "bert")
 }
+
+# The modules of sentence-transformers that e5ref runs, in this order.
+MODULES = [("Transformer", "Pooling", *rest) for rest in ((), ("Normalize",), ("Dense",), ("Dense", "Normalize"))]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class EmbeddingSettings:
         max_length: the most tokens of a text, [CLS] and [SEP] counted.
         prompts: what to put before a text, by name ("query", "passage", …).
         default_prompt_name: the prompt that `encode` uses when none is asked for.
+        dense: the folder, below the checkpoint's, of a Dense module between pooling and normalisation; None for none.
     """
 
     pooling: str
@@ -47,6 +50,7 @@ class EmbeddingSettings:
     max_length: int
     prompts: Mapping[str, str]
     default_prompt_name: str | None = None
+    dense: str | None = None
 
 
 def read_settings(folder: Path, config: BertConfig, prompts: Mapping[str, str] | None = None) -> EmbeddingSettings:
@@ -63,19 +67,21 @@ def read_settings(folder: Path, config: BertConfig, prompts: Mapping[str, str] |
     Raises:
         CheckpointError: a module or a way of pooling that e5ref does not have.
     """
-    pooling, normalize = "mean", True
+    pooling, normalize, dense = "mean", True, None
     if (folder / "modules.json").exists():
-        pooling_folder, normalize = _read_modules(folder / "modules.json")
-        pooling = _read_pooling(folder / pooling_folder / "config.json")
+        places = _read_modules(folder / "modules.json")
+        pooling = _read_pooling(folder / places["Pooling"] / "config.json")
+        normalize, dense = "Normalize" in places, places.get("Dense")
     written, default_prompt_name = _read_prompts(folder / "config_sentence_transformers.json")
     return EmbeddingSettings(
-        pooling, normalize, _read_max_length(folder, config), dict(prompts or written), default_prompt_name
+        pooling, normalize, _read_max_length(folder, config), dict(prompts or written), default_prompt_name, dense
     )
 
 
 def _read_max_length(folder: Path, config: BertConfig) -> int:
     """Read the most tokens of a text, and refuse what would have a text prepared in another way than ours."""
     limit = min(512, config.max_tokens)
+    lowercases = False
     for file, (key, ways) in TEXT_SETTINGS.items():
         path = folder / file
         if not path.exists():
@@ -84,6 +90,10 @@ def _read_max_length(folder: Path, config: BertConfig) -> int:
         for name, ours in ways.items():
             if raw.get(name, ours) != ours:
                 raise CheckpointError(f"{path}: sets {name} to {raw[name]!r}, but e5ref has {ours!r} only")
+        # A module may ask for lower case too. That changes nothing if the tokenizer has it, which comes first here.
+        if raw.get("do_lower_case", False) and not lowercases and file != "tokenizer_config.json":
+            raise CheckpointError(f"{path}: sets do_lower_case to True, but the tokenizer keeps capitals")
+        lowercases = lowercases or bool(raw.get("do_lower_case"))
         value = raw.get(key)
         if value is not None and (type(value) not in (int, float) or value < 1):
             raise CheckpointError(f"{path}: {key} is {value!r}, but must be a number of tokens")
@@ -111,8 +121,8 @@ def _read_prompts(path: Path) -> tuple[dict[str, str], str | None]:
     return prompts, default
 
 
-def _read_modules(path: Path) -> tuple[str, bool]:
-    """Read `modules.json`: the folder of the Pooling module, and whether a Normalize module follows."""
+def _read_modules(path: Path) -> dict[str, str]:
+    """Read `modules.json`: module → its folder, in the order in which they run."""
     try:
         modules = [(module["type"], module["path"]) for module in json.loads(path.read_text(encoding="utf-8"))]
         kinds = [re.sub(r"^sentence_transformers\..*\.", "", kind) for kind, _ in modules]
@@ -120,12 +130,12 @@ def _read_modules(path: Path) -> tuple[str, bool]:
     except (ValueError, KeyError, TypeError, RecursionError):
         reason = foreign_file(path) or "is not a list of modules with 'type' and 'path'; fetch the file anew"
         raise CheckpointError(f"{path}: {reason}") from None
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or places[0] != Path():
+    if tuple(kinds) not in MODULES or places[0] != Path():
         raise CheckpointError(
             f"{path}: has the modules {', '.join(kinds) or 'none'}; e5ref runs sentence-transformers' own Transformer, "
-            "at the top of the folder, then Pooling, and perhaps Normalize"
+            "at the top of the folder, then Pooling, and perhaps one Dense and then Normalize"
         )
-    return modules[1][1], len(kinds) == 3
+    return dict(zip(kinds, (place for _, place in modules), strict=True))
 
 
 def _read_pooling(path: Path) -> str:

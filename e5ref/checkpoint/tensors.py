@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.checkpoint.config import BertConfig, CheckpointError, read_json
-from e5ref.checkpoint.params import HEADS, NAME_PREFIXES, UNUSED_NAMES, BertParams, build_params, leaves, stored_names
+from e5ref.checkpoint.params import (
+    HEADS,
+    NAME_PREFIXES,
+    UNUSED_NAMES,
+    BertParams,
+    Dense,
+    TanhDense,
+    build_params,
+    leaves,
+    stored_names,
+)
 from e5ref.files.lines import foreign_file
 from e5ref.files.tensors import map_tensors
 
@@ -106,20 +116,7 @@ def params_from_tensors(
             raise CheckpointError(
                 f"{folder}: the weights hold {found[0]!r} and {found[1]!r}, two names of one tensor; fetch them anew"
             )
-        name = found[0]
-        stored = tensors[name]
-        if stored.shape != shape:
-            raise CheckpointError(
-                f"{folder}: tensor {name!r} is {list(stored.shape)}, but by config.json it must be {list(shape)}"
-            )
-        if stored.dtype == np.int64:
-            raise CheckpointError(f"{folder}: tensor {name!r} is stored as I64, but e5ref reads F32, F16 and BF16")
-        array = _to_float(stored, dtype)
-        flat = array.reshape(-1)
-        for start in range(0, flat.size, CHECK_ELEMENTS):
-            if not np.isfinite(flat[start : start + CHECK_ELEMENTS]).all():
-                raise CheckpointError(f"{folder}: tensor {name!r} holds NaN or infinity; fetch the weights anew")
-        return array
+        return _checked(tensors[found[0]], found[0], shape, folder, dtype)
 
     params = build_params(tensor, config)
     if unknown:
@@ -132,6 +129,61 @@ def params_from_tensors(
             f"{folder}: the weights hold a head beside the encoder, which is left out: {', '.join(heads)}", stacklevel=3
         )
     return params
+
+
+# The activations that a Dense module may have → the kind of layer.
+ACTIVATIONS = {
+    "torch.nn.modules.activation.Tanh": TanhDense,
+    "torch.nn.Tanh": TanhDense,
+    "torch.nn.modules.linear.Identity": Dense,
+    "torch.nn.Identity": Dense,
+}
+
+
+def read_dense(folder: Path, config: BertConfig, dtype: str) -> tuple[tuple[Path, ...], Dense]:
+    """Read a Dense module of sentence-transformers; return its files of weights too. A missing bias is one of zeros.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, does not fit the encoder, or asks for what e5ref does not have.
+    """
+    path = folder / "config.json"
+    raw = read_json(path)
+    activation = raw.get("activation_function", "torch.nn.modules.activation.Tanh")
+    if activation not in ACTIVATIONS:
+        raise CheckpointError(f"{path}: activation_function is {activation!r}, but e5ref has Tanh and Identity only")
+    for name, ours in {"in_features": config.hidden_size, "use_residual": False}.items():
+        if raw.get(name, ours) != ours:
+            raise CheckpointError(f"{path}: {name} is {raw[name]!r}, but must be {ours!r}")
+    for name in ("module_input_name", "module_output_name"):
+        if raw.get(name) not in (None, "sentence_embedding"):
+            raise CheckpointError(f"{path}: {name} is {raw[name]!r}, but e5ref has a Dense after pooling only")
+    features, has_bias = raw.get("out_features"), raw.get("bias", True)
+    if type(features) is not int or features < 1 or type(has_bias) is not bool:
+        raise CheckpointError(f"{path}: must have out_features, a whole number, and bias, true or false")
+    files, tensors = read_tensors(folder)
+    shapes = {"linear.weight": (features, config.hidden_size), "linear.bias": (features,)}
+    if not has_bias:
+        del shapes["linear.bias"]
+    if tensors.keys() != shapes.keys():
+        raise CheckpointError(f"{folder}: holds {sorted(tensors)}, but by its config.json must hold {sorted(shapes)}")
+    arrays = [_checked(tensors[name], name, shape, folder, dtype) for name, shape in shapes.items()]
+    return files, ACTIVATIONS[activation](*arrays, *([] if has_bias else [np.zeros(features, dtype)]))
+
+
+def _checked(stored: NDArray[Any], name: str, shape: tuple[int, ...], folder: Path, dtype: str) -> NDArray[Any]:
+    """Check a stored tensor, and widen it to `dtype`."""
+    if stored.shape != shape:
+        raise CheckpointError(
+            f"{folder}: tensor {name!r} is {list(stored.shape)}, but by config.json it must be {list(shape)}"
+        )
+    if stored.dtype == np.int64:
+        raise CheckpointError(f"{folder}: tensor {name!r} is stored as I64, but e5ref reads F32, F16 and BF16")
+    array = _to_float(stored, dtype)
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, CHECK_ELEMENTS):
+        if not np.isfinite(flat[start : start + CHECK_ELEMENTS]).all():
+            raise CheckpointError(f"{folder}: tensor {name!r} holds NaN or infinity; fetch the weights anew")
+    return array
 
 
 def _to_float(stored: NDArray[Any], dtype: str) -> NDArray[Any]:

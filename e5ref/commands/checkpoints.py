@@ -44,12 +44,14 @@ def models(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    click.echo(f"{'':2}{'name':34}{'layers':>7}{'hidden':>7}{'vocabulary':>11}  {'licence':8} revision")
+    width = max(len(row["name"]) for row in rows)
+    click.echo(f"{'':2}{'name':{width}}{'layers':>7}{'hidden':>7}{'vocabulary':>11}  {'licence':10} revision")
     for row in rows:
         mark = "* " if row["on_this_machine"] else "  "
+        revision = row.get("revision", "comes with e5ref" if "bundled" in row else "main (not pinned)")
         click.echo(
-            f"{mark}{row['name']:34}{row['num_hidden_layers']:7}{row['hidden_size']:7}{row['vocab_size']:11}  "
-            f"{row['licence']:8} {row.get('revision', 'comes with e5ref' if 'bundled' in row else 'main (not pinned)')}"
+            f"{mark}{row['name']:{width}}{row['num_hidden_layers']:7}{row['hidden_size']:7}{row['vocab_size']:11}  "
+            f"{row['licence']:10} {revision}"
         )
     click.echo("* on this machine")
 

@@ -117,14 +117,19 @@ class NumpyEngine:
     def rows_are_independent(self) -> bool:
         """Whether texts can share a batch: whether each keeps its bits in any company."""
         D, F = self._checkpoint.config.hidden_size, self._checkpoint.config.intermediate_size
-        return all(rows_are_independent(*shape, self._checkpoint.dtype.name) for shape in ((D, D), (D, F), (F, D)))
+        shapes = {(D, D), (D, F), (F, D), (D, self._checkpoint.dimensions)}
+        return all(rows_are_independent(*shape, self._checkpoint.dtype.name) for shape in shapes)
 
     @property
     def _threads_do_not_matter(self) -> bool:
         """Whether a text keeps its bits on any number of BLAS threads."""
-        config = self._checkpoint.config
-        sizes = config.hidden_size, config.intermediate_size, config.head_size
-        return threads_do_not_matter(*sizes, self._checkpoint.dtype.name, self.threads)
+        config, dtype = self._checkpoint.config, self._checkpoint.dtype.name
+        widths = {config.intermediate_size}
+        if self._checkpoint.params.dense:
+            widths.add(self._checkpoint.dimensions)
+        return all(
+            threads_do_not_matter(config.hidden_size, width, config.head_size, dtype, self.threads) for width in widths
+        )
 
     def _embed(self, window: Window, batch: Batch, normalize: bool, blas_threads: int) -> int:
         """Compute the vectors of a batch, write them where they belong, and return how many there are."""

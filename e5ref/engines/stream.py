@@ -134,7 +134,7 @@ def embed(
         for tokens in tokenized(texts, tokenizer, engine, prompt):
             check_tokens(tokens, cut_texts.total)
             cut_texts.add(tokens)
-            begun.append(np.empty((len(tokens.n_tokens), checkpoint.config.hidden_size), checkpoint.dtype))
+            begun.append(np.empty((len(tokens.n_tokens), checkpoint.dimensions), checkpoint.dtype))
             yield Window(tokens, begun[-1])
 
     every, total = windows(), number_of(texts)

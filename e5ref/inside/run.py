@@ -67,8 +67,13 @@ def run(model: Model, text: str) -> Trace:
         text: with its prefix, if it is to have one.
 
     Raises:
-        TypeError, ValueError: as `E5.encode`; a text too long under truncation="error" too.
+        TypeError, ValueError: as `E5.encode`; a text too long under truncation="error" too, and a model with a Dense
+            layer, behind which a vector is no sum over tokens.
     """
+    if model.checkpoint.params.dense:
+        raise ValueError(
+            f"{model.checkpoint.name} has a Dense layer after pooling, so its vectors are no sums over tokens"
+        )
     batch = model.tokenize(text)
     if batch["truncated"][0] and model.truncation != "allow":
         message = f"the text has {batch['n_tokens'][0]} tokens, but the model takes {model.tokenizer.max_length}"

@@ -136,7 +136,7 @@ class Batcher:
         Raises:
             FullError: too many texts wait already.
         """
-        width = self._model.checkpoint.config.hidden_size
+        width = self._model.checkpoint.dimensions
         job = Job(tokens, wanted, np.empty((len(tokens.n_tokens), width), self._model.dtype))
         with self._changed:
             self.check_room(len(job.vectors))

@@ -73,7 +73,7 @@ class Service:
         Raises:
             RefusedError: the request cannot be served.
         """
-        width = self.model.checkpoint.config.hidden_size
+        width = self.model.checkpoint.dimensions
         if dimensions is not None and dimensions > width:
             raise RefusedError(422, f"dimensions is {dimensions}, but the model has {width}")
         if normalize is None:

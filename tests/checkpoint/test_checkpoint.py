@@ -98,12 +98,21 @@ def test_an_empty_folder(tmp_path):
         e5ref.read_checkpoint(tmp_path)
 
 
+def test_a_known_checkpoint_pools_as_the_table_says(tiny_bert, monkeypatch):
+    monkeypatch.setattr(e5ref.checkpoint, "known_checkpoints", lambda: {str(tiny_bert): {"pooling": "cls"}})
+    with pytest.raises(e5ref.CheckpointError, match=r"pools by mean, but .* by cls; its modules\.json or"):
+        e5ref.read_checkpoint(str(tiny_bert))
+
+
 def test_known_checkpoints():
     known = e5ref.known_checkpoints()
     assert known["intfloat/e5-small-v2"]["revision"] == "dca8b1a9dae0d4575df2bf423a5edb485a431236"
-    assert len(known) == 13
-    for row in known.values():
-        assert row["prompts"] == {"query": "query: ", "passage": "passage: "}
-        assert row["licence"] == "MIT"
+    assert len(known) == 25
+    for name, row in known.items():
+        if name.startswith("intfloat/e5-"):
+            assert (row["prompts"], row["pooling"]) == ({"query": "query: ", "passage": "passage: "}, "mean")
+        assert set(row["prompts"]) in ({"query", "passage"}, {"query", "document"})
+        assert row["pooling"] in ("mean", "cls")
+        assert row["licence"] in ("MIT", "Apache-2.0")
         assert row["hidden_size"] % row["num_attention_heads"] == 0
         assert len(row.get("revision", 40 * "0")) == 40

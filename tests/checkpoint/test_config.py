@@ -57,6 +57,8 @@ def test_newer_transformers_leave_the_position_type_out(config_file):
         ({"is_decoder": True}, "is_decoder is true"),
         ({"add_cross_attention": True}, "add_cross_attention is true"),
         ({"hidden_size": None}, "hidden_size is None"),
+        ({"model_type": "mpnet"}, "MPNet has a forward pass of its own, which sentence-transformers runs"),
+        ({"model_type": "modernbert"}, "ModernBERT has a forward pass of its own, which sentence-transformers runs"),
         ({"hidden_size": "384"}, "hidden_size is '384'"),
         ({"hidden_size": True}, "hidden_size is True"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),

@@ -62,8 +62,9 @@ def test_a_folder_without_a_normalize_module_is_not_normalised(tiny_copy):
         ("Transformer",),
         ("Transformer", "Normalize"),
         ("Transformer", "Normalize", "Pooling"),
-        ("Transformer", "Pooling", "Dense"),
-        ("Transformer", "Pooling", "Dense", "Normalize"),
+        ("Transformer", "Pooling", "Normalize", "Dense"),
+        ("Transformer", "Pooling", "Dense", "Dense"),
+        ("Transformer", "Dense"),
     ],
 )
 def test_other_modules_are_refused(tiny_copy, modules):
@@ -107,6 +108,13 @@ def test_a_sentence_transformer_without_prompts_has_none(minilm):
 def test_max_length(tiny_copy, max_seq_length, expected):
     (tiny_copy / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_seq_length}))
     assert settings_of(tiny_copy).max_length == expected
+
+
+def test_lower_case_is_no_change_if_the_tokenizer_has_it(tiny_copy):
+    """As in BGE."""
+    (tiny_copy / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    (tiny_copy / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": True, "max_seq_length": 20}))
+    assert settings_of(tiny_copy).max_length == 20
 
 
 def test_max_length_where_newer_sentence_transformers_keep_it(tiny_copy):

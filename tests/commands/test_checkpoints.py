@@ -10,7 +10,7 @@ from tests.tools.processes import run
 
 def test_models():
     lines = run("models").stdout.decode().splitlines()
-    assert len(lines) == 15
+    assert len(lines) == 27
     rows = json.loads(run("models", "--json").stdout)
     assert rows[0]["name"] == "intfloat/e5-small-v2"
     assert all(isinstance(row["on_this_machine"], bool) for row in rows)

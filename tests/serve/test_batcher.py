@@ -35,8 +35,7 @@ class Engine:
 
 
 def batcher_of(engine: Engine, max_waiting: int = 1000) -> Batcher:
-    config = SimpleNamespace(hidden_size=1)
-    model = SimpleNamespace(engine=engine, checkpoint=SimpleNamespace(config=config), dtype=np.float32)
+    model = SimpleNamespace(engine=engine, checkpoint=SimpleNamespace(dimensions=1), dtype=np.float32)
     return Batcher(model, max_waiting, Metrics())
 
 

@@ -4,6 +4,8 @@ import json
 import warnings
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save_file
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as FastTokenizer
 
@@ -122,6 +124,23 @@ def write_sentence_transformer(folder, *, pooling=None, modules=("Transformer", 
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling or {"pooling_mode_mean_tokens": True}))
     if prompts:
         (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+
+
+def write_dense(folder, features=24, *, activation="activation.Tanh", **settings):
+    """Write sentence-transformers' files with a Dense module of random weights before Normalize."""
+    width = json.loads((folder / "config.json").read_text())["hidden_size"]
+    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
+    write_sentence_transformer(folder, pooling=pooling, modules=("Transformer", "Pooling", "Dense", "Normalize"))
+    (folder / "2_Dense").mkdir()
+    config = {"in_features": width, "out_features": features, "bias": True}
+    config["activation_function"] = f"torch.nn.modules.{activation}"
+    (folder / "2_Dense" / "config.json").write_text(json.dumps(config | settings))
+    random = np.random.default_rng(3)
+    weights = {
+        "linear.weight": random.normal(0, 0.3, (features, width)),
+        "linear.bias": random.normal(0, 0.3, features),
+    }
+    save_file({name: array.astype(np.float32) for name, array in weights.items()}, folder / "2_Dense/model.safetensors")
 
 
 def edit_json(path: Path, **values) -> None:

@@ -11,9 +11,8 @@ import numpy as np
 from e5ref import numpy_model
 from e5ref.checkpoint import Checkpoint
 from e5ref.checkpoint.config import BertConfig
-from e5ref.checkpoint.params import Affine, BertParams, Embeddings, Layer
-from e5ref.numpy_model import Tap
-from e5ref.operations import Array, Ids
+from e5ref.checkpoint.params import Affine, BertParams, Dense, Embeddings, Layer
+from e5ref.operations import Array, Ids, Tap
 from e5ref.operations.rows import rows_of, tokens_of
 from e5ref.parity.altered.models import model_copy, padded_model
 
@@ -94,8 +93,9 @@ def no_norm_at(name: str) -> Change:
     """Leave out one of the LayerNorms. It is recognised by its weights."""
 
     def change(checkpoint: Checkpoint) -> tuple[ModuleType, Checkpoint]:
-        embeddings, layers = checkpoint.params
-        affines = [embeddings.layer_norm] if name == "embeddings" else [getattr(layer, name) for layer in layers]
+        params = checkpoint.params
+        layers = [getattr(layer, name) for layer in params.layers] if name != "embeddings" else []
+        affines = layers or [params.embeddings.layer_norm]
         left_out = {id(affine.weight) for affine in affines}
 
         def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
@@ -269,6 +269,20 @@ def pool_padding(checkpoint: Checkpoint) -> tuple[ModuleType, Checkpoint]:
         return np.asarray(last_hidden_state.mean(axis=1))
 
     return padded_model(average_pool=average_pool, cls_pool=average_pool), checkpoint
+
+
+# Mistake → what is done instead of `dense`. [E, D] and [E], [B, D] -> [B, E], or [B, D] if it is left out.
+DENSE_LEFT_OUT = "the Dense layer left out"
+DENSE_MISTAKES: dict[str, Callable[[Dense, Array], Array]] = {
+    DENSE_LEFT_OUT: lambda _, vectors: vectors,
+    "no activation after the Dense layer": lambda dense, vectors: numpy_model.dense(Dense(*dense), vectors),
+    "no bias in the Dense layer": lambda dense, vectors: numpy_model.dense(
+        dense._replace(bias=np.zeros_like(dense.bias)), vectors
+    ),
+    "normalised before the Dense layer": lambda dense, vectors: numpy_model.dense(
+        dense, numpy_model.l2_normalize(vectors)
+    ),
+}
 
 
 def changed_positions(shift: int) -> Change:

@@ -7,6 +7,7 @@ import numpy as np
 
 from e5ref import numpy_model
 from e5ref.parity.altered.changes import (
+    DENSE_MISTAKES,
     LINEAR,
     Change,
     changed_affines,
@@ -451,6 +452,16 @@ MISTAKES = [
         "pooled",
         "the average is over the real tokens: multiply by the attention mask",
         pool_padding,
+    ),
+    # the Dense layer
+    *(
+        Mistake(
+            name,
+            "dense",
+            "the folder 2_Dense: weight, bias and activation, between pooling and normalisation",
+            changed_function(dense=function),
+        )
+        for name, function in DENSE_MISTAKES.items()
     ),
     # normalisation
     Mistake(

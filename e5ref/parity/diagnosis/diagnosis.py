@@ -55,7 +55,7 @@ def diagnose(
     with progress_bar(None, "hypotheses", "it", show=show_progress_bar) as progress:
         candidates: list[Candidate] = []
         for encoder in _encoders(models, given.width):
-            width = encoder.checkpoint.config.hidden_size
+            width = max(encoder.checkpoint.dimensions, encoder.checkpoint.config.hidden_size)  # a Dense may be left out
             if width < given.width:
                 notes.append(f"{encoder.checkpoint.name} has {width} dimensions, and these vectors have {given.width}")
                 continue
@@ -69,7 +69,8 @@ def diagnose(
                 continue
             for candidate, hypotheses in zip(candidates, stage, strict=True):
                 progress.total = (progress.total or 0) + len(hypotheses)
-                wanted = [(one, tried) for one in hypotheses if (tried := candidate.first_texts(one))]
+                fitting = [one for one in hypotheses if candidate.predictions.width(one) >= given.width]
+                wanted = [(one, tried) for one in fitting if (tried := candidate.first_texts(one))]
                 candidate.predictions.prepare(wanted)
                 for hypothesis, tried in wanted:
                     trials.append(Trial(candidate, hypothesis, given, indices, tried))

@@ -250,6 +250,7 @@ def measure_levels(encoder: E5, ids: Sequence[Sequence[int]]) -> Levels:
     def vectors(model: Any, params: Any) -> Floats:
         states = model.forward(params, input_ids, attention_mask, config=checkpoint.config)
         pooled = numpy_model.average_pool(states, attention_mask)
+        pooled = model.dense(params.dense, pooled) if params.dense else pooled
         return numpy_model.l2_normalize(pooled.astype(np.float64))
 
     truth = vectors(numpy_model, exact)

@@ -18,6 +18,7 @@ from e5ref import numpy_model
 from e5ref.checkpoint.prompts import E5_PROMPTS, find_prompt
 from e5ref.encoder import E5
 from e5ref.engines.batching import pad_ids, token_batches
+from e5ref.parity.altered.changes import DENSE_LEFT_OUT, DENSE_MISTAKES
 from e5ref.parity.altered.models import int8_model, padded_model
 from e5ref.tokenizer import read_tokenizer
 
@@ -109,6 +110,7 @@ class Hypothesis:
         computation: how it computed.
         length: the length that texts are padded to; 0 for the longest of them.
         pooling: a key of POOLINGS or of OVER_PADDING.
+        dense: a key of DENSE_MISTAKES; None if the Dense layer, if there is one, is as the card says.
     """
 
     text: TextVariant
@@ -116,6 +118,7 @@ class Hypothesis:
     computation: Computation = Computation.PLAIN
     length: int = 0
     pooling: str = "mean"
+    dense: str | None = None
 
     def deviations(self, pooling: str, longest: int) -> tuple[str, ...]:
         """Name what departs from the card, given the card's pooling and the length that texts are padded to."""
@@ -125,7 +128,7 @@ class Hypothesis:
         if pooled and self.computation is Computation.PADDED:
             pooled += padding
         int8 = "int8" if self.computation in INT8_KINDS else None
-        return tuple(filter(None, (self.text.deviation, self.token.deviation, unmasked, pooled, int8)))
+        return tuple(filter(None, (self.text.deviation, self.token.deviation, unmasked, pooled, self.dense, int8)))
 
 
 def text_variants(texts: Sequence[str], prompts: Mapping[str, str], prompt_name: str | None) -> list[TextVariant]:
@@ -281,11 +284,19 @@ class Predictions:
                 self._compute(computation, length, [texts[index] for index in batch])
 
     def __call__(self, hypothesis: Hypothesis, indices: Sequence[int]) -> Floats:
-        """Predict the vectors of some texts, not normalised. -> [len(indices), D], float64."""
+        """Predict the vectors of some texts, not normalised. -> [len(indices), `width`], float64."""
         self.prepare([(hypothesis, indices)])
         ids = self.ids(hypothesis.text, hypothesis.token)
         key = hypothesis.computation, self._padded_length(hypothesis)
-        return np.stack([self._pooled[*key, ids[index]][hypothesis.pooling] for index in indices])
+        vectors = np.stack([self._pooled[*key, ids[index]][hypothesis.pooling] for index in indices])
+        dense = self.encoder.checkpoint.params.dense
+        compute = numpy_model.dense if hypothesis.dense is None else DENSE_MISTAKES[hypothesis.dense]
+        return compute(dense, vectors) if dense else vectors
+
+    def width(self, hypothesis: Hypothesis) -> int:
+        """Return how many dimensions the vectors of a hypothesis have."""
+        left_out = hypothesis.dense == DENSE_LEFT_OUT
+        return self.config.hidden_size if left_out else self.encoder.checkpoint.dimensions
 
     def _padded_length(self, hypothesis: Hypothesis) -> int:
         """Return the length that texts are padded to; 0 without padding."""
@@ -303,7 +314,8 @@ class Predictions:
     def stages(self) -> Iterator[list[Hypothesis]]:
         """Yield hypotheses to try together, the cheap and likely ones first, each with all poolings that apply.
 
-        The stages: the card's way; one change to texts or tokens; padding; changes to both; 8 bits.
+        The stages: the card's way; one change to texts, to tokens or to a Dense layer; padding; changes to texts and
+        tokens; 8 bits.
         """
         card = self.tokens[0]
         right = [text for text in self.texts if text.deviation is None]
@@ -313,8 +325,13 @@ class Predictions:
         def plain(pairs: Iterable[tuple[TextVariant, TokenVariant]]) -> list[Hypothesis]:
             return [Hypothesis(*pair, pooling=pooling) for pair, pooling in product(pairs, POOLINGS)]
 
+        dense = [
+            Hypothesis(text, card, pooling=pooling, dense=mistake)
+            for text, pooling, mistake in product(likely, POOLINGS, DENSE_MISTAKES)
+            if self.encoder.checkpoint.params.dense
+        ]
         yield plain((text, card) for text in right)
-        yield plain(
+        yield dense + plain(
             [(text, card) for text in self.texts if text not in right] + [*product(right, self.tokens[1:])],
         )
         padded = [

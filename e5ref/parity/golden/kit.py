@@ -58,7 +58,7 @@ WORDS = ("plants", "need", "light", "and", "water", ",", "how", "much", "protein
 
 # Size of a kit → batch → its points. A mistake inside a layer shows in the first layer. A mistake in how layers are put
 # together shows in a later output. All other mistakes show in the vectors.
-VECTORS = ("pooled", "normalized")
+VECTORS = ("pooled", "dense", "normalized")
 STATES = ("embeddings", "layers.0.*", "layers.*.output", "last_hidden_state", *VECTORS)
 Size = Literal["small", "full"]
 POINTS: dict[Size, dict[str, tuple[str, ...]]] = {
@@ -132,7 +132,7 @@ def write_kit(
         kit = {"format": FORMAT, "size": size, "factor": FACTOR, "reference": run.provenance, "batches": batches}
         new_file(KIT).write((json.dumps(kit, ensure_ascii=False, indent=1) + "\n").encode())
         start, *_, end = encoder.tokenizer.token_strings(encoder.tokenizer(["a"]).ids)
-        text = readme(kit, encoder.checkpoint.config, start, end)
+        text = readme(kit, encoder.checkpoint, start, end)
         new_file("README.md").write(text.encode())
         new_file("check.py").write(Path(check.__file__).read_bytes())
 

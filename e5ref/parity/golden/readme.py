@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from e5ref.checkpoint.config import BertConfig
+from e5ref.checkpoint import Checkpoint
 
 # Batch → what it is for.
 BATCHES = {
@@ -19,6 +19,9 @@ POOLED = {
     "mean": "the vector: the mean of `last_hidden_state` over a text's real tokens, `{start}` and `{end}` included",
     "cls": "the vector: `last_hidden_state` at a text's first token, `{start}`",
 }
+
+# Kind of Dense layer → what its activation is.
+ACTIVATIONS = {"Dense": "without activation", "TanhDense": "then tanh"}
 
 README = """\
 # Golden kit: {model}
@@ -70,7 +73,7 @@ dtype, shape and place; the values.
 | `layers.0.feed_forward_activation` | [B, T, {F}] | after GELU |
 | `layers.0.output` | [B, T, {D}] | projected, added to `attention_output`, normalised |
 | `last_hidden_state` | [B, T, {D}] | the last layer's output |
-| `pooled`{normalized_name} | [B, {D}] | the vector of a text{normalized_shape} |
+{vectors}
 
 B is the number of texts, T the tokens of the longest one. Points are float64, float32, float16 or bfloat16. If the
 model computed in a dtype that its arrays do not show, name it as `dtype` in the header's metadata. Padding may stand
@@ -84,17 +87,29 @@ that dtype.
 """
 
 
-def readme(kit: Mapping[str, Any], config: BertConfig, start: str, end: str) -> str:
+def readme(kit: Mapping[str, Any], checkpoint: Checkpoint, start: str, end: str) -> str:
     """Write the README.md of a kit.
 
     Args:
         kit: the content of its kit.json.
-        config: the model's sizes and constants.
+        checkpoint: the model.
         start: the special token before a text.
         end: the special token after it.
     """
-    facts, batches = kit["reference"], kit["batches"]
+    facts, batches, config = kit["reference"], kit["batches"], checkpoint.config
     normalized = facts["normalized"] == "true"
+    dense = (
+        f"through a linear layer of {checkpoint.dimensions}, {ACTIVATIONS[facts['dense']]}" if "dense" in facts else ""
+    )
+    names = {"pooled": "the vector of a text"}
+    if dense:
+        names = {"pooled": "the vector of a text before the last linear layer", "dense": f"`pooled` {dense}"}
+    if normalized:
+        names["normalized"] = f"`{list(names)[-1]}` scaled to unit L2 norm"
+    rows = (
+        f"| `{name}` | [B, {config.hidden_size if name == 'pooled' else checkpoint.dimensions}] | {what} |"
+        for name, what in names.items()
+    )
     lines = (
         f"| `{batch}` | {len(entry['texts'])} | {entry['tokens']} | {len(entry['points'])} | {BATCHES[batch]} |"
         for batch, entry in batches.items()
@@ -103,13 +118,12 @@ def readme(kit: Mapping[str, Any], config: BertConfig, start: str, end: str) -> 
         **{key: facts[key] for key in ("model", "e5ref_version", "weights_sha256", "max_length", "pooling")},
         revision=f", revision `{facts['revision']}`" if facts["revision"] else "",
         normalized="scaled to unit L2 norm" if normalized else "not normalised",
-        normalized_name=", `normalized`" if normalized else "",
-        normalized_shape="; `normalized` is `pooled` scaled to unit L2 norm" if normalized else "",
+        vectors="\n".join(rows),
         texts=sum(len(entry["texts"]) for entry in batches.values()),
         batches="\n".join(lines),
         epsilon=f"{config.layer_norm_eps:g}",
         pooled=POOLED[facts["pooling"]].format(start=start, end=end),
-        then=", divided by its L2 norm" if normalized else "",
+        then=(f", {dense}" if dense else "") + (", divided by its L2 norm" if normalized else ""),
         end=end,
         kept=int(facts["max_length"]) - 1,
         L=config.num_hidden_layers,

@@ -116,18 +116,25 @@ class Comparison:
     def feeds(self, name: str) -> dict[str, Verdict | None]:
         """Return the points that a point is computed from: name → verdict, or None if it was not compared."""
         found = {verdict.name: verdict.verdict for verdict in self.verdicts}
-        return {feed: found.get(feed) for feed in feeds(name, self.layers)}
+        return {feed: found.get(feed) for feed in feeds(name, self.layers, has_dense="dense" in found)}
 
 
-def feeds(name: str, layers: int) -> list[str]:
-    """Return the points that a point is computed from, in a model of this many layers; none for the embeddings."""
+def feeds(name: str, layers: int, *, has_dense: bool = False) -> list[str]:
+    """Return the points that a point is computed from; none for the embeddings.
+
+    Args:
+        name: the point.
+        layers: how many layers the model has.
+        has_dense: whether it has a Dense layer after pooling.
+    """
     layer = re.fullmatch(r"layers\.(\d+)\.(\w+)", name)
     if layer:
         index = int(layer[1])
         before = f"layers.{index - 1}.output" if index else "embeddings"
         return [before if feed == "input" else f"layers.{index}.{feed}" for feed in FEEDS.get(layer[2], ())]
     last = f"layers.{layers - 1}.output" if layers else "embeddings"
-    return {"last_hidden_state": [last], "pooled": ["last_hidden_state"], "normalized": ["pooled"]}.get(name, [])
+    vectors = {"dense": ["pooled"], "normalized": ["dense" if has_dense else "pooled"]}
+    return {"last_hidden_state": [last], "pooled": ["last_hidden_state"], **vectors}.get(name, [])
 
 
 def compare(run: Run | str | Path, reference: Run | str | Path, *, only: Sequence[str] | None = None) -> Comparison:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.checkpoint import Checkpoint
+from e5ref.checkpoint.params import TanhDense
 from e5ref.encoder import E5
 from e5ref.extras import require
 from e5ref.operations import Ids
@@ -65,6 +66,7 @@ def transformers_points(
         network = transformers.AutoModel.from_pretrained(checkpoint.folder, dtype=getattr(torch, dtype), **options)
     watched = Watched(names)
     watched.network(network.eval())
+    dense = [torch.tensor(array, dtype=getattr(torch, dtype)) for array in checkpoint.params.dense]
 
     def run(input_ids: Ids, attention_mask: Ids) -> Points:
         ids, mask = torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
@@ -75,8 +77,13 @@ def transformers_points(
                 pooled = states.masked_fill(mask[..., None] == 0, 0.0).sum(dim=1) / mask.sum(dim=1)[..., None]
             watched.keep("last_hidden_state", states)
             watched.keep("pooled", pooled)
+            vectors = pooled
+            if checkpoint.params.dense:
+                vectors = torch.nn.functional.linear(pooled, *dense)
+                vectors = torch.tanh(vectors) if isinstance(checkpoint.params.dense, TanhDense) else vectors
+                watched.keep("dense", vectors)
             if checkpoint.settings.normalize:
-                watched.keep("normalized", torch.nn.functional.normalize(pooled, p=2, dim=1))
+                watched.keep("normalized", torch.nn.functional.normalize(vectors, p=2, dim=1))
         return watched.taken()
 
     return run
@@ -94,9 +101,8 @@ def sentence_transformers_runner(encoder: E5, names: Collection[str], dtype: str
     options = {"dtype": getattr(torch, dtype), "attn_implementation": form, "add_pooling_layer": False}
     with _quiet():
         if (folder / "modules.json").exists():
-            model = package.SentenceTransformer(
-                str(folder), device="cpu", local_files_only=True, model_kwargs=options
-            ).eval()
+            model = package.SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs=options)
+            model = model.to(options["dtype"]).eval()  # a Dense too
         else:
             modules = importlib.import_module("sentence_transformers.sentence_transformer.modules")
             local = {"local_files_only": True}
@@ -115,7 +121,8 @@ def sentence_transformers_runner(encoder: E5, names: Collection[str], dtype: str
 
     watched = Watched(names)
     watched.network(model[0].auto_model)
-    caught = {"last_hidden_state": "token_embeddings"} | dict.fromkeys(("pooled", "normalized"), "sentence_embedding")
+    points = ("pooled", "dense", "normalized") if encoder.checkpoint.params.dense else ("pooled", "normalized")
+    caught = {"last_hidden_state": "token_embeddings"} | dict.fromkeys(points, "sentence_embedding")
     for module, (point, key) in zip(model, caught.items(), strict=False):  # without Normalize there is one fewer
         watched.module(module, point, itemgetter(key))
 
@@ -147,7 +154,8 @@ def onnx_runner(encoder: E5, file: Path, names: Collection[str], dtype: str | No
     inputs = {one.name: np.dtype(one.type.removeprefix("tensor(").rstrip(")")) for one in session.get_inputs()}
     if unknown := [name for name in inputs if name not in GRAPH_INPUTS]:
         raise ValueError(f"{file}: needs the input {unknown[0]!r}, but e5ref gives only {', '.join(GRAPH_INPUTS)}")
-    vectors = "normalized" if encoder.checkpoint.settings.normalize else "pooled"
+    vectors = "dense" if encoder.checkpoint.params.dense else "pooled"
+    vectors = "normalized" if encoder.checkpoint.settings.normalize else vectors
     known = GRAPH_OUTPUTS | {GRAPH_VECTORS: vectors} | {name: name for name in names}
     outputs = {one.name: known.get(one.name) for one in session.get_outputs()}
     if unknown := [name for name, point in outputs.items() if point is None]:

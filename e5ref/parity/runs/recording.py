@@ -28,7 +28,8 @@ BATCH_TOKENS = 1024
 
 # The points that are recorded by default: the first of these choices with at most DEFAULT_VALUES values (1 GiB in
 # float32). The choice does not depend on backend or dtype, so two runs of the same texts hold the same points.
-CHOICES = (("*",), ("embeddings", "layers.*.output", "last_hidden_state", "pooled", "normalized"), ("pooled", "norm*"))
+VECTORS = ("pooled", "dense", "normalized")
+CHOICES = (("*",), ("embeddings", "layers.*.output", "last_hidden_state", *VECTORS), VECTORS)
 DEFAULT_VALUES = 1 << 28
 
 
@@ -41,10 +42,10 @@ def point_shapes(checkpoint: Checkpoint, texts: int, tokens: int) -> dict[str, t
         tokens: T.
 
     Returns:
-        Name → (B, T, D), (B, T, F), (B, N, T, T) or (B, D).
+        Name → (B, T, D), (B, T, F), (B, N, T, T), (B, D) or (B, E).
     """
     config = checkpoint.config
-    states, vectors = (texts, tokens, config.hidden_size), (texts, config.hidden_size)
+    states, vectors = (texts, tokens, config.hidden_size), (texts, checkpoint.dimensions)
     others = {
         "attention_probabilities": (texts, config.num_attention_heads, tokens, tokens),
         "feed_forward_activation": (texts, tokens, config.intermediate_size),
@@ -52,7 +53,8 @@ def point_shapes(checkpoint: Checkpoint, texts: int, tokens: int) -> dict[str, t
     shapes: dict[str, tuple[int, ...]] = {"embeddings": states}
     for index in range(config.num_hidden_layers):
         shapes |= {f"layers.{index}.{name}": others.get(name, states) for name in LAYER_POINTS}
-    shapes |= {"last_hidden_state": states, "pooled": vectors}
+    shapes |= {"last_hidden_state": states, "pooled": (texts, config.hidden_size)}
+    shapes |= {"dense": vectors} if checkpoint.params.dense else {}
     return shapes | ({"normalized": vectors} if checkpoint.settings.normalize else {})
 
 

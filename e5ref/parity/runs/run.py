@@ -171,7 +171,7 @@ class Run:
 def forward_order(name: str) -> tuple[Any, ...]:
     """Return a sort key that puts names in the forward pass's order, unknown ones last."""
     before = ("input_ids", "attention_mask", "embeddings")
-    after = ("last_hidden_state", "pooled", "normalized")
+    after = ("last_hidden_state", "pooled", "dense", "normalized")
     layer = re.fullmatch(r"layers\.(\d+)\.(\w+)", name)
     if layer and layer[2] in LAYER_POINTS:
         return len(before), int(layer[1]), LAYER_POINTS.index(layer[2])

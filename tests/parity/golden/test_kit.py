@@ -8,7 +8,7 @@ import e5ref
 from e5ref.parity import read_run
 from e5ref.parity.golden.kit import POINTS, long_text, write_kit
 from tests.parity.golden.checker import own_verdicts
-from tests.tools.checkpoints import WORDS, write_random_bert
+from tests.tools.checkpoints import WORDS, write_dense, write_random_bert
 from tests.tools.processes import fails, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:1 of 3 texts are longer:e5ref.E5Warning")  # a kit has such a one
@@ -80,6 +80,15 @@ def test_the_commands(tiny_bert, right, tmp_path):
     assert "is not a golden kit that this e5ref can use" in fails("check", right, right)
     (tmp_path / "kit" / "long.safetensors").unlink()
     assert "long.safetensors: no such file" in fails("check", tmp_path / "kit", right)
+
+
+def test_a_model_with_a_dense_layer(tiny_copy, tmp_path):
+    write_dense(tiny_copy, 40)
+    write_kit(tiny_copy, tmp_path / "kit")
+    assert list(read_run(tmp_path / "kit" / "traps.safetensors").points) == ["pooled", "dense", "normalized"]
+    text = (tmp_path / "kit" / "README.md").read_text(encoding="utf-8")
+    assert "| `dense` | [B, 40] | `pooled` through a linear layer of 40, then tanh |" in text
+    assert "| `normalized` | [B, 40] | `dense` scaled to unit L2 norm |" in text
 
 
 def test_a_model_that_does_not_normalise(cls_checkpoint, tmp_path):
