@@ -237,7 +237,7 @@ def test_reads_on_one_sitting():
     assert source.count("\n") < 250
     names = [
         *("linear", "layer_norm", "gelu", "embed_tokens", "self_attention", "feed_forward", "encoder_layer"),
-        *("forward", "average_pool", "cls_pool", "l2_normalize", "embed"),
+        *("forward", "average_pool", "cls_pool", "dense", "l2_normalize", "embed"),
     ]
     places = [source.index(f"\ndef {name}(") for name in names]
     assert places == sorted(places)

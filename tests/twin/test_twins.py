@@ -18,7 +18,7 @@ Batch = tuple[np.ndarray, np.ndarray]  # input_ids, attention_mask
 
 FUNCTIONS = [
     *("linear", "layer_norm", "gelu", "embed_tokens", "self_attention", "feed_forward", "encoder_layer"),
-    *("forward", "average_pool", "cls_pool", "l2_normalize", "embed", "record"),
+    *("forward", "average_pool", "cls_pool", "dense", "l2_normalize", "embed", "record"),
 ]
 
 
