@@ -132,14 +132,14 @@ def explain(
     listed = tried.explanations([mistake for mistake in MISTAKES if mistake.point == kind], stop)
     left = stop - time.monotonic()
     identification = identify(run, reference, checkpoint, names[at:], worst, seconds=left)
-    if not identification.holds and not any(one.explains for _, one in listed):
+    if not identification.holds and not any(one.explains for *_, one in listed):
         listed += tried.explanations([mistake for mistake in MISTAKES if mistake.point != kind], stop)
-    listed.sort(key=lambda entry: (not entry[1].explains, entry[0]))
+    listed.sort(key=lambda entry: (not entry[-1].explains, entry[0]))
     # A list has only so many names. The nearest one is wrong if what was identified leaves less of the error.
     closest = min((finding.after for finding in identification.findings[:1] if finding.named), default=np.inf)
-    explaining = [one for factor, one in listed if one.explains and factor <= max(FACTOR, 4 * closest)]
+    explaining = [one for _, factor, one in listed if one.explains and factor <= max(FACTOR, 4 * closest)]
     identified = _identified(identification, first.worst[0].error, checkpoint)
-    return [*explaining, *identified, *(one for _, one in listed if not one.explains)]
+    return [*explaining, *identified, *(one for *_, one in listed if not one.explains)]
 
 
 def _identified(identification: Identification, before: float, checkpoint: Checkpoint) -> list[Explanation]:
@@ -166,8 +166,12 @@ class _Tried:
     at: int
     worst: int
 
-    def explanations(self, mistakes: Iterable[Mistake], stop: float) -> list[tuple[float, Explanation]]:
-        """Try some known mistakes on few tokens, and on more if that helps. Each comes with the factor that is left."""
+    def explanations(self, mistakes: Iterable[Mistake], stop: float) -> list[tuple[float, float, Explanation]]:
+        """Try some known mistakes on few tokens, and on more if that helps.
+
+        Each comes with two factors that are left: the largest at any point, if it explains the run, and the one at the
+        departure.
+        """
         name = self.names[self.at]
         few, more = (
             _Part.of(self.run, self.reference, self.worst, *sizes)
@@ -177,7 +181,7 @@ class _Tried:
         before_few, before = (
             part.error(name, part.points(self.checkpoint, numpy_model, [name]))[0] for part in (few, more)
         )
-        found: list[tuple[float, Explanation]] = []
+        found: list[tuple[float, float, Explanation]] = []
         for mistake in mistakes:
             if time.monotonic() > stop:
                 break
@@ -189,12 +193,12 @@ class _Tried:
             if name not in points:
                 continue
             after, factor = more.error(name, points)
-            explains = False
+            explains, left = False, factor
             if factor <= LEFT_AT_DEPARTURE or after <= before / MUCH:
                 explains, left = _explains(self, more, mistake, model, changed)
-                factor = left if explains else factor
             if after < before / 2:  # otherwise the mistake changes nothing there
-                found.append((factor, Explanation(mistake.name, mistake.check, name, before, after, explains)))
+                explanation = Explanation(mistake.name, mistake.check, name, before, after, explains)
+                found.append((left if explains else factor, factor, explanation))
         return found
 
 
