@@ -26,7 +26,7 @@ from e5ref.parity.judge.explain import explain
 from e5ref.parity.runs.run import forward_order
 from e5ref.terminal.table import aligned
 from tests.mutants.judged import Judged, make_model
-from tests.mutants.reported import REPORTED, Reported, planted
+from tests.parity.identify.reported import REPORTED, Reported, planted
 from tests.tools.runs import reference_run, run_of
 
 TEXTS = [

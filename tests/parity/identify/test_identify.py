@@ -10,7 +10,7 @@ from e5ref.parity import compare
 from e5ref.parity.altered.models import run_reference
 from e5ref.parity.identify.identify import described_points, identify
 from e5ref.parity.judge.explain import explain
-from tests.mutants.reported import REPORTED, planted
+from tests.parity.identify.reported import REPORTED, planted
 from tests.tools.batches import ragged_batch
 from tests.tools.runs import reference_run, run_of
 
