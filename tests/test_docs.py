@@ -113,6 +113,7 @@ def test_operations_are_timed(tiny_bert, tmp_path):
     assert {"matmul_rows", "gelu", "softmax"} <= {line.split()[0] for line in output.splitlines()}
 
 
+@pytest.mark.slow
 def test_many_texts_are_drawn(tiny_bert, tmp_path):
     """The command that makes the plot of docs/performance.md, on fewer texts."""
     texts, svg = tmp_path / "texts.txt", tmp_path / "memory.svg"

@@ -46,6 +46,7 @@ def test_gradients_are_those_of_transformers(tiny_bert):
             assert np.abs(np.asarray(gradient) - expected).max() <= GRADIENTS * max(np.abs(expected).max(), 1), name
 
 
+@pytest.mark.slow
 def test_a_row_that_only_fills_the_batch_gives_zeros_and_finite_gradients(tiny_bert):
     checkpoint = e5ref.read_checkpoint(tiny_bert)
     input_ids, attention_mask = ragged_batch([5, 3], 40)
@@ -57,6 +58,7 @@ def test_a_row_that_only_fills_the_batch_gives_zeros_and_finite_gradients(tiny_b
     assert all(np.isfinite(gradient).all() for gradient in leaves(gradients))
 
 
+@pytest.mark.slow
 def test_with_and_without_recording_compiled_or_not(tiny_bert):
     checkpoint = e5ref.read_checkpoint(tiny_bert)
     batch = ragged_batch([5, 3], 40)

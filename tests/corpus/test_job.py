@@ -118,6 +118,7 @@ def test_gaps_are_the_rows_that_no_part_covers(covered):
     assert missing == set(range(1, 9)) - {row for start, stop in covered for row in range(start, stop)}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_parts")
 def test_shares_write_to_one_folder(model, rows, tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
@@ -187,6 +188,7 @@ def test_a_second_writer_is_refused(model, rows, tmp_path):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_parts")
 def test_a_full_disk_loses_nothing(model, rows, tmp_path, monkeypatch):
     folder = tmp_path / "out"
@@ -209,6 +211,7 @@ def test_a_full_disk_loses_nothing(model, rows, tmp_path, monkeypatch):
     assert read(folder).equals(read(whole))
 
 
+@pytest.mark.slow
 def test_kills_lose_nothing(tmp_path):
     """The small version of the measurement in docs/corpus.md."""
     found = kills.measure(tmp_path, rows=1200, kills=2)

@@ -13,6 +13,8 @@ pytest.importorskip("ray.data", reason="Ray comes with the extra ray")
 from e5ref.corpus.writing import find_parts
 from tests.measure.corpus import kills
 
+pytestmark = pytest.mark.slow
+
 RAY = """
 import ray
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)

@@ -121,6 +121,7 @@ def test_what_holds_no_vectors_is_refused(model, beir, tmp_path):
         open_vectors(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_the_block(tmp_path):
     """Of 160 and 245 MB on disk, Arrow holds little at a time, both when it reads rows and when it reads vectors."""
     code = """

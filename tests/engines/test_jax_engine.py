@@ -289,6 +289,7 @@ def test_the_host_does_not_wait_for_each_batch(tiny):
     assert sum(run) == 18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_vectors_stand_where_their_texts_do(tiny_bert, platform, monkeypatch):
     """In several windows, of several batches each; in rows of a CPU and in those of an accelerator."""

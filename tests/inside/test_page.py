@@ -135,6 +135,7 @@ def small(tmp_path_factory):
     return e5ref.load(folder, truncation="allow")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [2, 30, 600])
 def test_a_page_stays_below_two_megabytes(small, words):
     page = e5ref.look(small, ["query: " + "cat dog " * words, "passage: " + "the sun " * words])

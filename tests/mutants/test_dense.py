@@ -102,6 +102,7 @@ def test_the_diagnosis_names_it(name, features, tmp_path):
         assert name in found.findings[0].deviations
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("backend", ["jax", "transformers", "sentence-transformers"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_every_backend_records_it(backend, dtype, tmp_path):

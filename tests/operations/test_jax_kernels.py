@@ -257,6 +257,7 @@ def test_attention_to_the_wrong_keys_is_seen(mistake, interpreted, monkeypatch):
         assert_attention(len(masks(144)), 144, 1, 32, "bfloat16")
 
 
+@pytest.mark.slow
 def test_a_kernel_apart_from_the_plain_form_is_seen(interpreted, monkeypatch):
     wrong = SimpleNamespace(log2=math.log2, e=math.e, sqrt=lambda number: 1.02 * math.sqrt(number))
     monkeypatch.setattr(jax_kernels, "math", wrong)
@@ -339,6 +340,7 @@ def test_linear_layers_that_the_kernel_cannot_take(rows, width, outs, calls):
     assert not calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tokens", "size"), [(68, 32), (520, 32), (64, 16)])
 def test_attention_that_the_kernel_cannot_take(tokens, size, calls, cudnn):
     arrays, attention_mask = attention_inputs(2, tokens, 2, size, "bfloat16")

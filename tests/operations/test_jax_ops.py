@@ -38,6 +38,7 @@ def with_holes(length):
     return np.vstack([masks, masks[[0, 3]] * np.minimum(np.arange(length) // 40 + 1, 3)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [ROWS, [*LONG_ROWS, *ROWS], ROWS[1:4]], ids=["short", "long", "64 to 128"])
 def test_attention_in_pieces_is_attention(rows):
     assert_the_same_attention(mask_of(rows, (13, 640)))

@@ -15,6 +15,7 @@ def session():
         yield session
 
 
+@pytest.mark.slow
 @given(requests_of())
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 def test_malformed_bodies(url, session, asked):

@@ -72,6 +72,7 @@ def kin(request, tmp_path_factory) -> Path:
         return saved(tmp_path_factory.mktemp("kin"), KIN[request.param])
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("backend", ["numpy", "jax"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_encode_as_sentence_transformers_does(kin, dtype, backend):

@@ -169,6 +169,7 @@ def test_batches_hold_pairs_of_like_lengths_each_once_an_epoch(monkeypatch):
     assert max(epochs) - min(epochs) <= 1
 
 
+@pytest.mark.slow
 def test_held_out_pairs_are_not_trained_on(data, teacher, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(train_nano, "dev_scores", lambda folder, held_out, *_: seen.extend(held_out) or {})

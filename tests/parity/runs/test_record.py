@@ -77,6 +77,7 @@ def test_half_precision_is_recorded_as_such(backend, dtype, truth, tiny_bert):
     assert 1e-5 < np.abs(recorded.arrays["normalized"] - truth.arrays["normalized"]).max() < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["numpy", *FULL_BACKENDS])
 def test_batches_change_nothing(backend, tiny_bert, monkeypatch):
     """Of two texts each, padded to the longer of them, or with JAX to the longest of all."""
