@@ -1,6 +1,7 @@
 """The house: no circles, no large rooms, and a picture that is as the imports are."""
 
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ def test_levels_by_hand():
 
 def test_the_picture_is_that_of_the_imports():
     assert HOUSE["picture"]() in (ROOT / "docs" / "house.md").read_text(encoding="utf-8")
+
+
+def test_every_room_is_installed():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    rooms = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "e5ref").rglob("__init__.py")}
+    assert {*settings["tool"]["setuptools"]["packages"]} == rooms | {"e5ref.weights"}
 
 
 @pytest.mark.parametrize("folder", ["e5ref", "tests"])
