@@ -27,6 +27,7 @@ def our_gradients(checkpoint, batch, weights) -> e5ref.BertParams:
     return jax.jit(jax.grad(loss))(checkpoint.params, *batch)
 
 
+@pytest.mark.peer
 def test_gradients_are_those_of_transformers(tiny_bert):
     checkpoint = e5ref.read_checkpoint(tiny_bert, dtype="float64")
     input_ids, attention_mask = ragged_batch([9, 1, 30, 2], 40)

@@ -130,6 +130,7 @@ def test_shares_write_to_one_folder(model, rows, tmp_path):
         embed_folder(make(model, rows), together)
 
 
+@pytest.mark.slow
 def test_a_different_job_is_refused(model, rows, tiny_bert, tmp_path):
     folder = tmp_path / "out"
     embed_folder(make(model, rows), folder)

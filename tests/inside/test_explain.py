@@ -24,6 +24,7 @@ def folder_of(name: str, request) -> str:
     return "e5ref-nano" if name == "nano" else request.getfixturevalue(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["nano", "minilm", "tiny_bert", "cls_checkpoint"])
 def test_the_cells_add_up_to_the_cosine(name, dtype, request):

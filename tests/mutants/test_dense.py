@@ -47,6 +47,7 @@ def test_the_twins_agree_with_torch(judged, expected):
         assert first_departure(run(judged.double, *judged.batch), expected, judged.batch[1], "float64") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DENSE_MISTAKES)
 def test_mutant_is_noticed_where_it_is(name, judged, expected):
     for run, model, mutants in ((our_run, numpy_model, NUMPY_MUTANTS), (jax_run, jax_model, JAX_MUTANTS)):

@@ -41,6 +41,7 @@ def test_unchanged_passes(judged):
     assert explanations == []
 
 
+@pytest.mark.slow
 def test_what_changes_nothing_explains_nothing(judged):
     """A run that errs some more than rounding, everywhere: much of that is left by every mistake without effect."""
     right = judged.run(e5ref.numpy_model)

@@ -67,6 +67,7 @@ def attention_inputs(rows, tokens, heads, size, dtype):
     return arrays, jnp.asarray(np.resize(masks(tokens), (rows, tokens)), jnp.int32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("case", LINEAR)
 def test_linear_layers_can_be_built_for_the_gpu(case, dtype):
@@ -320,6 +321,7 @@ def test_the_twin_calls_them(small_model, dtype, calls):
     assert np.abs(vectors - exact).max() <= VECTORS_HALF[dtype]
 
 
+@pytest.mark.slow
 def test_short_rows_go_without(small_model, calls):
     params, config = small_model
     half = jax_model.round_matrices(params, "bfloat16")

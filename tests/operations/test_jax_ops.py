@@ -44,6 +44,7 @@ def test_attention_in_pieces_is_attention(rows):
     assert_the_same_attention(mask_of(rows, (13, 640)))
 
 
+@pytest.mark.slow
 def test_attention_in_pieces_of_texts_with_holes_is_attention():
     masks = with_holes(640)
     masks[2, :300] = 0  # no text of more than 512, which would take all rows whole

@@ -347,6 +347,7 @@ def test_no_space_after_the_colon_where_a_tokenizer_keeps_it(tmp_path):
     assert diagnose(texts, model.encode_query(texts), [folder]).verdict == "correct"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_prompts(minilm):
     from sentence_transformers import SentenceTransformer
 
