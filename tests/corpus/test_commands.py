@@ -9,7 +9,7 @@ from safetensors import safe_open
 pa = pytest.importorskip("pyarrow", reason="a corpus needs the extra corpus")
 import pyarrow.parquet as pq  # noqa: E402
 
-from tests.corpus.test_job import read, vectors_of  # noqa: E402
+from tests.corpus.tables import read, vectors_of  # noqa: E402
 from tests.tools.processes import fails, run  # noqa: E402
 
 CSV = 'url,body,lang\nu1,"the sun, plants",en\nu2,the dog,de\nu3,a cat,\n'

@@ -19,6 +19,7 @@ from e5ref.corpus.job import Job, embed_folder, read_ahead  # noqa: E402
 from e5ref.corpus.reading import find_sources, resolve_columns  # noqa: E402
 from e5ref.corpus.writing import ROWS, Part, find_parts, gaps  # noqa: E402
 from e5ref.files.whole import locked  # noqa: E402
+from tests.corpus.tables import read, vectors_of  # noqa: E402
 from tests.measure.corpus import kills  # noqa: E402
 
 WORDS = "the sun is what plants need and the dog man cat play water".split()
@@ -47,14 +48,6 @@ def small_parts(monkeypatch):
 def make(model, path, *, keep=("n",), prompt="passage", **options):
     sources = find_sources(path)
     return Job(model, sources, resolve_columns(sources[0], keep=keep), prompt, **options)
-
-
-def read(folder):
-    return pq.read_table([part.path for part in find_parts(folder)])
-
-
-def vectors_of(table):
-    return np.stack(table["embedding"].to_numpy(zero_copy_only=False))
 
 
 def test_a_folder_holds_ids_kept_columns_and_the_vectors_of_encode(model, rows, tmp_path):
