@@ -1,6 +1,7 @@
 """What both engines do: token ids in, vectors out."""
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -51,6 +52,34 @@ class Engine(Protocol):
     def provenance(self) -> dict[str, str]:
         """Say what computes the vectors."""
         ...
+
+
+def finished_windows(
+    engine: Engine,
+    windows: Iterable[Window],
+    *,
+    normalize: bool,
+    max_texts: int | None = None,
+    count: Callable[[int], object] = lambda texts: None,
+) -> Iterator[Window]:
+    """Run windows, and yield each once all of its texts are finished, in order.
+
+    `count` is called with the number of texts that were finished since; the other arguments are those of `Engine.run`.
+    """
+    begun: deque[Window] = deque()
+
+    def noted() -> Iterator[Window]:
+        for window in windows:
+            begun.append(window)
+            yield window
+
+    finished = 0
+    for texts in engine.run(noted(), normalize=normalize, max_texts=max_texts):
+        count(texts)
+        finished += texts
+        while begun and finished >= len(begun[0].vectors):
+            finished -= len(begun[0].vectors)
+            yield begun.popleft()
 
 
 def require_jax() -> None:

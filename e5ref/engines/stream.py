@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.checkpoint import Checkpoint
-from e5ref.engines.engine import Engine, Window
+from e5ref.engines.engine import Engine, Window, finished_windows
 from e5ref.numpy_model import forward, l2_normalize
+from e5ref.operations.blas import blas
 from e5ref.terminal.progress import progress_bar
 from e5ref.tokenizer import TokenIds, Tokenizer
 
@@ -128,28 +129,39 @@ def embed(
     Yields:
         The vectors of each window, [n, D].
     """
-    begun: deque[NDArray[np.floating]] = deque()  # vectors of windows, which the engine writes
 
     def windows() -> Iterator[Window]:
         for tokens in tokenized(texts, tokenizer, engine, prompt):
             check_tokens(tokens, cut_texts.total)
             cut_texts.add(tokens)
-            begun.append(np.empty((len(tokens.n_tokens), checkpoint.dimensions), checkpoint.dtype))
-            yield Window(tokens, begun[-1])
+            yield Window(tokens, np.empty((len(tokens.n_tokens), checkpoint.dimensions), checkpoint.dtype))
 
     every, total = windows(), number_of(texts)
     groups = [every] if total is not None else [*(islice(every, 1) for _ in range(WINDOWS_AT_ONCE)), every]
-    finished = 0
     with progress_bar(total, "embedding", "text", show=show_progress_bar) as bar:
         for group in groups:
-            for count in engine.run(group, normalize=normalize, max_texts=max_texts):
-                bar.update(count)
-                finished += count
-                while begun and finished >= len(begun[0]):
-                    finished -= len(begun[0])
-                    vectors = begun.popleft()[:, :truncate_dim]
-                    yield l2_normalize(vectors) if truncate_dim and normalize else vectors
+            for window in finished_windows(engine, group, normalize=normalize, max_texts=max_texts, count=bar.update):
+                vectors = window.vectors[:, :truncate_dim]
+                yield l2_normalize(vectors) if truncate_dim and normalize else vectors
     cut_texts.warn()
+
+
+def token_embeddings(
+    texts: Iterable[str], checkpoint: Checkpoint, tokenizer: Tokenizer, cut_texts: CutTexts, prompt: str
+) -> list[NDArray[np.floating]]:
+    """Compute the last hidden states of each text's tokens, prompt and special tokens included. [tokens, D] each."""
+    tokens = tokenizer(check_unicode([prompt + as_text(f"texts[{n}]", text) for n, text in enumerate(texts)]))
+    check_tokens(tokens)
+    cut_texts.add(tokens)
+    states = [hidden_states(checkpoint, ids) for ids in tokens.texts()]
+    cut_texts.warn()
+    return states
+
+
+def hidden_states(checkpoint: Checkpoint, ids: NDArray[np.integer]) -> NDArray[np.floating]:
+    """Compute the last hidden states of one text in the NumPy twin. [tokens] -> [tokens, D]."""
+    with blas.at_most(1):  # bits may depend on the number of threads
+        return forward(checkpoint.params, ids[None], np.ones((1, len(ids)), int), config=checkpoint.config)[0]
 
 
 def tokenized(texts: Iterable[str], tokenizer: Tokenizer, engine: Engine, prompt: str) -> Iterator[TokenIds]:
@@ -209,21 +221,6 @@ def checked_batch_size(batch_size: int | None) -> int | None:
     if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
         raise ValueError(f"batch_size is {batch_size!r}, but must be a whole number of at least 1")
     return batch_size
-
-
-def token_embeddings(
-    texts: Iterable[str], checkpoint: Checkpoint, tokenizer: Tokenizer, cut_texts: CutTexts, prompt: str
-) -> list[NDArray[np.floating]]:
-    """Compute the last hidden states of each text's tokens, prompt and special tokens included. [tokens, D] each."""
-    tokens = tokenizer(check_unicode([prompt + as_text(f"texts[{n}]", text) for n, text in enumerate(texts)]))
-    check_tokens(tokens)
-    cut_texts.add(tokens)
-    states = [
-        forward(checkpoint.params, ids[None], np.ones((1, len(ids)), int), config=checkpoint.config)[0]
-        for ids in tokens.texts()
-    ]
-    cut_texts.warn()
-    return states
 
 
 def checked_truncation(truncation: str) -> Truncation:

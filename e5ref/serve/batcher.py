@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from e5ref import numpy_model
 from e5ref.encoder import E5
-from e5ref.engines.engine import Window
+from e5ref.engines.engine import Window, finished_windows
+from e5ref.engines.stream import hidden_states
 from e5ref.operations.blas import blas
 from e5ref.serve.metrics import Metrics
 from e5ref.tokenizer import TokenIds
@@ -187,7 +187,7 @@ class Batcher:
 
     def _run(self, wanted: Wanted) -> int:
         """Run the engine as long as texts wait of which this is wanted; return the number of jobs."""
-        begun: deque[tuple[list[Part], NDArray[np.floating]]] = deque()  # windows
+        begun: deque[list[Part]] = deque()  # of each window
         jobs: set[Job] = set()
 
         def windows() -> Iterator[Window]:
@@ -195,17 +195,12 @@ class Batcher:
                 jobs.update(part.job for part in parts)
                 tokens = joined([part.tokens for part in parts])
                 vectors = np.empty((len(tokens.n_tokens), parts[0].job.vectors.shape[1]), self._model.dtype)
-                begun.append((parts, vectors))
+                begun.append(parts)
                 yield Window(tokens, vectors)
 
-        finished = 0
         try:
-            for count in self._model.engine.run(windows(), normalize=wanted == "normalized", max_texts=None):
-                finished += count
-                while begun and finished >= len(begun[0][1]):
-                    parts, vectors = begun.popleft()
-                    finished -= len(vectors)
-                    self._hand_over(parts, vectors)
+            for window in finished_windows(self._model.engine, windows(), normalize=wanted == "normalized"):
+                self._hand_over(begun.popleft(), window.vectors)
         except Exception as error:  # it is theirs who wait; the next run may go well
             for job in jobs:
                 self._drop(job)
@@ -256,15 +251,11 @@ class Batcher:
             job = self._jobs.popleft()
             self._count(job, -1)
         loop = job.done.get_loop()
-        checkpoint = self._model.checkpoint
         try:
             for ids in job.tokens.texts():
                 if job.done.cancelled():
                     break
-                mask = np.ones((1, len(ids)), np.int32)
-                with blas.at_most(1):  # bits may depend on the number of threads
-                    states = numpy_model.forward(checkpoint.params, ids[None], mask, config=checkpoint.config)
-                job.hidden_states.append(states[0])
+                job.hidden_states.append(hidden_states(self._model.checkpoint, ids))
                 self._count_done(1, len(ids))
                 loop.call_soon_threadsafe(job.finish, 1)
         except Exception as error:
