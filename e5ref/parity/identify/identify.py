@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass
 from itertools import groupby, product
 from types import ModuleType
@@ -194,9 +193,8 @@ def _pairs(site: Site) -> Iterator[Candidate]:
     """Yield pairs of mistakes, in the linear layer and after it, that one text does not rule out."""
     lengths = site.recorded.lengths
     text = int(np.argmin(np.where(lengths >= 4, lengths, lengths.max())))
-    recorded = copy(site.recorded)
+    recorded = site.recorded
     few = Site(Recorded(recorded.run, recorded.reference, recorded.checkpoint, [recorded.texts[text]]), site.point)
-    few.recorded.__dict__["params"] = recorded.params
     before = few.before_norm()
     room = ROOMS[site.kind]
     products = [(one, np.asarray(one.compute(few))) for one in linear.candidates(few)]
@@ -221,11 +219,10 @@ def _layers(wrong: list[Site], factors: dict[str, float]) -> tuple[list[Finding]
         for other in range(len(sites[0].recorded.params.layers)):
             if other == index:
                 continue
-            recorded = copy(sites[0].recorded)
-            layers = list(recorded.params.layers)
+            params = sites[0].recorded.params
+            layers = list(params.layers)
             layers[index] = layers[other]
-            recorded.__dict__ = {key: value for key, value in recorded.__dict__.items() if key != "single"}
-            recorded.__dict__["params"] = recorded.params._replace(layers=tuple(layers))
+            recorded = sites[0].recorded.with_params(params._replace(layers=tuple(layers)))
             after = [Site(recorded, site.point).factor(plain) for site in sites]
             if max(after) <= FACTOR:
                 points = tuple(site.point for site in sites)

@@ -7,7 +7,7 @@ went in, what came out, and the weights.
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -79,6 +79,12 @@ class Recorded:
     def single(self) -> "Recorded":
         """The same in float32, which says what rounding costs one operation."""
         return Recorded(self.run, self.reference, self.checkpoint, self.texts, "float32")
+
+    def with_params(self, params: BertParams) -> "Recorded":
+        """Return the same texts of the run, for different weights."""
+        record = Recorded(self.run, self.reference, replace(self.checkpoint, params=params), self.texts, self.dtype)
+        record._values = self._values  # the run's own numbers
+        return record
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
