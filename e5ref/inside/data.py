@@ -176,12 +176,6 @@ def encoded(array: Array, coding: str = "own") -> dict[str, Any]:
     return {"shape": array.shape, "coding": coding, "scale": scale, "bytes": data}
 
 
-def decoded(data: dict[str, Any]) -> Array:
-    """Read what `encoded` wrote; what was rounded comes as float64."""
-    array: Array = np.frombuffer(base64.b64decode(data["bytes"]), f"<{data['coding']}").reshape(data["shape"])
-    return array * data["scale"] if data["coding"].startswith("i") else array
-
-
 def _surface(text: str, piece: Any) -> str:
     return text[piece.start : piece.stop]
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from e5ref.files.whole import written_whole
-from e5ref.inside.data import page_data
-from e5ref.inside.reference import reference_of
 from e5ref.inside.run import Model
 
 FOLDER = Path(__file__).with_name("template")
@@ -54,6 +52,10 @@ def look(model: Model, texts: str | Sequence[str]) -> Page:
     Raises:
         TypeError, ValueError: as `E5.encode`; more than two texts, or none.
     """
+    # Imported here, because `import e5ref` brings this module along.
+    from e5ref.inside.data import page_data
+    from e5ref.inside.reference import reference_of
+
     texts = [texts] if isinstance(texts, str) else list(texts)
     check_number(texts)
     return Page(page_html(page_data(model, texts, reference_of(model))))

@@ -1,5 +1,6 @@
 """The page of `look`: its numbers are the run's, it is one file, and it stays small."""
 
+import base64
 import html
 import inspect
 import json
@@ -12,7 +13,7 @@ import e5ref
 from e5ref import numpy_model
 from e5ref.inside import changes, data
 from e5ref.inside.changes import changes_of, kept_tokens
-from e5ref.inside.data import DETAILS, decoded, encoded, page_data, row_starts
+from e5ref.inside.data import DETAILS, encoded, page_data, row_starts
 from e5ref.inside.page import page_html
 from e5ref.inside.reference import reference_of
 from e5ref.inside.run import run as run_text
@@ -22,6 +23,12 @@ from tests.tools.tolerances import EXPLAINED, SUM_TO_ONE
 
 QUERY, PASSAGE = "query: how do plants eat", "passage: Leaves turn light into sugar."
 PROMPTS = {"query": "query: ", "passage": "passage: "}
+
+
+def decoded(data):
+    """Read what `encoded` wrote; what was rounded comes as float64."""
+    array = np.frombuffer(base64.b64decode(data["bytes"]), f"<{data['coding']}").reshape(data["shape"])
+    return array * data["scale"] if data["coding"].startswith("i") else array
 
 
 @pytest.fixture(scope="module")
