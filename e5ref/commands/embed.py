@@ -244,9 +244,8 @@ def rank(
         if as_json:
             click.echo(json.dumps({"index": int(index), "score": float(scores[index]), "text": lines[index]}))
         else:
-            click.echo(
-                f"{scores[index]:6.2f}  {' '.join(lines[index].split())}"
-            )  # one line each, even if the text has several
+            one_line = " ".join(lines[index].split())
+            click.echo(f"{scores[index]:6.2f}  {one_line}")
     say_if_none(len(lines))
 
 

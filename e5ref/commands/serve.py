@@ -2,21 +2,20 @@
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import click
 
-import e5ref
 from e5ref.commands.options import (
     backend_option,
     dtype_option,
-    keep_programs,
+    load_model,
     max_length_option,
     model_option,
     precision_option,
     revision_option,
     threads_option,
 )
-from e5ref.engines.engine import Backend, Precision
 from e5ref.extras import require
 from e5ref.terminal.stopping import stops_in_its_own_time
 
@@ -60,13 +59,7 @@ def serve(
     max_texts: int,
     max_waiting: int,
     stop_seconds: int,
-    model: str,
-    revision: str | None,
-    backend: Backend,
-    dtype: str,
-    precision: Precision | None,
-    threads: int | None,
-    max_length: int | None,
+    **options: Any,
 ) -> None:
     """Serve vectors to OpenAI's clients and those of text-embeddings-inference.
 
@@ -81,25 +74,15 @@ def serve(
 
     key = None if api_key_file is None else read_key(api_key_file)
     listener = bind(host, port)
-    if backend == "jax":
-        keep_programs()
-    encoder = e5ref.load(
-        model,
-        revision=revision,
-        backend=backend,
-        dtype=dtype,
-        precision=precision,
-        threads=threads,
-        max_length=max_length,
-    )
+    encoder = load_model(**options)
     encoder.warm_up()
     encoder.encode("query: the first query")
     app = make_app(encoder, limits=Limits(max_texts, max_waiting), key=key)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=stop_seconds
     )
-    place = f"[{host}]" if ":" in host else host
-    click.echo(f"Serving {model} at http://{place}:{listener.getsockname()[1]} (Ctrl-C stops)", err=True)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    click.echo(f"Serving {encoder.checkpoint.name} at {url} (Ctrl-C stops)", err=True)
     with stops_in_its_own_time():
         uvicorn.Server(config).run(sockets=[listener])
 

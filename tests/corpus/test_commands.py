@@ -62,34 +62,10 @@ def test_a_table_is_printed(table, tiny_bert):
 
 
 def test_standard_input_is_a_corpus_too(table, folder, tiny_bert, tmp_path):
-    run(
-        "embed",
-        "-i",
-        "-",
-        "--format",
-        "csv",
-        "-o",
-        tmp_path / "piped",
-        *OPTIONS,
-        "--model",
-        tiny_bert,
-        stdin=CSV.encode(),
-    )
+    command = ["embed", "-i", "-", "--format", "csv", "-o", tmp_path / "piped", *OPTIONS, "--model", tiny_bert]
+    run(*command, stdin=CSV.encode())
     assert read(tmp_path / "piped").drop_columns("embedding").equals(read(folder).drop_columns("embedding"))
-    again = run(
-        "embed",
-        "-i",
-        "-",
-        "--format",
-        "csv",
-        "-o",
-        tmp_path / "piped",
-        *OPTIONS,
-        "--model",
-        tiny_bert,
-        stdin=CSV.encode(),
-    )
-    assert again.stderr == b"3 of 3 rows are there already\n"
+    assert run(*command, stdin=CSV.encode()).stderr == b"3 of 3 rows are there already\n"
 
 
 def test_ranges_are_kept_with_the_vectors(table, tiny_bert, tmp_path):
