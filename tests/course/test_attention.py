@@ -76,6 +76,8 @@ def test_right(exercise, answer, capsys):
         ("3.1", lambda s: np.exp(s - s.max(axis=-1, keepdims=True)), "The largest weight of each row is 1"),
         ("3.1", lambda s: s / s.sum(axis=-1, keepdims=True), "without exp"),
         ("3.1", lambda s: np.log(softmax(s)), "the logarithm of the softmax"),
+        ("3.1", lambda s: np.exp(s) / np.exp(s).sum(axis=-1), "sum with keepdims=True"),
+        ("3.1", lambda s: softmax(s - s.max(axis=-1)), "find them with keepdims=True"),
         ("3.1", overflowing, "exp overflows"),
         ("3.1", changing, "changes the array"),
         ("3.1", lambda s: None, "lacks a `return`"),
