@@ -40,7 +40,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
         }
 
 
-# What blocks of docs/corpus.md use, and neither e5ref nor its tests need.
+# What blocks of docs/run/corpus.md use, and neither e5ref nor its tests need.
 OTHERS = (
     "bertopic",
     "chromadb",
@@ -56,7 +56,7 @@ OTHERS = (
 
 
 def prepare_corpus(folder: Path, language: str, environment: dict[str, str]) -> None:
-    """Write the files that docs/corpus.md speaks of; for Python also the vectors that a command before has made."""
+    """Write the files that docs/run/corpus.md speaks of; for Python also the vectors that a command before has made."""
     rows = [("p1", "Leaves turn light into sugar.", "en"), ("p2", "Cats hunt mice at night.", "en")]
     table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(("id", "text", "lang"))})
     pq.write_table(table, folder / "passages.parquet")
@@ -105,7 +105,7 @@ def test_block(language, block, environment, tmp_path):
 
 
 def test_operations_are_timed(tiny_bert, tmp_path):
-    """docs/performance.md names this command without a block of its own, since it wants a checkpoint's folder."""
+    """docs/measure/performance.md names this command without a block of its own, since it wants a checkpoint's folder."""
     texts = tmp_path / "texts.txt"
     texts.write_text("query: cat\npassage: the dog eats\n")
     command = [sys.executable, "-m", "tests.measure.operations", str(tiny_bert), str(texts)]
@@ -115,7 +115,7 @@ def test_operations_are_timed(tiny_bert, tmp_path):
 
 @pytest.mark.slow
 def test_many_texts_are_drawn(tiny_bert, tmp_path):
-    """The command that makes the plot of docs/performance.md, on fewer texts."""
+    """The command that makes the plot of docs/measure/performance.md, on fewer texts."""
     texts, svg = tmp_path / "texts.txt", tmp_path / "memory.svg"
     texts.write_text("query: cat\npassage: the dog eats\nquery: the\n")
     command = [sys.executable, "-m", "tests.measure.endurance", str(tiny_bert), str(texts), str(svg), "4000"]

@@ -1,4 +1,4 @@
-"""Measure where the NumPy twin's time goes, for docs/performance.md: `python -m tests.measure.operations FOLDER TEXTS`.
+"""Measure where the NumPy twin's time goes, for docs/measure/performance.md: `python -m tests.measure.operations FOLDER TEXTS`.
 
 One thread runs the forward pass over a file of texts, a line each, and every operation is timed on its own.
 """

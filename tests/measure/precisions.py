@@ -1,4 +1,4 @@
-"""Measure what each precision of the JAX twin costs, for docs/jax.md: `python -m tests.measure.precisions BEIR_FOLDER`.
+"""Measure what each precision of the JAX twin costs, for docs/run/jax.md: `python -m tests.measure.precisions BEIR_FOLDER`.
 
 The folder holds `corpus.jsonl` and `queries.jsonl` in BEIR's layout; the weights are all-MiniLM-L6-v2's.
 """

@@ -1,4 +1,4 @@
-"""Print which gate lets which mistake through, for docs/mutants.md: `python -m tests.measure.parity.gates [FOLDER]`.
+"""Print which gate lets which mistake through, for docs/laboratory/mutants.md: `python -m tests.measure.parity.gates [FOLDER]`.
 
 FOLDER is a checkpoint; without it, it is all-MiniLM-L6-v2's trained weights. The gates that people write compare the
 final vectors of a port with a right library's.
