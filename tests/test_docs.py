@@ -105,7 +105,7 @@ def test_block(language, block, environment, tmp_path):
 
 
 def test_operations_are_timed(tiny_bert, tmp_path):
-    """docs/measure/performance.md names this command without a block of its own, since it wants a checkpoint's folder."""
+    """docs/measure/performance.md names this command without a block, since it wants a checkpoint's folder."""
     texts = tmp_path / "texts.txt"
     texts.write_text("query: cat\npassage: the dog eats\n")
     command = [sys.executable, "-m", "tests.measure.operations", str(tiny_bert), str(texts)]
@@ -115,7 +115,7 @@ def test_operations_are_timed(tiny_bert, tmp_path):
 
 @pytest.mark.slow
 def test_many_texts_are_drawn(tiny_bert, tmp_path):
-    """The command that makes the plot of docs/measure/performance.md, on fewer texts."""
+    """The command that makes the plot of docs/laboratory/memory.md, on fewer texts."""
     texts, svg = tmp_path / "texts.txt", tmp_path / "memory.svg"
     texts.write_text("query: cat\npassage: the dog eats\nquery: the\n")
     command = [sys.executable, "-m", "tests.measure.endurance", str(tiny_bert), str(texts), str(svg), "4000"]
