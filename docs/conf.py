@@ -28,6 +28,9 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_mock_imports = ["ray"]
 
+smartquotes = False  # -- is an option's
+highlight_language = "text"
+
 html_theme = "furo"
 html_title = "e5ref"
 html_static_path = ["pages.css"]

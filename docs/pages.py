@@ -4,6 +4,8 @@ The pages are plain Markdown, so that a code host shows them too. Formulas and d
 built, so that it needs no script of anybody else.
 """
 
+import ast
+import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,8 +59,13 @@ class Diagram(SphinxDirective):
         return [nodes.raw("", f'<div class="diagram">{svg}</div>', format="html")]
 
 
+def is_page(path: Path) -> bool:
+    """Whether Sphinx itself puts this file into the site: a page or a picture of docs/."""
+    return path.suffix in (".md", ".png", ".svg") and path.is_relative_to(ROOT / "docs")
+
+
 class LinkToSource(Transform):
-    """Lead links that leave docs/ to pages of this site that show the file or the folder."""
+    """Lead links to code, and to folders, to pages of this site that show them."""
 
     default_priority = 200
 
@@ -70,7 +77,7 @@ class LinkToSource(Transform):
                 # The parser takes .md off, also outside docs/.
                 name = link["reftarget"] + (".md" if link.get("refdomain") == "doc" else "")
                 target = (Path(env.doc2path(env.docname)).parent / name).resolve()
-                if link["reftype"] != "myst" or not target.exists() or target.is_relative_to(env.srcdir):
+                if link["reftype"] != "myst" or not target.exists() or is_page(target):
                     continue
                 path = target.relative_to(ROOT).as_posix()
                 uri = "../" * env.docname.count("/") + f"source/{path}.html"
@@ -78,7 +85,7 @@ class LinkToSource(Transform):
 
 
 def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Write a page for every source that a page links to; that of a folder lists its files."""
+    """Write a page for every source that a page links to; that of a folder says what its files are."""
     found = {
         link["source"]
         for page in app.env.found_docs
@@ -86,16 +93,17 @@ def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
         if "source" in link
     }
     for path in sorted(found):
-        if (folder := ROOT / path).is_dir():
-            files = [file.relative_to(ROOT).as_posix() for file in sorted(folder.glob("*.py"))]
-            found.update(files)
-            items = (f'<li><a href="{folder.name}/{Path(file).name}.html">{file}</a></li>' for file in files)
-            yield f"source/{path}", {"title": path, "body": f"<h1>{path}</h1><ul>{''.join(items)}</ul>"}, "page.html"
-    for path in sorted(found):
-        if (file := ROOT / path).is_file():
-            language, text = LANGUAGES.get(file.suffix, "text"), file.read_text(encoding="utf-8")
-            code = app.builder.highlighter.highlight_block(text, language)  # type: ignore[attr-defined]
-            yield f"source/{path}", {"title": path, "body": f"<h1>{path}</h1>{code}"}, "page.html"
+        source = ROOT / path
+        if source.is_dir():
+            lines = []
+            for file in sorted(source.glob("*.py")):
+                said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+                lines.append(f"<li><code>{file.name}</code> {html.escape(said.partition(chr(10))[0])}</li>")
+            shown = f"<ul>{''.join(lines)}</ul>"
+        else:
+            language = LANGUAGES.get(source.suffix, "text")
+            shown = app.builder.highlighter.highlight_block(source.read_text(encoding="utf-8"), language)
+        yield f"source/{path}", {"title": path, "body": f"<h1>{path}</h1>{shown}"}, "page.html"
 
 
 def tidy_commands(app: Sphinx, context: Context, lines: list[str]) -> None:
