@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HOUSE = runpy.run_path(str(ROOT / "docs" / "imports.py"))
+HOUSE = runpy.run_path(str(ROOT / "docs" / "reference" / "imports.py"))
 
 # The list of known mistakes.
 LONG = {"mistakes.py"}
@@ -32,7 +32,7 @@ def test_levels_by_hand():
 
 
 def test_the_picture_is_that_of_the_imports():
-    assert HOUSE["picture"]() in (ROOT / "docs" / "house.md").read_text(encoding="utf-8")
+    assert HOUSE["picture"]() in (ROOT / "docs" / "reference" / "house.md").read_text(encoding="utf-8")
 
 
 def test_every_room_is_installed():

@@ -62,7 +62,7 @@ def record(
 ) -> None:
     """Run texts through a model, and keep every named point inside it for `e5ref compare`.
 
-    docs/judge.md describes RUN, so that any program can write one.
+    docs/port/judge.md describes RUN, so that any program can write one.
     """
     from e5ref.parity import record as record_run
     from e5ref.parity import write_run

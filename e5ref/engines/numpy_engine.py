@@ -17,7 +17,7 @@ from e5ref.operations.blas import blas, usable_cores
 from e5ref.operations.probes import rows_are_independent, threads_do_not_matter
 
 # A thread holds Python's lock for a fiftieth to a twentieth of its time, so more threads would mostly wait for each
-# other: see docs/performance.md.
+# other: see docs/measure/performance.md.
 MAX_THREADS = 16
 
 # Environment variables that set the threads of a BLAS.

@@ -16,7 +16,7 @@ from e5ref.terminal.progress import progress_bar
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-9}
 
 # A run passes at a point if both its largest error and its root mean square error are at most this many times what
-# rounding alone costs the reference there. docs/judge.md has the evidence.
+# rounding alone costs the reference there. docs/laboratory/judge.md has the evidence.
 FACTOR = 8.0
 
 # dtype → point → {"max": the largest error, "rms": the root mean square error}, over the real tokens.

@@ -1,6 +1,6 @@
 """A run: the named arrays of one forward pass of any implementation, and the file that holds them.
 
-The format is safetensors, so that a program in any language can write it. docs/judge.md describes it.
+The format is safetensors, so that a program in any language can write it. docs/port/judge.md describes it.
 """
 
 import json
@@ -69,7 +69,7 @@ class Run:
         arrays: "input_ids" and "attention_mask" [B, T], whole numbers; then any of the points that
             `e5ref.numpy_model.embed` gives its tap, under the same names and in the same shapes. bfloat16 is held as
             float32 of the same values.
-        metadata: "dtype", "texts", "tokens", "provenance" and "rounding", all optional: see docs/judge.md.
+        metadata: "dtype", "texts", "tokens", "provenance" and "rounding", all optional: see docs/port/judge.md.
 
     Raises:
         RunError: the ids or the mask are missing or malformed, there is no point, a point does not hold floats, or the
