@@ -1,8 +1,11 @@
 """The exercises of docs/learn: `check` says whether an answer is right, and if not, what is wrong with it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 # The chapters, in order; each is a module here with a dict EXERCISES.
 CHAPTERS = ("tokens", "embeddings", "attention", "feed_forward", "layers", "pooling", "training", "speed")
@@ -32,3 +35,38 @@ def check(exercise: str, answer: Any) -> None:
     except Exception as error:  # the answer is the reader's code, which may do anything
         wrong = f"your code raises {type(error).__name__}: {error}"
     print(f"{exercise}: right" if wrong is None else f"{exercise}: not yet. {wrong}")
+
+
+def compared(answer: Any, right: ArrayLike, mistakes: Mapping[str, ArrayLike], tolerance: float = 1e-5) -> str | None:
+    """Compare an answer with the right one, and with what the usual mistakes give.
+
+    Args:
+        answer: a number or an array.
+        right: what it should be.
+        mistakes: what is wrong, in a sentence -> what this mistake gives; a mistake may have any shape.
+        tolerance: the largest difference that counts as rounding, as a share of the largest right number.
+
+    Returns:
+        None if the answer is right; otherwise what is wrong with it.
+    """
+    right = np.asarray(right, np.float64)
+    if answer is None:
+        return "The answer is None: does your function end with `return`?"
+    answer = np.asarray(answer)
+    if answer.dtype.kind not in "biuf":
+        return f"The answer must consist of numbers, but is of type {answer.dtype}."
+
+    def is_answer(values: ArrayLike) -> bool:
+        values = np.asarray(values)
+        return values.shape == answer.shape and np.allclose(answer, values, tolerance, tolerance * np.abs(right).max())
+
+    if is_answer(right):
+        return None
+    for sentence, values in mistakes.items():
+        if is_answer(values):
+            return sentence
+    if answer.shape != right.shape:
+        return f"The answer has the shape {answer.shape}, but must have {right.shape}."
+    if not np.isfinite(answer).all():
+        return "The answer has numbers that are not finite."
+    return f"The largest difference from the right answer is {np.abs(answer - right).max():.2g}."
