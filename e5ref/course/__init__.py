@@ -1,11 +1,11 @@
 """The exercises of docs/learn: `check` says whether an answer is right, and if not, what is wrong with it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from importlib import import_module
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 # The chapters, in order; each is a module here with a dict EXERCISES.
 CHAPTERS = ("tokens", "embeddings", "attention", "feed_forward", "layers", "pooling", "training", "speed")
@@ -37,36 +37,81 @@ def check(exercise: str, answer: Any) -> None:
     print(f"{exercise}: right" if wrong is None else f"{exercise}: not yet. {wrong}")
 
 
-def compared(answer: Any, right: ArrayLike, mistakes: Mapping[str, ArrayLike], tolerance: float = 1e-5) -> str | None:
-    """Compare an answer with the right one, and with what the usual mistakes give.
+def compared(
+    answer: Any,
+    right: Callable[..., Any],
+    cases: Sequence[tuple[Any, ...]],
+    mistakes: Mapping[str, Callable[..., Any]],
+) -> str | None:
+    """Compare a reader's function with the right one.
 
     Args:
-        answer: a number or an array.
-        right: what it should be.
-        mistakes: what is wrong, in a sentence -> what this mistake gives; a mistake may have any shape.
-        tolerance: the largest difference that counts as rounding, as a share of the largest right number.
+        answer: what the reader gave.
+        right: gives the right result: numbers of any shape.
+        cases: what to call both with; each call gets a copy.
+        mistakes: for each usual mistake the sentence that names it, and a function that makes it. It may raise for a
+            case, and then it does not match the answer.
 
     Returns:
-        None if the answer is right; otherwise what is wrong with it.
+        None if the results agree within 1e-5 of the right ones, or a sentence that says what is wrong.
     """
-    right = np.asarray(right, np.float64)
-    if answer is None:
-        return "The answer is None: does your function end with `return`?"
-    answer = np.asarray(answer)
-    if answer.dtype.kind not in "biuf":
-        return f"The answer must consist of numbers, but is of type {answer.dtype}."
-
-    def is_answer(values: ArrayLike) -> bool:
-        values = np.asarray(values)
-        return values.shape == answer.shape and np.allclose(answer, values, tolerance, tolerance * np.abs(right).max())
-
-    if is_answer(right):
+    if not callable(answer):
+        return f"This exercise wants a function, but got {described(answer)}."
+    results = []
+    for case in cases:
+        arguments = deepcopy(case)
+        result = answer(*arguments)
+        if result is None:
+            return "Your function returns nothing: it lacks a `return`."
+        if any(isinstance(x, np.ndarray) and not same(x, before) for x, before in zip(arguments, case, strict=True)):
+            return "Your function changes the array that it is given: let it work on a new one."
+        results.append(np.asarray(result))
+    expected = [np.asarray(right(*deepcopy(case))) for case in cases]
+    if all(map(same, results, expected)):
         return None
-    for sentence, values in mistakes.items():
-        if is_answer(values):
+    for sentence, mistake in mistakes.items():
+        if all(made(mistake, case, result) for case, result in zip(cases, results, strict=True)):
             return sentence
-    if answer.shape != right.shape:
-        return f"The answer has the shape {answer.shape}, but must have {right.shape}."
-    if not np.isfinite(answer).all():
-        return "The answer has numbers that are not finite."
-    return f"The largest difference from the right answer is {np.abs(answer - right).max():.2g}."
+    return next(
+        difference(result, wanted) for result, wanted in zip(results, expected, strict=True) if not same(result, wanted)
+    )
+
+
+def made(mistake: Callable[..., Any], case: tuple[Any, ...], result: Any) -> bool:
+    """Say whether a mistake, made on a case, gives a result."""
+    try:
+        with np.errstate(all="ignore"):
+            return same(result, np.asarray(mistake(*deepcopy(case))))
+    except Exception:  # such as shapes that do not fit: then the answer, which has a result, does something different
+        return False
+
+
+def same(one: Any, other: Any) -> bool:
+    """Say whether two results have the same shape and agree within 1e-5; nan agrees with nan."""
+    one, other = np.asarray(one), np.asarray(other)
+    if one.shape != other.shape:
+        return False
+    if one.dtype.kind not in "biuf" or other.dtype.kind not in "biuf":
+        return np.array_equal(one, other)
+    return np.allclose(one, other, rtol=1e-5, atol=1e-7, equal_nan=True)
+
+
+def difference(result: Any, expected: Any) -> str:
+    """Say where a result departs from the right one."""
+    if expected.dtype.kind not in "biuf":
+        return f"Your result is {result.tolist()}, but should be {expected.tolist()}."
+    if result.shape != expected.shape:
+        return f"Your result has the shape {list(result.shape)}, but should have {list(expected.shape)}."
+    if result.dtype.kind not in "biuf":
+        return f"Your result holds {result.dtype} instead of numbers."
+    distance = np.abs(np.asarray(result, np.float64) - expected)
+    if not np.isfinite(distance).all():
+        return "Your result holds nan or infinity."
+    place = np.unravel_index(distance.argmax(), distance.shape)
+    at = f" at {[int(index) for index in place]}" if place else ""
+    return f"Your result is {result[place]:.6g}{at}, but should be {expected[place]:.6g}."
+
+
+def described(answer: Any) -> str:
+    """Say what an answer is, in a few words."""
+    return f"an array of shape {list(answer.shape)}" if isinstance(answer, np.ndarray) else type(answer).__name__

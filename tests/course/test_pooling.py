@@ -48,15 +48,7 @@ def test_right(exercise, answer, capsys):
         ("6.1", lambda states, mask: np.where(mask[:, :, None], states, -9).max(axis=1), "the largest number"),
         ("6.1", lambda states, mask: unit(average(states, mask)), "you scale it to length 1"),
         ("6.1", lambda states, mask: states.mean(axis=-1), "average over the tokens, axis 1"),
-        ("6.1", lambda states, mask: states, "The answer has the shape (2, 3, 5), but must have (2, 5)"),
-        ("6.1", lambda states, mask: None, "does your function end with `return`?"),
-        ("6.1", lambda states, mask: "average", "must consist of numbers"),
-        ("6.1", lambda states, mask: average(states, mask) / 0.0, "not finite"),
-        (
-            "6.1",
-            lambda states, mask: average(states, mask) + 0.5,
-            "The largest difference from the right answer is 0.5",
-        ),
+        ("6.1", lambda states, mask: average(states, mask) + 0.5, "Your result is"),
         ("6.2", lambda a, b: a @ b.T, "dot products of the vectors as they are"),
         ("6.2", lambda a, b: unit(a) @ b.T, "Only the first vectors"),
         ("6.2", lambda a, b: a @ unit(b).T, "Only the second vectors"),
@@ -75,10 +67,8 @@ def test_right(exercise, answer, capsys):
         ("6.3", lambda n, t, p: t * np.log10((n - 1) * p / (1 - p)), "not log10"),
         ("6.3", lambda n, t, p: t * np.log2((n - 1) * p / (1 - p)), "not log2"),
         ("6.3", lambda n, t, p: -t * np.log((n - 1) * p / (1 - p)), "The sign is turned over"),
-        ("6.3", lambda n, t, p: 1 / 0, "your code raises ZeroDivisionError"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:divide by zero")
 def test_a_usual_mistake(exercise, answer, sentence, capsys):
     check(exercise, answer)
     output = capsys.readouterr().out
