@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 import e5ref
-from docs.learn.draw.canvas import BLUE, FAINT, INK, MUTED, RED, axes
+from docs.learn.draw.canvas import BLUE, FAINT, INK, MUTED, PAGE, RED, axes
 from e5ref.course.speed import seconds
 from e5ref.demo import PASSAGES, QUERIES
 
@@ -34,7 +34,7 @@ def places() -> Figure:
                     number, lengths[text], left=start, color=colours[text], height=0.8, alpha=1 - 0.35 * (text < 2)
                 )
                 if lengths[text] > 20:
-                    plot.text(start + 1.5, number, names[text], color="white", va="center", fontsize=9)
+                    plot.text(start + 1.5, number, names[text], color=PAGE, va="center", fontsize=9)
                 start += lengths[text]
         plot.set_ylim(3.6, -0.6)
         plot.set_yticks([])
