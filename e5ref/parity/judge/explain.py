@@ -18,6 +18,7 @@ from e5ref.checkpoint import Checkpoint
 from e5ref.checkpoint.params import map_leaves
 from e5ref.encoder import E5
 from e5ref.operations import Ids
+from e5ref.operations.blas import blas
 from e5ref.parity.altered.mistakes import MISTAKES, Mistake
 from e5ref.parity.diagnosis.hypotheses import Predictions, TextVariant
 from e5ref.parity.identify.identify import Identification, described_points, identify
@@ -123,7 +124,15 @@ def explain(
     if first.name == "input_ids":
         return _explain_inputs(run, reference, checkpoint)
 
-    stop = time.monotonic() + seconds
+    with blas.at_most(1):  # products are small: on a busy machine, threads that wait for each other take ten times as long
+        return _explain_points(run, reference, checkpoint, comparison, time.monotonic() + seconds)
+
+
+def _explain_points(
+    run: Run, reference: Run, checkpoint: Checkpoint, comparison: Comparison, stop: float
+) -> list[Explanation]:
+    """Find what explains a first departure in values."""
+    first = comparison.first_departure
     names = [verdict.name for verdict in comparison.verdicts if verdict.verdict in ("OK", "DIFF")]
     at, worst = names.index(first.name), first.worst[0].text
     tried = _Tried(run, reference, checkpoint, names, at, worst)

@@ -1,0 +1,32 @@
+"""What the pictures show: e5ref-nano, and what it computes for a text."""
+
+import functools
+
+import e5ref
+from e5ref import numpy_model
+from e5ref.operations import Array
+
+QUERY = "query: how much protein should a female eat"
+# A short form of the passage that belongs to "summit define" on E5's model cards.
+PASSAGE = "passage: Definition of summit: the highest point of a mountain."
+
+
+@functools.cache
+def nano() -> e5ref.E5:
+    """Load the model that all pictures are made with."""
+    return e5ref.load("e5ref-nano")
+
+
+def recorded(text: str) -> tuple[list[str], dict[str, Array]]:
+    """Run a text; return its tokens, and the array of each named point without the axis of the batch."""
+    model = nano()
+    batch = model.tokenize([text])
+    run: dict[str, Array] = {}
+    numpy_model.embed(
+        model.checkpoint.params,
+        batch["input_ids"],
+        batch["attention_mask"],
+        config=model.checkpoint.config,
+        tap=lambda name, array: run.update({name: array[0]}),
+    )
+    return model.tokenizer.token_strings(batch["input_ids"][0]), run
