@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import e5ref
+from docs.learn.draw.activations import nano, recorded
 from docs.learn.draw.canvas import BLUE, INK, MUTED, POSITIVE, RED, axes
 from e5ref import numpy_model
 from e5ref.operations import Array
@@ -58,26 +59,18 @@ def lengths(model: e5ref.E5) -> Figure:
     return figure
 
 
-def turning(model: e5ref.E5) -> Figure:
+def turning() -> Figure:
     """Draw for each token how near its state is to where it started, point after point."""
-    batch = model.tokenize(TEXTS[:1])
-    run: dict[str, Array] = {}
-    numpy_model.forward(
-        model.checkpoint.params,
-        batch["input_ids"],
-        batch["attention_mask"],
-        config=model.checkpoint.config,
-        tap=run.__setitem__,
-    )
+    tokens, run = recorded(TEXTS[0])
     points = ["embeddings"]
     points += [f"layers.{index}.{name}" for index in range(3) for name in ("attention_output", "output")]
-    unit = np.stack([numpy_model.l2_normalize(run[point][0]) for point in points])  # [points, T, D]
+    unit = np.stack([numpy_model.l2_normalize(run[point]) for point in points])  # [points, T, D]
     cosines = np.sum(unit * unit[0], axis=2).T  # [T, points]
     figure, (plot,) = axes(7.2, 4.4)
     plot.imshow(cosines, cmap=POSITIVE, vmin=0, vmax=1.25, aspect="auto")
     for (row, column), value in np.ndenumerate(cosines):
         plot.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.5 else "#1f2329")
-    plot.set_yticks(range(len(cosines)), model.tokenizer.token_strings(batch["input_ids"][0]))
+    plot.set_yticks(range(len(cosines)), tokens)
     names = [f"layer {index}\n{part}" for index in range(3) for part in ("attention", "feed-fwd")]
     plot.set_xticks(range(len(points)), ["embed-\ndings", *names], fontsize=9.5)
     plot.tick_params(length=0)
@@ -108,15 +101,14 @@ def rounding() -> Figure:
 
 def pictures() -> Iterator[tuple[str, Figure, str]]:
     """Yield the pictures of the chapter."""
-    model = e5ref.load("e5ref-nano")
     yield (
         "layers-lengths",
-        lengths(model),
+        lengths(nano()),
         "Length of the states over 24 layers: from 11 to 16 with LayerNorm, beyond 10¹³ with sums alone.",
     )
     yield (
         "layers-turning",
-        turning(model),
+        turning(),
         "Cosine of each token's state with its start: protein, female, eat stay above 0.89, a and much fall below 0.4.",
     )
     yield (

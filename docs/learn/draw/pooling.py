@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-import e5ref
+from docs.learn.draw.activations import nano, recorded
 from docs.learn.draw.canvas import BLUE, FAINT, INK, MUTED, POSITIVE, RED, axes
 from e5ref import numpy_model
 from e5ref.demo import PASSAGES, QUERIES
@@ -14,13 +14,12 @@ from e5ref.demo import PASSAGES, QUERIES
 TEXTS = [*(f"query: {text}" for text in QUERIES), *(f"passage: {text}" for text in PASSAGES)]
 
 
-def shares(model: e5ref.E5) -> Figure:
+def shares() -> Figure:
     """Draw how much of its text's vector each token of the queries brings."""
     figure, plots = axes(7.2, 3.6, columns=2)
     for plot, text in zip(plots, TEXTS[:2], strict=True):
-        tokens = model.tokenizer.token_strings(model.tokenize([text])["input_ids"][0])
-        states = model.encode(text, output_value="token_embeddings")  # [T, D]
-        pooled = states.mean(axis=0)
+        tokens, run = recorded(text)
+        states, pooled = run["last_hidden_state"], run["pooled"]  # [T, D], [D]
         share = states @ pooled / len(states) / (pooled @ pooled)  # [T], of sum 1
         plot.barh(tokens, share, color=[BLUE if value > 0 else RED for value in share])
         plot.invert_yaxis()
@@ -31,8 +30,9 @@ def shares(model: e5ref.E5) -> Figure:
     return figure
 
 
-def poolings(model: e5ref.E5) -> Figure:
+def poolings() -> Figure:
     """Draw the cosines of queries and passages by the average, and by [CLS], from the same hidden states."""
+    model = nano()
     batch = model.tokenize(TEXTS)
     states = numpy_model.forward(
         model.checkpoint.params, batch["input_ids"], batch["attention_mask"], config=model.checkpoint.config
@@ -76,15 +76,14 @@ def temperatures() -> Figure:
 
 def pictures() -> Iterator[tuple[str, Figure, str]]:
     """Yield the pictures of the chapter."""
-    model = e5ref.load("e5ref-nano")
     yield (
         "pooling-shares",
-        shares(model),
+        shares(),
         "Bars: how much of the vector each token of the two queries brings; protein, eat and summit bring the most.",
     )
     yield (
         "pooling-cls",
-        poolings(model),
+        poolings(),
         "Cosines of two queries and two passages: by the average each query is nearest to its own passage, by [CLS] "
         "all four are high and one query prefers the wrong passage.",
     )

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-import e5ref
+from docs.learn.draw.activations import nano
 from docs.learn.draw.canvas import BLUE, FAINT, INK, MUTED, PAGE, RED, axes
 from e5ref.course.speed import seconds
 from e5ref.demo import PASSAGES, QUERIES
@@ -17,9 +17,8 @@ from e5ref.demo import PASSAGES, QUERIES
 
 def places() -> Figure:
     """Draw the batch of the model card's four texts, and the same texts packed into rows of 80 tokens."""
-    model = e5ref.load("e5ref-nano")
     texts = [*(f"query: {text}" for text in QUERIES), *(f"passage: {text}" for text in PASSAGES)]
-    lengths = model.tokenize(texts)["n_tokens"].tolist()
+    lengths = nano().tokenize(texts)["n_tokens"].tolist()
     figure, plots = axes(7.2, 2.3, columns=2)
     names = ["protein?", "summit?", "46 grams …", "the highest point …"]
     colours = [BLUE, RED, BLUE, RED]

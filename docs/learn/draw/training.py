@@ -7,21 +7,22 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-import e5ref
+from docs.learn.draw.activations import nano
 from docs.learn.draw.canvas import BLUE, INK, MUTED, RED, SIGNED, axes
 from e5ref import numpy_model
 from e5ref.course.training import PAIRS, gradient, through_length
-from e5ref.operations import Array
+from e5ref.operations import Array, Ids
 
 STEPS, EVERY, SPLITS = 200, 5, 20
-Gradient = Callable[[Array, Array], Array]  # W [D, D], the pairs -> the derivative by W
+Gradient = Callable[[Array, Ids], Array]  # W [D, D], the pairs -> the derivative by W
 
 
 class Data:
     """The pairs as vectors: the average of the embeddings, which is where W starts, and e5ref-nano's own."""
 
-    def __init__(self, model: e5ref.E5) -> None:
+    def __init__(self) -> None:
         """Compute the vectors of all pairs."""
+        model = nano()
         self.starts, self.goals = [], []  # each [pairs, D], of questions and of answers
         for prefix, texts in zip(("query: ", "passage: "), zip(*PAIRS, strict=True), strict=True):
             batch = model.tokenize([prefix + text for text in texts])
@@ -37,29 +38,29 @@ class Data:
             self.starts.append(start.astype(np.float64))
             self.goals.append(run["normalized"].astype(np.float64))
 
-    def cosines(self, W: Array, pairs: Array) -> Array:
+    def cosines(self, W: Array, pairs: Ids) -> Array:
         """Return the cosine of each question with each answer."""
         questions, answers = (numpy_model.l2_normalize(x[pairs] @ W.T) for x in self.starts)
         return questions @ answers.T
 
-    def contrast(self, W: Array, pairs: Array) -> Array:
+    def contrast(self, W: Array, pairs: Ids) -> Array:
         """Differentiate InfoNCE at temperature 0.05."""
         by_score = gradient(self.cosines(W, pairs), 0.05)
         x, y = (start[pairs] for start in self.starts)
         u, v = (numpy_model.l2_normalize(z @ W.T) for z in (x, y))
         return through_length(x @ W.T, by_score @ v).T @ x + through_length(y @ W.T, by_score.T @ u).T @ y
 
-    def distillation(self, W: Array, pairs: Array) -> Array:
+    def distillation(self, W: Array, pairs: Ids) -> Array:
         """Differentiate 1 - the cosine with e5ref-nano's vectors."""
         sides = [(x[pairs], goals[pairs]) for x, goals in zip(self.starts, self.goals, strict=True)]
         return sum(through_length(x @ W.T, -goals / (2 * len(pairs))).T @ x for x, goals in sides)
 
-    def both(self, W: Array, pairs: Array) -> Array:
+    def both(self, W: Array, pairs: Ids) -> Array:
         """Differentiate the loss of e5ref-nano: distillation and a tenth of contrast."""
         return self.distillation(W, pairs) + 0.1 * self.contrast(W, pairs)
 
 
-def train(by_w: Gradient, pairs: Array, rate: float) -> Iterator[Array]:
+def train(by_w: Gradient, pairs: Ids, rate: float) -> Iterator[Array]:
     """Train W on some pairs; yield it at the start and after every few steps."""
     W = np.eye(256)
     for step in range(STEPS + 1):
@@ -117,9 +118,9 @@ def cosines(data: Data) -> Figure:
     return figure
 
 
-def nano(model: e5ref.E5) -> Figure:
+def real_curves() -> Figure:
     """Draw the loss and the scores of e5ref-nano while it was trained."""
-    lines = [json.loads(line) for line in (model.checkpoint.folder / "training.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (nano().checkpoint.folder / "training.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines]
     figure, (left, right) = axes(7.2, 3.2, columns=2)
     for name, label, colour, move in (
@@ -146,8 +147,7 @@ def nano(model: e5ref.E5) -> Figure:
 
 def pictures() -> Iterator[tuple[str, Figure, str]]:
     """Yield the pictures of the chapter."""
-    model = e5ref.load("e5ref-nano")
-    data = Data(model)
+    data = Data()
     yield (
         "training-curves",
         curves(data),
@@ -160,6 +160,6 @@ def pictures() -> Iterator[tuple[str, Figure, str]]:
     )
     yield (
         "training-nano",
-        nano(model),
+        real_curves(),
         "Training of e5ref-nano: the loss falls from 0.48 to 0.28; scores on unseen data rise, then flatten.",
     )
