@@ -1,8 +1,8 @@
-"""Chapter 8: the right answers are right, and each usual mistake gets its sentence."""
+"""Chapter 8: the right answers are right, and each usual mistake gets its sentence; and what the course does not have."""
 
 import pytest
 
-from e5ref.course import check
+from e5ref.course import CHAPTERS, check
 
 
 def flops(n, d, f, t):
@@ -90,3 +90,9 @@ def test_a_usual_mistake(exercise, answer, sentence, capsys):
     output = capsys.readouterr().out
     assert output.startswith(f"{exercise}: not yet. ")
     assert sentence in output
+
+
+@pytest.mark.parametrize("exercise", ["9.1", "1.9", "0.1", "", "one", "-1.1"])
+def test_an_unknown_exercise(exercise):
+    with pytest.raises(KeyError, match=f"the course has 1.1 to {len(CHAPTERS)}.3"):
+        check(exercise, 1)
