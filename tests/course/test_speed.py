@@ -1,4 +1,4 @@
-"""Chapter 8: the right answers are right, and each usual mistake gets its sentence; and what the course does not have."""
+"""Chapter 8: the right answers are right, each usual mistake gets its sentence, and an unknown exercise is an error."""
 
 import pytest
 
