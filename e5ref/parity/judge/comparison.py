@@ -9,26 +9,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from e5ref.parity.judge.inputs import difference_in_inputs
+from e5ref.parity.runs.check import difference_in_ids
 from e5ref.parity.runs.rounding import FACTOR, UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, token_values
-from e5ref.parity.runs.run import Run, RunError, forward_order, matching, read_run
+from e5ref.parity.runs.run import FEEDS, Run, RunError, forward_order, matching, read_run
 
 # The number of worst tokens that are kept for each point.
 WORST = 5
 
 Verdict = Literal["OK", "DIFF", "SHAPE", "MISSING", "NAN"]
-
-# Point of a layer → the points that it is computed from; "input" is the output of the layer before.
-FEEDS = {
-    "query": ("input",),
-    "key": ("input",),
-    "value": ("input",),
-    "attention_probabilities": ("query", "key"),
-    "context": ("attention_probabilities", "value"),
-    "attention_output": ("context", "input"),
-    "feed_forward_activation": ("attention_output",),
-    "output": ("feed_forward_activation", "attention_output"),
-}
 
 
 @dataclass(frozen=True)
@@ -161,7 +149,7 @@ def compare(run: Run | str | Path, reference: Run | str | Path, *, only: Sequenc
         )
     names = _chosen({*run.points, *reference.points}, only)
     layers = 1 + max((int(name.split(".")[1]) for name in reference.points if name.startswith("layers.")), default=-1)
-    if difference := difference_in_inputs(run, reference):
+    if difference := difference_in_ids(run, reference):
         return Comparison(run.dtype, (PointVerdict("input_ids", "DIFF", difference),), layers)
     return Comparison(run.dtype, tuple(_judge(name, run, reference) for name in names), layers)
 
