@@ -34,10 +34,7 @@ CHECK_ELEMENTS = 1 << 20
 
 
 def read_tensors(folder: Path) -> tuple[tuple[Path, ...], dict[str, NDArray[Any]]]:
-    """Map a checkpoint's tensors into memory.
-
-    Args:
-        folder: holds `model.safetensors`, or several files and their `model.safetensors.index.json`.
+    """Map into memory the tensors of `model.safetensors`, or of the files that `model.safetensors.index.json` names.
 
     Returns:
         The files, and every tensor by its name in the checkpoint: views of the files, read-only, as stored

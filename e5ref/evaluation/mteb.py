@@ -28,11 +28,7 @@ class Encoder:
     """
 
     def __init__(self, model: E5, *, protocol: Protocol = "authors") -> None:
-        """Wrap a model.
-
-        Args:
-            model: from `e5ref.load`.
-            protocol: "authors" or "mteb".
+        """Wrap a model from `e5ref.load`; the protocol is "authors" or "mteb".
 
         Raises:
             ValueError: the protocol is unknown.

@@ -98,12 +98,7 @@ IDENTICAL_IDS = {"ArguAna", "FEVER", "FiQA2018", "MSMARCO", "QuoraRetrieval"}
 
 
 def find_rule(protocol: Protocol, task_type: str, task: str | None = None) -> Rule:
-    """Find a protocol's rule for a task.
-
-    Args:
-        protocol: "authors" or "mteb".
-        task_type: as mteb names it, such as "STS" or "Retrieval".
-        task: the task's name in mteb.
+    """Find a protocol's rule for a task; task and type are named as in mteb ("STS", "Retrieval").
 
     Raises:
         ValueError: the protocol is unknown.
@@ -143,14 +138,9 @@ def published_scores() -> dict[str, Any]:
 
 
 def find_published(model: str, task: str | None) -> tuple[str, float] | None:
-    """Find the published score of a checkpoint on a task.
+    """Find the published score, between 0 and 1, of a checkpoint on a task of mteb's; return its hub name too.
 
-    Args:
-        model: its hub name, or a folder with the same last name.
-        task: the task's name in mteb.
-
-    Returns:
-        The checkpoint's hub name, and the score between 0 and 1; None if no score was published.
+    `model` is that name, or a folder with the same last name. None if no score was published.
     """
     for name, scores in published_scores()["scores"].items():
         if task in scores and (name == model or name.split("/")[1] == Path(model).name):

@@ -112,15 +112,11 @@ def measure(run: Ranking, qrels: Qrels, k: Sequence[int]) -> dict[str, float]:
 
     A query without a relevant document counts as 0, and so does a query that is not in `run`. A document without a
     judgment is not relevant. nDCG uses the relevance itself as gain. MAP and Recall divide by all relevant documents.
-    Of documents with equal scores, the one with the greater id (in UTF-8, byte by byte) stands first.
-
-    Args:
-        run: scores, which are compared in float32 as in trec_eval.
-        qrels: the judgments.
-        k: the cut-offs: how many of the best documents count.
+    Of documents with equal scores, compared in float32, the one with the greater id (in UTF-8, byte by byte) stands
+    first.
 
     Returns:
-        "ndcg@K", "map@K", "recall@K", "mrr@K" → between 0 and 1.
+        "ndcg@K", "map@K", "recall@K", "mrr@K" → between 0 and 1, for each cut-off `k`.
     """
     from pytrec_eval import RelevanceEvaluator
 

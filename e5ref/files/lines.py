@@ -117,14 +117,7 @@ def decoded_lines(file: BinaryIO, name: str | Path, *, errors: str = "strict") -
 
 
 def json_objects(lines: Iterable[tuple[int, str]], name: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read JSON lines, an object each, as they come; blank ones are left out.
-
-    Args:
-        lines: as of `decoded_lines`.
-        name: what errors call the file.
-
-    Yields:
-        The number of the line, and its object.
+    """Read what `decoded_lines` yields as JSON lines, an object each; blank ones are left out. -> number, object.
 
     Raises:
         ValueError: a line that is no JSON object.

@@ -25,12 +25,7 @@ STORED = {"float32": "F32", "float64": "F64", "float16": "F16", "int8": "I8", "u
 
 
 def with_texts(encode: Callable[[Iterable[str]], Iterator[Floats]], texts: Iterable[str]) -> Iterator[Part]:
-    """Embed texts part by part, and yield each part's texts, as "text", with its vectors.
-
-    Args:
-        encode: such as `E5.encode_stream`.
-        texts: read as the work goes on.
-    """
+    """Embed texts as they are read, with `E5.encode_stream` or the like; yield each part's texts with its vectors."""
     read: deque[str] = deque()  # and not embedded yet
 
     def kept() -> Iterator[str]:

@@ -24,10 +24,7 @@ BATCH_TOKENS = 2048
 
 
 def model_copy(**replacements: Any) -> ModuleType:
-    """Return a private copy of `numpy_model` with some functions replaced.
-
-    Args:
-        replacements: name → function; only names of `numpy_model`, such as gelu or softmax.
+    """Return a private copy of `numpy_model` with some functions, such as gelu or softmax, replaced.
 
     Raises:
         ValueError: `numpy_model` does not have a name.
@@ -98,9 +95,7 @@ def run_reference(
 def padded_model(bias: float = -math.inf, **replacements: Any) -> ModuleType:
     """Return the forward pass that computes padding too, as frameworks do, and so needs a mask.
 
-    Args:
-        bias: the number that is added to the scores of padding; minus infinity is right, 0 means no mask.
-        replacements: as for `model_copy`.
+    `bias` is added to the scores of padding; minus infinity is right, 0 means no mask.
     """
 
     def embed_tokens(params: Embeddings, input_ids: Ids, attention_mask: Ids, *, config: BertConfig) -> Array:
@@ -147,9 +142,6 @@ def rounded_model(dtype: str) -> ModuleType:
 
     Inside, an operation computes in the dtype of the weights. The weights must be rounded too: see `round_params`. With
     "float32", only the average changes: it adds up in float32 instead of float64.
-
-    Args:
-        dtype: "float32", "float16" or "bfloat16".
     """
     if dtype == "float32":
         return model_copy(average_pool=_plain_average)
@@ -204,9 +196,8 @@ def round_params(params: BertParams, dtype: str) -> BertParams:
 def int8_model(kind: str) -> ModuleType:
     """Return the forward pass with 8-bit products, as in a library's dynamic quantisation.
 
-    Args:
-        kind: "onnxruntime" (states of 8 bits; one scale for each weight and embedding), "onnxruntime by channel" (one
-            scale for each output of a weight) or "torch" (states of 7 bits; embeddings as they are).
+    Kinds are "onnxruntime" (states of 8 bits; one scale for each weight and embedding), "onnxruntime by channel" (one
+    scale for each output of a weight) and "torch" (states of 7 bits; embeddings as they are).
     """
     steps = 127 if kind == "torch" else 255
 

@@ -146,15 +146,9 @@ class Fit:
 
 
 def fit(predicted: Floats, given: Given, indices: Sequence[int]) -> Fit:
-    """Compare predicted vectors with those given for the same texts.
+    """Compare predicted vectors, [m, D] and not normalised, with those given for the same texts, [n, d] with d ≤ D.
 
-    Args:
-        predicted: [m, D], not normalised.
-        given: the vectors, [n, d] with d ≤ D.
-        indices: which of the given vectors belong to the predicted ones, [m].
-
-    Returns:
-        The distances of directions, and changes of scale, width and order.
+    `indices`, [m], says which of the given vectors belong to the predicted ones.
     """
     texts = np.asarray(indices, np.int64)
     cut = predicted[:, : given.width]
@@ -234,14 +228,9 @@ class Levels:
 
 
 def measure_levels(encoder: E5, ids: Sequence[Sequence[int]]) -> Levels:
-    """Measure on a few texts how far rounding moves directions.
+    """Measure on the tokens of a few texts how far rounding moves directions, for a checkpoint in float32.
 
-    Args:
-        encoder: the checkpoint in float32.
-        ids: the texts' tokens.
-
-    Returns:
-        The largest distance from float64's directions, for float32 and for simulated float16 and bfloat16.
+    It is the largest distance from float64's directions, for float32 and for simulated float16 and bfloat16.
     """
     checkpoint = encoder.checkpoint
     exact = read_checkpoint(checkpoint.folder, dtype="float64").params

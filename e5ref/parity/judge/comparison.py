@@ -108,13 +108,7 @@ class Comparison:
 
 
 def feeds(name: str, layers: int, *, has_dense: bool = False) -> list[str]:
-    """Return the points that a point is computed from; none for the embeddings.
-
-    Args:
-        name: the point.
-        layers: how many layers the model has.
-        has_dense: whether it has a Dense layer after pooling.
-    """
+    """Return the points that a point is computed from, in a model of so many layers; none for the embeddings."""
     layer = re.fullmatch(r"layers\.(\d+)\.(\w+)", name)
     if layer:
         index = int(layer[1])

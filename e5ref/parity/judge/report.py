@@ -18,12 +18,7 @@ FLOOR = -40.0  # the power of ten where an error of 0 is drawn
 
 
 def assert_parity(run: Run | str | Path, reference: Run | str | Path, *, only: Sequence[str] | None = None) -> None:
-    """Fail a test if a run departs from the reference by more than rounding.
-
-    Args:
-        run: as for `compare`.
-        reference: as for `compare`.
-        only: as for `compare`.
+    """Fail a test if a run departs from the reference by more than rounding. The arguments are those of `compare`.
 
     Raises:
         AssertionError: the run departs; the message is the table up to the first departure.
@@ -36,15 +31,7 @@ def assert_parity(run: Run | str | Path, reference: Run | str | Path, *, only: S
 
 
 def text_report(comparison: Comparison, *, whole: bool = True) -> str:
-    """Lay out a comparison for a terminal.
-
-    Args:
-        comparison: what `compare` returns.
-        whole: whether to show all points, or only those up to the first departure.
-
-    Returns:
-        A line per point, and the summary.
-    """
+    """Lay out a comparison for a terminal: a line per point, if not `whole` up to the first departure; the summary."""
     verdicts = list(comparison.verdicts)
     first = comparison.first_departure
     if not whole and first is not None:
@@ -159,20 +146,14 @@ svg { width: 100%; height: auto } svg text { font: 11px system-ui, sans-serif; f
 """
 
 
-def worth_showing(explanations: Sequence[Explanation], nearest: int = 3) -> list[Explanation]:
-    """Return all explanations that explain something or were identified, and else the nearest ones of the list."""
+def worth_showing(explanations: Sequence[Explanation]) -> list[Explanation]:
+    """Return all explanations that explain something or were identified, and else the nearest three of the list."""
     said = [one for one in explanations if one.explains or one.identified]
-    return said or list(explanations[:nearest])
+    return said or list(explanations[:3])
 
 
 def html_report(comparison: Comparison, title: str, explanations: Sequence[Explanation] | None = None) -> str:
-    """Return a comparison as one page that needs no other file: summary, chart, worst tokens, table.
-
-    Args:
-        comparison: what `compare` returns.
-        title: what was compared.
-        explanations: what `explain` returned, if it was called.
-    """
+    """Return a comparison, with what `explain` returned, as one page: summary, chart, worst tokens, table."""
     said = "".join(f"<p>{html.escape(line)}</p>" for line in summary(comparison))
     compared = [verdict for verdict in comparison.verdicts if not verdict.detail]
     parts = [f"<h1>{html.escape(title)}</h1>", said]

@@ -34,15 +34,9 @@ DEFAULT_VALUES = 1 << 28
 
 
 def point_shapes(checkpoint: Checkpoint, texts: int, tokens: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every named point of a checkpoint, in the forward pass's order.
+    """Return the shapes of a checkpoint's points, in the forward pass's order, for B texts of T tokens.
 
-    Args:
-        checkpoint: the model.
-        texts: B.
-        tokens: T.
-
-    Returns:
-        Name → (B, T, D), (B, T, F), (B, N, T, T), (B, D) or (B, E).
+    Name → (B, T, D), (B, T, F), (B, N, T, T), (B, D) or (B, E).
     """
     config = checkpoint.config
     states, vectors = (texts, tokens, config.hidden_size), (texts, checkpoint.dimensions)
@@ -155,14 +149,7 @@ def record(
 def record_reference(encoder: E5, texts: Sequence[str], names: Sequence[str], prompt: str = "") -> Run:
     """Run texts in float64 and measure what rounding costs: the reference for other runs.
 
-    Args:
-        encoder: the model, loaded in float64, with NumPy.
-        texts: with their prompts.
-        names: the points to keep, in order.
-        prompt: as for `run_texts`.
-
-    Returns:
-        The run, with "rounding" in its metadata.
+    The run has "rounding" in its metadata. The arguments are those of `run_texts`; the model is in float64, with NumPy.
     """
     run = run_texts(encoder, numpy_runner(encoder, names), texts, names, prompt)
     costs = rounding_costs(encoder.checkpoint, run.input_ids, run.attention_mask, only=names)
@@ -178,9 +165,6 @@ def run_texts(encoder: E5, runner: Runner, texts: Sequence[str], names: Sequence
         texts: with their prompts.
         names: the points to keep, in order. Points that the runner does not give are left out.
         prompt: the prompt before each text, for the provenance.
-
-    Returns:
-        The run.
     """
     ids = runner.tokenize(texts)
     input_ids, attention_mask = pad_ids(ids, encoder.tokenizer.pad_id)
@@ -205,23 +189,16 @@ def _runner(encoder: E5, kind: str, file: str, names: Collection[str], dtype: st
         return jax_runner(encoder, names, dtype or "float32")
     from e5ref.parity.runs import peers
 
-    if kind == "transformers":
-        return peers.transformers_runner(encoder, names, dtype or "float32")
-    if kind == "sentence-transformers":
-        return peers.sentence_transformers_runner(encoder, names, dtype or "float32")
-    return peers.onnx_runner(encoder, Path(file), names, dtype)
+    if kind == "onnx":
+        return peers.onnx_runner(encoder, Path(file), names, dtype)
+    make = peers.transformers_runner if kind == "transformers" else peers.sentence_transformers_runner
+    return make(encoder, names, dtype or "float32")
 
 
 def run_batches(runner: Runner, input_ids: Ids, attention_mask: Ids) -> dict[str, NDArray[Any]]:
-    """Run texts in batches of `BATCH_TOKENS`, in their order, and join the points.
+    """Run texts, [B, T] with padding on the right, in batches of `BATCH_TOKENS`, in their order, and join the points.
 
-    Args:
-        runner: computes the points.
-        input_ids: [B, T].
-        attention_mask: [B, T], with padding on the right.
-
-    Returns:
-        Name → array of B texts, padded to T.
+    Name → array of B texts, padded to T.
     """
     texts, tokens = input_ids.shape
     batch_texts = min(texts, max(1, BATCH_TOKENS // tokens))

@@ -120,13 +120,7 @@ def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
 
 
 def read_run(path: str | Path) -> Run:
-    """Read a run.
-
-    Args:
-        path: a safetensors file.
-
-    Returns:
-        The run. Its arrays are read-only views of the file, so little of it is in memory at a time.
+    """Read a run from a safetensors file. Its arrays are read-only views, so little of it is in memory at a time.
 
     Raises:
         MissingRunError: the file does not exist.
