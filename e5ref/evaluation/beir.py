@@ -136,13 +136,8 @@ def find_file(folder: Path, name: str) -> Path:
 
 def _splits(folder: Path) -> list[str]:
     """Return the splits that have judgments."""
-    return sorted(
-        {
-            file.name.removesuffix(ending)
-            for ending in (".tsv", ".tsv.gz")
-            for file in (folder / "qrels").glob(f"*{ending}")
-        }
-    )
+    files = (file for pattern in ("*.tsv", "*.tsv.gz") for file in (folder / "qrels").glob(pattern))
+    return sorted({file.name.removesuffix(".gz").removesuffix(".tsv") for file in files})
 
 
 def split_to_take(folder: Path, usual: str) -> str:
