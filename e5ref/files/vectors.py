@@ -78,11 +78,8 @@ def write_vectors(
 
 def written_names(path: Path) -> list[Path]:
     """Return the files that are written for `path`: itself, and one beside it if it cannot say where it comes from."""
-    return (
-        [path]
-        if path.suffix in (".safetensors", ".parquet")
-        else [path, path.with_name(path.name + ".provenance.json")]
-    )
+    says_itself = path.suffix in (".safetensors", ".parquet")
+    return [path] if says_itself else [path, path.with_name(path.name + ".provenance.json")]
 
 
 def write_json_lines(file: TextIO, parts: Iterable[Part]) -> int:

@@ -76,7 +76,7 @@ def softmax(scores: Array) -> Array:
 
 
 def normal_tail(x: Array) -> Array:
-    """Q(x) = 1 - Φ(x) = erfc(x/√2) / 2: the chance that a normal variable exceeds x, not negative. Any shape and dtype.
+    """Q(x) = 1 - Φ(x) = erfc(x/√2) / 2: the chance that a normal variable exceeds x ≥ 0. Of x's shape and dtype.
 
     In float64 it is the C library's erfc, element by element. In float32 it is a fit of our own: exp(-x²/2) N(x)/D(x),
     whose ratio of polynomials, of degree 3 and 4, meets exp(x²/2) Q(x) within a relative 1.5e-7 on 0 ≤ x ≤ 3, and

@@ -269,11 +269,7 @@ DENSE_MISTAKES: dict[str, Callable[[Dense, Array], Array]] = {
 
 def changed_positions(shift: int) -> Change:
     """Give each token the position embedding that stands `shift` places further."""
-
-    def change(embeddings: Embeddings) -> Embeddings:
-        return embeddings._replace(position=np.roll(embeddings.position, -shift, axis=0))
-
-    return changed_embeddings(change)
+    return changed_embeddings(lambda e: e._replace(position=np.roll(e.position, -shift, axis=0)))
 
 
 def sigmoid(x: Array) -> Array:

@@ -44,6 +44,17 @@ class Place:
         """How far apart the two values are."""
         return abs(self.value - self.expected)
 
+    def __str__(self) -> str:
+        """Describe the place: text, token, and dimension or head."""
+        parts = [f"text {self.text}"]
+        if self.token is not None:
+            parts.append(f"token {self.token}" + (f" ({self.string})" if self.string is not None else ""))
+        if len(self.index) == 2:
+            parts += [f"head {self.index[0]}", f"to token {self.index[1]}"]
+        else:
+            parts.append(f"dimension {self.index[0]}")
+        return ", ".join(parts)
+
 
 @dataclass(frozen=True)
 class PointVerdict:
@@ -174,7 +185,9 @@ def _judge(name: str, run: Run, reference: Run) -> PointVerdict:
         ours = token_values(actual, run.attention_mask, text)
         theirs = token_values(expected, reference.attention_mask, text)
         if not np.isfinite(ours).all():
-            return PointVerdict(name, "NAN", _not_finite(ours, text, actual.ndim, run))
+            token, column = np.argwhere(~np.isfinite(ours))[0].tolist()
+            first = _place(ours, theirs, token, column, text, actual.ndim, run)
+            return PointVerdict(name, "NAN", f"{first.value} at {first}")
         if not np.isfinite(theirs).all():
             raise RunError(f"the reference holds NaN or infinity at {name!r}; record it again")
         errors.add(ours - theirs)
@@ -250,22 +263,15 @@ def _worst_places(
     errors = np.abs(ours - theirs)
     columns = errors.argmax(axis=1)
     for token in np.argsort(-errors.max(axis=1), kind="stable")[:WORST].tolist():
-        column = int(columns[token])
-        yield Place(
-            text, *_place(token, column, text, ndim, run), float(ours[token, column]), float(theirs[token, column])
-        )
+        yield _place(ours, theirs, token, int(columns[token]), text, ndim, run)
 
 
-def _place(token: int, column: int, text: int, ndim: int, run: Run) -> tuple[int | None, str | None, tuple[int, ...]]:
-    """Explain two indices into `token_values`: return token, its string, and the indices of `Place`."""
+def _place(
+    ours: NDArray[np.float64], theirs: NDArray[np.float64], token: int, column: int, text: int, ndim: int, run: Run
+) -> Place:
+    """Explain two indices into the `token_values` of a text, in a point of `ndim` dimensions."""
+    values = float(ours[token, column]), float(theirs[token, column])
     if ndim == 2:
-        return None, None, (column,)
-    length = int(run.attention_mask[text].sum())
-    return token, run.token(text, token), divmod(column, length) if ndim == 4 else (column,)
-
-
-def _not_finite(values: NDArray[np.float64], text: int, ndim: int, run: Run) -> str:
-    first, column = (int(index) for index in np.argwhere(~np.isfinite(values))[0])
-    token, string, index = _place(first, column, text, ndim, run)
-    where = f"text {text}" + ("" if token is None else f", token {token}") + (f" ({string})" if string else "")
-    return f"{values[first, column]} at {where}, {', '.join(map(str, index))}"
+        return Place(text, None, None, (column,), *values)
+    index = divmod(column, int(run.attention_mask[text].sum())) if ndim == 4 else (column,)
+    return Place(text, token, run.token(text, token), index, *values)

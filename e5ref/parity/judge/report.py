@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from e5ref.parity.judge.comparison import Comparison, Place, PointVerdict, compare
+from e5ref.parity.judge.comparison import Comparison, PointVerdict, compare
 from e5ref.parity.judge.explain import Explanation
 from e5ref.parity.runs.rounding import FACTOR
 from e5ref.parity.runs.run import Run
@@ -46,7 +46,7 @@ def _line(verdict: PointVerdict, width: int) -> str:
     start = f"{f'[{verdict.verdict}]':10}{verdict.name:{width}} "
     if verdict.detail:
         return f"{start} {verdict.detail}"
-    return start + " ".join(f"{cell:>9}" for cell in cells(verdict)) + f"  {where(verdict.worst[0])}"
+    return start + " ".join(f"{cell:>9}" for cell in cells(verdict)) + f"  {verdict.worst[0]}"
 
 
 def cells(verdict: PointVerdict) -> list[str]:
@@ -62,18 +62,6 @@ def cells(verdict: PointVerdict) -> list[str]:
 
 def _figure(value: float) -> str:
     return f"{value:.2g}" if value < 10 else f"{value:,.0f}" if value < 1e6 else f"{value:.1e}"
-
-
-def where(place: Place) -> str:
-    """Describe a place: text, token, and dimension or head."""
-    parts = [f"text {place.text}"]
-    if place.token is not None:
-        parts.append(f"token {place.token}" + (f" ({place.string})" if place.string is not None else ""))
-    if len(place.index) == 2:
-        parts += [f"head {place.index[0]}", f"to token {place.index[1]}"]
-    else:
-        parts.append(f"dimension {place.index[0]}")
-    return ", ".join(parts)
 
 
 def summary(comparison: Comparison) -> list[str]:
@@ -96,7 +84,7 @@ def summary(comparison: Comparison) -> list[str]:
         ]
     reason = first.detail or (
         f"its error is {_figure(first.factor)} times what rounding costs, and up to {FACTOR:g} times passes; "
-        f"{first.worst[0].value:.6g} instead of {first.worst[0].expected:.6g} at {where(first.worst[0])}"
+        f"{first.worst[0].value:.6g} instead of {first.worst[0].expected:.6g} at {first.worst[0]}"
     )
     lines.append(f"First departure: {first.name}: {reason}.")
     feeds = comparison.feeds(first.name)
@@ -179,12 +167,12 @@ def _row(verdict: PointVerdict) -> str:
     if verdict.detail:
         return f"{start}<td class=left colspan={len(COLUMNS) + 1}>{html.escape(verdict.detail)}</td></tr>"
     figures = "".join(f"<td>{cell}</td>" for cell in cells(verdict))
-    return f"{start}{figures}<td class=left>{html.escape(where(verdict.worst[0]))}</td></tr>"
+    return f"{start}{figures}<td class=left>{html.escape(str(verdict.worst[0]))}</td></tr>"
 
 
 def _worst_table(verdict: PointVerdict) -> str:
     rows = "".join(
-        f"<tr><td>{html.escape(where(place))}</td><td>{place.value:.7g}</td><td>{place.expected:.7g}</td>"
+        f"<tr><td>{html.escape(str(place))}</td><td>{place.value:.7g}</td><td>{place.expected:.7g}</td>"
         f"<td>{place.error:.1e}</td></tr>"
         for place in verdict.worst
     )
