@@ -9,12 +9,7 @@ from typing import Any
 
 
 def require(extra: str, what: str, *packages: str) -> None:
-    """Check that packages are installed.
-
-    Args:
-        extra: the extra that they come with.
-        what: what needs them.
-        packages: their names, as pip has them.
+    """Check that the packages, named as pip has them, that something needs are installed.
 
     Raises:
         ModuleNotFoundError: one of them is not; the message is the `pip install` that brings it.

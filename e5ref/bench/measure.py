@@ -188,13 +188,8 @@ def measure_processes(
     A contender that compiles first starts without programs: once for the query, and once for the texts without the
     query, since they may not need its program. The rounds use the programs that the latter has left.
 
-    Args:
-        contenders: the contenders, with their names in `CONTENDERS`.
-        checkpoint: the checkpoint that they load.
-        exports: the folder of `prepare.write_exports`.
-        texts: embedded after the query, if there are any.
-        rounds: the number of processes of each contender, in addition to those without programs.
-        progress: counts the processes, `count_processes` of each contender.
+    Contenders come with their names in `CONTENDERS`; `exports` is the folder of `prepare.write_exports`. `progress`
+    counts the processes, `count_processes` of each contender.
     """
     cold: dict[Contender, list[float]] = {}
     warm: dict[Contender, list[tuple[list[float], float]]] = {contender: [] for contender in contenders}

@@ -39,15 +39,10 @@ class Batch(NamedTuple):
 
 
 def token_batches(lengths: Ids, *, tokens: int, max_texts: int | None = None) -> Iterator[NDArray[np.int64]]:
-    """Split texts into batches of about equal work, the longest texts first.
+    """Split texts, of `lengths` tokens each, into batches of about equal work, the longest texts first.
 
-    Args:
-        lengths: tokens of each text, [texts].
-        tokens: how many make a batch full; its last text may bring more.
-        max_texts: the most texts of one batch; None for no bound.
-
-    Yields:
-        The numbers of a batch's texts; each is in one batch.
+    A batch is full with so many `tokens`; its last text may bring more. It has `max_texts` at most; None does not bound
+    it. -> the numbers of a batch's texts; each is in one batch.
     """
     order = np.argsort(-lengths, kind="stable")
     reached = np.cumsum(lengths[order])

@@ -45,15 +45,12 @@ IN_FLIGHT = 8
 class Shapes(NamedTuple):
     """The shapes of batches, (rows, length); XLA compiles a program for each.
 
-    Attributes:
-        few: for texts that fit into one row, the smallest first.
-        rest: for texts that fit into four of its batches.
-        full: for many texts: the most tokens of a text, and the shape for such texts and shorter ones. Up to half of
-            the longest, several texts fill a row; of longer ones a row of an accelerator holds one.
+    `full` is for many texts: the most tokens of a text, and the shape for such texts and shorter ones. Up to half of
+    the longest, several texts fill a row; of longer ones a row of an accelerator holds one.
     """
 
-    few: list[tuple[int, int]]
-    rest: tuple[int, int]
+    few: list[tuple[int, int]]  # for texts that fit into one row, the smallest first
+    rest: tuple[int, int]  # for texts that fit into four of its batches
     full: list[tuple[int, tuple[int, int]]]
 
     def __call__(self, lengths: NDArray[np.int64], *, alone: bool) -> tuple[int, int]:

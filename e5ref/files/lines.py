@@ -155,12 +155,7 @@ def parsed_json(text: str) -> Any:
 
 
 def json_string(value: Mapping[str, Any], field: str, wanted: str = "a string") -> str:
-    """Return the string that a JSON object has in a field.
-
-    Args:
-        value: the object.
-        field: the field's name.
-        wanted: what errors say that the field must be.
+    """Return the string that a JSON object has in a field; errors say that it must be what is `wanted`.
 
     Raises:
         ValueError: it is no string, or not a valid one; the message names the field, and says what it is, not where.

@@ -23,10 +23,8 @@ def safetensors_header(
 ) -> bytes:
     """Make what a safetensors file begins with: the length of the JSON in 8 bytes, then the JSON.
 
-    Args:
-        tensors: name → dtype as safetensors names it, shape, and bytes; in the order in which their numbers follow.
-        metadata: name → value.
-        least: bytes that the JSON is to have at least; spaces fill it up.
+    `tensors` has name → dtype as safetensors names it, shape, and bytes; in the order in which their numbers follow.
+    Spaces fill the JSON up to `least` bytes.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     stop = 0

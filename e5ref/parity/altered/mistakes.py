@@ -38,19 +38,12 @@ from e5ref.parity.altered.changes import (
 
 @dataclass(frozen=True)
 class Mistake:
-    """A known mistake.
+    """A known mistake."""
 
-    Attributes:
-        name: the mistake in a few words.
-        point: where it shows first: "embeddings", a point of a layer such as "query", "pooled", "normalized".
-        check: what to look at in the port.
-        change: makes the mistake in the reference.
-    """
-
-    name: str
-    point: str
-    check: str
-    change: Change
+    name: str  # the mistake in a few words
+    point: str  # where it shows first: "embeddings", a point of a layer such as "query", "pooled", "normalized"
+    check: str  # what to look at in the port
+    change: Change  # makes the mistake in the reference
 
 
 ROOT = math.sqrt(2 / math.pi)

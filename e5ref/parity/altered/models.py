@@ -19,7 +19,7 @@ from e5ref.checkpoint.params import BertParams, Embeddings, Layer, map_leaves
 from e5ref.operations import Array, Ids, Tap, numpy_ops
 from e5ref.operations.rows import rows_of, tokens_of
 
-# Tokens of a batch, padding counted. Its points take a few hundred MB at most.
+# Tokens that are computed at a time, padding counted. Their points take a few hundred MB at most.
 BATCH_TOKENS = 2048
 
 
@@ -49,7 +49,6 @@ def run_reference(
     model: ModuleType = numpy_model,
     params: BertParams | None = None,
     only: Collection[str] | None = None,
-    batch_tokens: int = BATCH_TOKENS,
 ) -> dict[str, Array]:
     """Run the reference, or a changed copy of it, and return its named points.
 
@@ -60,7 +59,6 @@ def run_reference(
         model: `numpy_model`, or a copy by `model_copy`.
         params: weights to use instead of the checkpoint's.
         only: names of the points to return; None for all.
-        batch_tokens: the tokens that are computed at a time, padding counted.
 
     Returns:
         Name → array, in the forward pass's order, padded to T; 0 at padding.
@@ -69,7 +67,7 @@ def run_reference(
         ValueError: as `numpy_model.embed`.
     """
     texts, length = input_ids.shape
-    batch_texts = max(1, batch_tokens // max(length, 1))
+    batch_texts = max(1, BATCH_TOKENS // max(length, 1))
     points: dict[str, Array] = {}
     for start in range(0, texts, batch_texts):
         batch = slice(start, min(start + batch_texts, texts))

@@ -21,23 +21,14 @@ Verdict = Literal["OK", "DIFF", "SHAPE", "MISSING", "NAN"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where two runs differ, and by how much.
+    """Where two runs differ, and by how much."""
 
-    Attributes:
-        text: the text, counted from 0.
-        token: the real token of that text, counted from 0; None for the vector of a whole text.
-        string: the token as a string, if it is known.
-        index: the dimension; for attention probabilities, the head and the token attended to.
-        value: the run's value.
-        expected: the reference's value.
-    """
-
-    text: int
-    token: int | None
-    string: str | None
-    index: tuple[int, ...]
-    value: float
-    expected: float
+    text: int  # counted from 0
+    token: int | None  # the real token of that text, counted from 0; None for the vector of a whole text
+    string: str | None  # the token as a string, if it is known
+    index: tuple[int, ...]  # the dimension; for attention probabilities, the head and the token attended to
+    value: float  # the run's
+    expected: float  # the reference's
 
     @property
     def error(self) -> float:
@@ -215,11 +206,7 @@ def _judge(name: str, run: Run, reference: Run) -> PointVerdict:
 def expected_errors(reference: Run, name: str, dtype: str, scale: ErrorSum) -> tuple[float, float]:
     """Return what rounding costs at a point, as maximum and as RMS. A run may err by `FACTOR` times that.
 
-    Args:
-        reference: a run in float64 with the costs of rounding.
-        name: the point.
-        dtype: the dtype that the judged run computed in.
-        scale: the reference's own values at that point, over the real tokens.
+    `dtype` is what the judged run computed in; `scale` is of the reference's own values there, over the real tokens.
 
     Raises:
         RunError: the reference does not say what rounding costs there.

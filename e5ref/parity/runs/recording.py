@@ -53,14 +53,9 @@ def point_shapes(checkpoint: Checkpoint, texts: int, tokens: int) -> dict[str, t
 
 
 def choose_points(shapes: dict[str, tuple[int, ...]], only: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """Choose which points to record.
+    """Choose which points to record; return their names, and those that are left out because they are too large.
 
-    Args:
-        shapes: all points, as `point_shapes` gives them.
-        only: names, or patterns such as "layers.*.output"; None for the first of `CHOICES` that is not too large.
-
-    Returns:
-        The names in the forward pass's order, and those that are left out because they are too large.
+    `only` has names, or patterns such as "layers.*.output"; None takes the first of `CHOICES` that is not too large.
 
     Raises:
         ValueError: a pattern fits no name.
@@ -157,14 +152,9 @@ def record_reference(encoder: E5, texts: Sequence[str], names: Sequence[str], pr
 
 
 def run_texts(encoder: E5, runner: Runner, texts: Sequence[str], names: Sequence[str], prompt: str = "") -> Run:
-    """Tokenize texts, run them, and note where the result comes from.
+    """Tokenize texts, which have their prompts, run them, and note where the result comes from.
 
-    Args:
-        encoder: the model.
-        runner: computes the points.
-        texts: with their prompts.
-        names: the points to keep, in order. Points that the runner does not give are left out.
-        prompt: the prompt before each text, for the provenance.
+    The run has the points of `names`, in this order, that the runner gives. `prompt` is for the provenance.
     """
     ids = runner.tokenize(texts)
     input_ids, attention_mask = pad_ids(ids, encoder.tokenizer.pad_id)

@@ -35,11 +35,7 @@ def rounding_costs(
 ) -> Costs:
     """Measure what rounding costs at each point for these inputs: the reference in each dtype against float64.
 
-    Args:
-        checkpoint: the weights, in float64.
-        input_ids: [B, T].
-        attention_mask: [B, T], 1 for a real token and 0 for padding.
-        only: names of the points to measure; None for all.
+    The inputs are [B, T] each, with 1 in the mask for a real token. `only` names points; None takes all.
 
     Raises:
         ValueError: the weights are not float64; and as `numpy_model.embed`.
