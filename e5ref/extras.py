@@ -9,7 +9,7 @@ from typing import Any
 
 
 def require(extra: str, what: str, *packages: str) -> None:
-    """Check that the packages, named as pip has them, that something needs are installed.
+    """Check that packages, named as in pip, are installed: `what` needs them, and `extra` brings them.
 
     Raises:
         ModuleNotFoundError: one of them is not; the message is the `pip install` that brings it.

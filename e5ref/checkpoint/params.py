@@ -66,7 +66,13 @@ def build_params(tensor: Callable[[str, tuple[int, ...]], Array], config: BertCo
 
     This function is the table: every name that a BERT checkpoint holds, its shape, and its place in the tree. With
     `lambda name, shape: name` it yields the tree of names, with `lambda name, shape: zeros(shape)` an empty model.
-    `tensor` gets names without any of `NAME_PREFIXES`; what it returns stands at the leaves.
+
+    Args:
+        tensor: gives the array for a name (without any of `NAME_PREFIXES`) and the shape it must have.
+        config: the sizes.
+
+    Returns:
+        The tree, with whatever `tensor` returned at its leaves.
     """
     D, F = config.hidden_size, config.intermediate_size
 

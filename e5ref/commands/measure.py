@@ -8,6 +8,7 @@ from typing import Any, get_args
 import click
 
 from e5ref.commands.options import (
+    OUTPUT_FOLDER,
     check_output,
     declare,
     force_option,
@@ -45,12 +46,7 @@ from e5ref.files.whole import written_whole
     "onnxruntime-int8.",
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns that each one takes.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(file_okay=False, writable=True, path_type=Path),
-    help="Write bench.json and a chart, bench.svg, to this folder too.",
-)
+@click.option("-o", "--output", type=OUTPUT_FOLDER, help="Write bench.json and a chart, bench.svg, to this folder too.")
 @force_option
 @json_option
 def bench(

@@ -23,7 +23,7 @@ class Batch(NamedTuple):
         return np.arange(1, len(self.rows) + 1) - np.searchsorted(self.rows, self.rows)
 
     def arrays(self, ids: Ids, offsets: Ids, pad_id: int = 0) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Lay the texts' ids into rows, of which `pad_id` fills the rest. -> input_ids and attention_mask, [B, T] each.
+        """Lay the texts' ids into rows, and fill the rest with `pad_id`. -> input_ids and attention_mask, [B, T] each.
 
         `ids` are of all texts, [tokens]; text i has ids[offsets[i] : offsets[i + 1]].
         """
@@ -41,8 +41,10 @@ class Batch(NamedTuple):
 def token_batches(lengths: Ids, *, tokens: int, max_texts: int | None = None) -> Iterator[NDArray[np.int64]]:
     """Split texts, of `lengths` tokens each, into batches of about equal work, the longest texts first.
 
-    A batch is full with so many `tokens`; its last text may bring more. It has `max_texts` at most; None does not bound
-    it. -> the numbers of a batch's texts; each is in one batch.
+    A batch with `tokens` tokens is full; its last text may bring more. It has `max_texts` at most; None is no bound.
+
+    Yields:
+        The numbers of a batch's texts; each is in one batch.
     """
     order = np.argsort(-lengths, kind="stable")
     reached = np.cumsum(lengths[order])
@@ -55,7 +57,7 @@ def token_batches(lengths: Ids, *, tokens: int, max_texts: int | None = None) ->
 
 
 def pack(lengths: Ids, shape: tuple[int, int], most: int) -> Batch:
-    """Fill rows with texts, `most` at most: into each row again and again the longest that still fits.
+    """Fill rows with texts, each with `most` at most: again and again with the longest that still fits.
 
     `lengths`, [texts], are the texts' tokens, ascending; none exceeds the length in `shape`. The batch has the texts
     that found room; the longest is always among them.

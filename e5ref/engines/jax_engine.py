@@ -71,7 +71,7 @@ class Shapes(NamedTuple):
 
 
 def batch_shapes(platform: str, max_length: int, devices: int = 1) -> Shapes:
-    """Return the shapes of batches, whose rows are divided among `devices`: JAX's "cpu", "gpu" or "tpu".
+    """Return the shapes of batches for a platform, "cpu", "gpu" or "tpu"; their rows are divided among `devices`.
 
     On a CPU a batch is one row, since attention goes text by text there. Products run at their full rate from about a
     thousand tokens on. An accelerator computes a row's attention whole, and so has rows of several lengths.

@@ -155,7 +155,7 @@ def parsed_json(text: str) -> Any:
 
 
 def json_string(value: Mapping[str, Any], field: str, wanted: str = "a string") -> str:
-    """Return the string that a JSON object has in a field; errors say that it must be what is `wanted`.
+    """Return the string that a JSON object has in a field; an error says that it must be `wanted`.
 
     Raises:
         ValueError: it is no string, or not a valid one; the message names the field, and says what it is, not where.

@@ -50,7 +50,7 @@ def remove_parts() -> None:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Lock a folder by a file in it, which is made, until the process ends in whatever way; not on Windows.
+    """Lock a folder by a file, which is made, until the end or until the process ends in whatever way; not on Windows.
 
     Raises:
         ValueError: another process holds it, and this one is not to `wait`.

@@ -36,7 +36,7 @@ def rows_are_independent(features_in: int, features_out: int, dtype: Literal["fl
 def threads_do_not_matter(
     hidden_size: int, intermediate_size: int, head_size: int, dtype: Literal["float32", "float64"], threads: int
 ) -> bool:
-    """Tell whether the BLAS gives texts of up to 256 tokens the same bits with one thread and with so many."""
+    """Tell whether texts of up to 256 tokens get the same bits from the BLAS with one thread and with `threads`."""
     if rows_alternate():
         return False  # threads divide the rows, and would count them anew
     random = np.random.default_rng(0)

@@ -48,6 +48,11 @@ class Mistake:
 
 ROOT = math.sqrt(2 / math.pi)
 
+# What several mistakes ask to be checked.
+OVER_THE_SUM = "LayerNorm is over the sum: LayerNorm(x + part(x))"
+ORDER_OF_NORMS = "attention.output.LayerNorm comes first, output.LayerNorm second"
+L2_NORM = "vectors are divided by their L2 norm"
+
 # A mistake's name → what to look at in the port, and the change to the reference.
 Named = dict[str, tuple[str, Change]]
 
@@ -227,22 +232,13 @@ BY_POINT: dict[str, Named] = {
             "the layer's input is added to the attention's output",
             changed_layer(residuals=("none", "attention")),
         ),
-        "LayerNorm before the sums": (
-            "LayerNorm is over the sum: LayerNorm(x + part(x))",
-            changed_layer(norm_first=("attention_output", "output")),
-        ),
-        "LayerNorm before the first sum": (
-            "LayerNorm is over the sum: LayerNorm(x + part(x))",
-            changed_layer(norm_first=("attention_output",)),
-        ),
+        "LayerNorm before the sums": (OVER_THE_SUM, changed_layer(norm_first=("attention_output", "output"))),
+        "LayerNorm before the first sum": (OVER_THE_SUM, changed_layer(norm_first=("attention_output",))),
         "output_layer_norm for attention_layer_norm": (
-            "attention.output.LayerNorm comes first, output.LayerNorm second",
+            ORDER_OF_NORMS,
             taken("attention_layer_norm", "output_layer_norm"),
         ),
-        "the two LayerNorms of a layer swapped": (
-            "attention.output.LayerNorm comes first, output.LayerNorm second",
-            swapped("attention_layer_norm", "output_layer_norm"),
-        ),
+        "the two LayerNorms of a layer swapped": (ORDER_OF_NORMS, swapped("attention_layer_norm", "output_layer_norm")),
         "no LayerNorm after attention": (
             "the sum after attention goes through attention.output.LayerNorm",
             no_norm_at("attention_layer_norm"),
@@ -267,13 +263,10 @@ BY_POINT: dict[str, Named] = {
     },
     "output": {
         "attention_layer_norm for output_layer_norm": (
-            "attention.output.LayerNorm comes first, output.LayerNorm second",
+            ORDER_OF_NORMS,
             taken("output_layer_norm", "attention_layer_norm"),
         ),
-        "LayerNorm before the second sum": (
-            "LayerNorm is over the sum: LayerNorm(x + part(x))",
-            changed_layer(norm_first=("output",)),
-        ),
+        "LayerNorm before the second sum": (OVER_THE_SUM, changed_layer(norm_first=("output",))),
         "no bias in feed_forward_down": (
             "the bias of output.dense is added",
             changed_affines(no_bias, "feed_forward_down"),
@@ -324,13 +317,10 @@ BY_POINT: dict[str, Named] = {
         for name, function in DENSE_MISTAKES.items()
     },
     "normalized": {
-        "not normalised": ("vectors are divided by their L2 norm", changed_function(l2_normalize=lambda x: x)),
-        "L1 norm for L2": (
-            "vectors are divided by their L2 norm",
-            changed_function(l2_normalize=lambda x: x / np.abs(x).sum(axis=-1, keepdims=True)),
-        ),
+        "not normalised": (L2_NORM, changed_function(l2_normalize=lambda x: x)),
+        "L1 norm for L2": (L2_NORM, changed_function(l2_normalize=lambda x: x / np.abs(x).sum(axis=-1, keepdims=True))),
         "maximum norm for L2": (
-            "vectors are divided by their L2 norm",
+            L2_NORM,
             changed_function(l2_normalize=lambda x: x / np.abs(x).max(axis=-1, keepdims=True)),
         ),
         "vectors centred before normalisation": (

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from e5ref.parity.runs.check import difference_in_ids
+from e5ref.parity.runs.check import difference_in_ids, matching
 from e5ref.parity.runs.rounding import FACTOR, UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, token_values
-from e5ref.parity.runs.run import FEEDS, Run, RunError, forward_order, matching, read_run
+from e5ref.parity.runs.run import FEEDS, Run, RunError, forward_order, read_run
 
 # The number of worst tokens that are kept for each point.
 WORST = 5
@@ -110,7 +110,7 @@ class Comparison:
 
 
 def feeds(name: str, layers: int, *, has_dense: bool = False) -> list[str]:
-    """Return the points that a point is computed from, in a model of so many layers; none for the embeddings."""
+    """Return the points that a point is computed from, in a model with that number of layers; none for embeddings."""
     layer = re.fullmatch(r"layers\.(\d+)\.(\w+)", name)
     if layer:
         index = int(layer[1])

@@ -51,24 +51,17 @@ MUCH = 1e4
 class Explanation:
     """A known mistake, or what was identified, beside a run that departs.
 
-    Attributes:
-        mistake: its name; for what was identified, where it was and what it is.
-        check: what to look at in the port.
-        point: where the run departs first; "input_ids" if the tokens differ.
-        before: the largest error there, on the texts that were tried.
-        after: the same with the mistake made in the reference.
-        explains: whether only rounding is left, there and at all other points. For what was identified: at the points
-            that it names.
-        identified: whether it was computed from the run's own operations, not taken from the list of mistakes.
+    It `explains` the run if only rounding is left, there and at all other points. For what was identified: at the
+    points that it names.
     """
 
-    mistake: str
-    check: str
-    point: str
-    before: float
-    after: float
+    mistake: str  # its name; for what was identified, where it was and what it is
+    check: str  # what to look at in the port
+    point: str  # where the run departs first; "input_ids" if the tokens differ
+    before: float  # the largest error there, on the texts that were tried
+    after: float  # the same with the mistake made in the reference
     explains: bool
-    identified: bool = False
+    identified: bool = False  # whether it was computed from the run's own operations, and is not of the known mistakes
 
     def __str__(self) -> str:
         """Return the explanation as one line."""

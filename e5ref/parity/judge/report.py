@@ -31,7 +31,7 @@ def assert_parity(run: Run | str | Path, reference: Run | str | Path, *, only: S
 
 
 def text_report(comparison: Comparison, *, whole: bool = True) -> str:
-    """Lay out a comparison for a terminal: a line per point, if not `whole` up to the first departure; the summary."""
+    """Lay out a comparison for a terminal: the points, all of them or up to the first departure, and the summary."""
     verdicts = list(comparison.verdicts)
     first = comparison.first_departure
     if not whole and first is not None:
@@ -141,7 +141,7 @@ def worth_showing(explanations: Sequence[Explanation]) -> list[Explanation]:
 
 
 def html_report(comparison: Comparison, title: str, explanations: Sequence[Explanation] | None = None) -> str:
-    """Return a comparison, with what `explain` returned, as one page: summary, chart, worst tokens, table."""
+    """Return a comparison, with what `explain` returned, as one page that needs no other file."""
     said = "".join(f"<p>{html.escape(line)}</p>" for line in summary(comparison))
     compared = [verdict for verdict in comparison.verdicts if not verdict.detail]
     parts = [f"<h1>{html.escape(title)}</h1>", said]

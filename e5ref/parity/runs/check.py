@@ -9,12 +9,12 @@ RUNS is a folder with a run for each batch of the kit, under the same name; READ
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,12 @@ def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str
     return arrays, metadata
 
 
+def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """Return the names that fit a pattern, such as "normalized" or "layers.*.output", in their order."""
+    patterns = list(patterns)
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
 def are_strings(value: Any) -> bool:
     """Tell whether this is a list of strings."""
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
@@ -88,11 +94,11 @@ ENTRIES = {
 }
 
 
-def flaws(run: "Run", reader: str) -> Iterator[str]:
+def flaws(run: "Run") -> Iterator[str]:
     """Yield what is wrong with a run. Stop at the first: later checks rely on it."""
     arrays, metadata = run.arrays, run.metadata
     if metadata.get("format", FORMAT) != FORMAT:
-        yield f"has format {metadata['format']!r}, but {reader} reads {FORMAT!r}; record it again"
+        yield f"has format {metadata['format']!r}, but {run.reader} reads {FORMAT!r}; record it again"
     for name in IDS:
         if name not in arrays:
             yield f"has no {name!r}, so nobody knows what was computed; record it too"
@@ -130,11 +136,13 @@ class Run:
 
     arrays: Mapping[str, NDArray[Any]]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    reader: ClassVar[str] = "this kit"
+    refusal: ClassVar[type[ValueError]] = ValueError
 
     def __post_init__(self) -> None:
         """Check that this is a run. The judge checks shapes and values of the points."""
-        if flaw := next(flaws(self, "this kit"), None):
-            raise ValueError(flaw)
+        if flaw := next(flaws(self), None):
+            raise self.refusal(flaw)
 
     @cached_property
     def dtype(self) -> str:
@@ -258,7 +266,7 @@ def verdicts(kit: Path, runs: Path, patterns: list[str]) -> Iterator[Verdict]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{kit / 'kit.json'}: is cut short, or does not belong to a golden kit ({error!r})") from None
     for batch, entry in batches:
-        names = [name for name in entry["points"] if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        names = matching(entry["points"], patterns)
         if not names:
             continue
         truth = read_run(kit / f"{batch}.safetensors")

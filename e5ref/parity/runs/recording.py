@@ -16,8 +16,9 @@ from e5ref.encoder import E5, load
 from e5ref.engines.batching import pad_ids
 from e5ref.engines.stream import E5Warning
 from e5ref.operations import Ids
+from e5ref.parity.runs.check import matching
 from e5ref.parity.runs.rounding import rounding_costs
-from e5ref.parity.runs.run import LAYER_POINTS, Run, matching
+from e5ref.parity.runs.run import LAYER_POINTS, Run
 from e5ref.parity.runs.runners import BACKEND_DTYPES, Runner, jax_runner, numpy_runner
 from e5ref.terminal.progress import progress_bar
 

@@ -4,8 +4,6 @@ The format is safetensors, so that a program in any language can write it. docs/
 """
 
 import re
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -69,10 +67,7 @@ class Run(check.Run):
             metadata cannot be read.
     """
 
-    def __post_init__(self) -> None:
-        """Check that this is a run. The judge checks shapes and values of the points."""
-        if flaw := next(check.flaws(self, "this e5ref"), None):
-            raise RunError(flaw)
+    reader, refusal = "this e5ref", RunError
 
     @property
     def input_ids(self) -> Ids:
@@ -111,12 +106,6 @@ def forward_order(name: str) -> tuple[Any, ...]:
     if name in before:
         return (before.index(name),)
     return (len(before) + 1 + (after.index(name) if name in after else len(after)), name)
-
-
-def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """Return the names that fit a pattern, such as "normalized" or "layers.*.output", in their order."""
-    patterns = list(patterns)
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def read_run(path: str | Path) -> Run:
