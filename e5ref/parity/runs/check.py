@@ -1,7 +1,5 @@
 """Judge a port by this golden kit: `python check.py RUNS`. It needs only NumPy and judges as `e5ref check` does.
 
-What a run is, and how two of them differ in their ids, stands here for both.
-
 RUNS is a folder with a run for each batch of the kit, under the same name; README.md says what is in a run. Exit code
 0: everything is within rounding. 1: something is not, is missing, or cannot be read. 2: nothing could be judged.
 """
@@ -19,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+# What a run is, and how the ids of two differ, `e5ref check` takes from here.
 FORMAT = "e5ref-run 1"
 IDS = ("input_ids", "attention_mask")
 
