@@ -51,7 +51,6 @@ def make_reports(
     """Measure a model under each protocol, once if two ask in the same way, and report.
 
     Args:
-        model: the model that is evaluated.
         path: the file or folder that was given.
         rules: how the model is asked.
         measure: gets a rule and its prompts, by role of a text.

@@ -54,8 +54,7 @@ def run_reference(
 
     Args:
         checkpoint: the weights, in the dtype to compute in, and how to pool and normalise.
-        input_ids: [B, T].
-        attention_mask: [B, T], 1 for a real token and 0 for padding, which may stand on either side.
+        input_ids, attention_mask: [B, T], 1 in the mask for a real token; padding may stand on either side.
         model: `numpy_model`, or a copy by `model_copy`.
         params: weights to use instead of the checkpoint's.
         only: names of the points to return; None for all.
