@@ -9,9 +9,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HOUSE = runpy.run_path(str(ROOT / "docs" / "reference" / "imports.py"))
 
-# The list of known mistakes.
-LONG = {"mistakes.py"}
-
 
 def test_no_module_and_no_room_imports_in_a_circle():
     HOUSE["levels"](HOUSE["imports"]())
@@ -46,5 +43,5 @@ def test_rooms_are_small(folder):
     """At most nine files in a folder, and 400 lines in a file."""
     for path in (ROOT / folder).rglob("*.py"):
         assert len(list(path.parent.glob("*.py"))) <= 9, path.parent
-        if folder == "e5ref" and path.name not in LONG:
+        if folder == "e5ref":
             assert path.read_text(encoding="utf-8").count("\n") <= 400, path

@@ -12,6 +12,7 @@ import e5ref
 from e5ref.checkpoint.hub import DEFAULT_CHECKPOINT
 from e5ref.checkpoint.prompts import warn_of_prompts
 from e5ref.commands.options import (
+    OUTPUT_FOLDER,
     check_output,
     force_option,
     input_options,
@@ -81,14 +82,7 @@ def record(
 
 @click.command(short_help="Write what a port to another language is tested on.")
 @model_first
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(file_okay=False, writable=True, path_type=Path),
-    required=True,
-    metavar="KIT",
-    help="Where to: a folder.",
-)
+@click.option("-o", "--output", type=OUTPUT_FOLDER, required=True, metavar="KIT", help="Where to: a folder.")
 @force_option
 @revision_option
 @click.option(

@@ -49,10 +49,7 @@ class NumpyEngine:
     def __init__(self, checkpoint: Checkpoint, *, threads: int | None = None) -> None:
         """Run the weights of `checkpoint`.
 
-        Args:
-            checkpoint: the weights, float32 or float64.
-            threads: how many cores to use; None for as many as `THREAD_VARIABLES` say, or else `usable_cores`, up to
-                `MAX_THREADS`.
+        Without `threads` it uses as many cores as `THREAD_VARIABLES` say, or else `usable_cores`, up to `MAX_THREADS`.
 
         Raises:
             ValueError: `threads` is no whole number of at least 1.
