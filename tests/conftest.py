@@ -13,6 +13,7 @@ import pytest
 import e5ref
 from e5ref.operations.blas import blas
 from e5ref.operations.probes import threads_do_not_matter
+from tests.inside.browser import CHROMIUM
 from tests.tools.checkpoints import write_random_bert
 from tests.tools.texts import SHARED
 
@@ -120,3 +121,15 @@ def cls_checkpoint(tiny_copy) -> Path:
     pooling = {"embedding_dimension": 32, "pooling_mode": "cls", "include_prompt": True}
     (tiny_copy / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     return tiny_copy
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, for tests marked `needs_browser`."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # root has none
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=sandbox)
+        yield browser
+        browser.close()

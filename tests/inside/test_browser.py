@@ -3,9 +3,7 @@
 With E5REF_SCREENSHOTS=docs/learn in the environment the pictures of docs/learn/look.md are made anew.
 """
 
-import importlib.util
 import os
-import shutil
 import threading
 from pathlib import Path
 
@@ -15,30 +13,11 @@ import pytest
 import e5ref
 from e5ref.inside.live import LiveServer
 from e5ref.inside.run import run as run_text
+from tests.inside.browser import SIZES, Visit, needs_browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PACKAGES = ("playwright", "axe_playwright_python")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None or any(importlib.util.find_spec(name) is None for name in PACKAGES),
-        reason="needs Debian's chromium, and playwright and axe-playwright-python from the extra test",
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_browser]
 
 QUERY, PASSAGE = "query: how do plants eat photosynthetically", "passage: Leaves turn light into sugar."
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # root has none
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=sandbox)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -55,29 +34,6 @@ def pages(nano, minilm, tmp_path_factory):
     long = e5ref.load(minilm, max_length=512, truncation="allow")
     e5ref.look(long, ["how do plants eat " * 150, "Leaves turn light into sugar. " * 100]).save(folder / "long.html")
     return {path.stem: path for path in folder.iterdir()}
-
-
-class Visit:
-    """A page that is open, and what went wrong on it."""
-
-    def __init__(self, browser, url, scheme="light", device="desktop"):
-        width, height = SIZES[device]
-        self.context = browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
-        )
-        self.page = self.context.new_page()
-        self.faults, self.requests = [], []
-        self.page.on("console", lambda message: self.faults.append(message.text))
-        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(url)
-        self.page.wait_for_selector("footer")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.context.close()
 
 
 @pytest.mark.parametrize(
