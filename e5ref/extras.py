@@ -9,12 +9,7 @@ from typing import Any
 
 
 def require(extra: str, what: str, *packages: str) -> None:
-    """Check that packages are installed.
-
-    Args:
-        extra: the extra that they come with.
-        what: what needs them.
-        packages: their names, as pip has them.
+    """Check that packages, named as in pip, are installed: `what` needs them, and `extra` brings them.
 
     Raises:
         ModuleNotFoundError: one of them is not; the message is the `pip install` that brings it.

@@ -47,7 +47,7 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> None:
 def gelu(x: Array) -> None:
     """GELU in its erf form, x Φ(x) (Hendrycks and Gimpel, arXiv 1606.08415), in place. [m, n] -> [m, n].
 
-    With Q = 1 - Φ it is max(x, 0) - |x| Q(|x|): no two nearly equal numbers are subtracted on either side of 0. From
+    With Q = 1 - Φ it is `max(x, 0) - |x| Q(|x|)`: no two nearly equal numbers are subtracted on either side of 0. From
     40 on, Q is 0 in either dtype, and the bound keeps infinity · 0 away.
     """
     magnitude = np.clip(x, -40, 40)

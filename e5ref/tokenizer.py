@@ -92,12 +92,7 @@ class Tokenizer:
     """
 
     def __init__(self, folder: Path, config: BertConfig, max_length: int) -> None:
-        """Read the tokenizer of a checkpoint folder.
-
-        Args:
-            folder: holds `tokenizer.json`, or `vocab.txt` and, if there is one, `tokenizer_config.json`.
-            config: the checkpoint's configuration.
-            max_length: the most tokens of a text, [CLS] and [SEP] counted.
+        """Read `tokenizer.json` of a folder, or `vocab.txt` and, if there is one, `tokenizer_config.json`.
 
         Raises:
             CheckpointError: no tokenizer, one that cannot be read, or one that does not fit the vocabulary.

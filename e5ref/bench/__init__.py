@@ -31,14 +31,20 @@ from e5ref.extras import require
 from e5ref.terminal.progress import progress_bar
 
 
-def bench(
+def bench(model: str | Path | Mapping[str, int], contenders: Sequence[str], **options: Any) -> dict[str, Any]:
+    """Do what `bench_step_by_step` does, and return all results at the end."""
+    *_, result = bench_step_by_step(model, contenders, **options)
+    return result
+
+
+def bench_step_by_step(
     model: str | Path | Mapping[str, int],
     contenders: Sequence[str],
     *,
     texts: Sequence[str] = (),
     lengths: Sequence[int] = (64, 128, 512),
     rounds: int = 5,
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
     """Check contenders against the float64 reference, and measure their speed, start and memory.
 
     Args:
@@ -49,8 +55,9 @@ def bench(
             left out.
         rounds: how often each contender embeds each input and starts a process of its own; at least 1.
 
-    Returns:
-        All results, ready for `json.dump`, `tables` and `chart`:
+    Yields:
+        The results after each input, still without "processes", and at the end. They are ready for `json.dump`,
+        `tables` and `chart`:
 
         - facts of the machine, and the rates of matrix products
         - for each input, a row per contender. "share" is the part of the product's rate, in FLOPs, that a contender
@@ -65,19 +72,6 @@ def bench(
         ValueError: a contender is unknown, or the checkpoint does not pool by mean and normalise.
         ChildProcessError: a contender failed in a process of its own.
     """
-    *_, result = bench_step_by_step(model, contenders, texts=texts, lengths=lengths, rounds=rounds)
-    return result
-
-
-def bench_step_by_step(
-    model: str | Path | Mapping[str, int],
-    contenders: Sequence[str],
-    *,
-    texts: Sequence[str] = (),
-    lengths: Sequence[int] = (64, 128, 512),
-    rounds: int = 5,
-) -> Iterator[dict[str, Any]]:
-    """Do what `bench` does, and yield its results after each input (still without "processes") and at the end."""
     names = list(dict.fromkeys(contenders))
     _check(names)
     if PACKAGES.keys() & set(names):

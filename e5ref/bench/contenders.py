@@ -49,27 +49,16 @@ READY = "the vectors are there"
 
 @dataclass(frozen=True)
 class Contender:
-    """Something that turns texts into unit vectors, [n, D].
+    """Something that turns texts into unit vectors, [n, D]."""
 
-    Attributes:
-        name: its name in tables.
-        of_texts: embeds texts.
-        of_ids: embeds token ids; None if it takes only texts.
-        precision: one of `measure.BOUNDS`.
-        is_peer: whether it is a peer of e5ref, and not e5ref itself.
-        device: "cpu", or JAX's name of an accelerator: "gpu", "tpu".
-        devices: the number of devices that it uses.
-        compiles: whether a process waits for a compiler, unless an earlier process has left its programs.
-    """
-
-    name: str
+    name: str  # in tables
     of_texts: Callable[[list[str]], Floats]
-    of_ids: Callable[[IdLists], Floats] | None
-    precision: str = "float32"
-    is_peer: bool = True
-    device: str = "cpu"
-    devices: int = 1
-    compiles: bool = False
+    of_ids: Callable[[IdLists], Floats] | None  # None if it takes only texts
+    precision: str = "float32"  # one of `measure.BOUNDS`
+    is_peer: bool = True  # and not e5ref itself
+    device: str = "cpu"  # or JAX's name of an accelerator: "gpu", "tpu"
+    devices: int = 1  # how many it uses
+    compiles: bool = False  # whether a process waits for a compiler, unless an earlier one has left its programs
 
     @property
     def ceiling(self) -> tuple[str, str]:

@@ -188,13 +188,8 @@ def measure_processes(
     A contender that compiles first starts without programs: once for the query, and once for the texts without the
     query, since they may not need its program. The rounds use the programs that the latter has left.
 
-    Args:
-        contenders: the contenders, with their names in `CONTENDERS`.
-        checkpoint: the checkpoint that they load.
-        exports: the folder of `prepare.write_exports`.
-        texts: embedded after the query, if there are any.
-        rounds: the number of processes of each contender, in addition to those without programs.
-        progress: counts the processes, `count_processes` of each contender.
+    Contenders come with their names in `CONTENDERS`; `exports` is the folder of `prepare.write_exports`. `progress`
+    counts the processes, `count_processes` of each contender.
     """
     cold: dict[Contender, list[float]] = {}
     warm: dict[Contender, list[tuple[list[float], float]]] = {contender: [] for contender in contenders}
@@ -243,11 +238,7 @@ def count_processes(contender: Contender, texts: Sequence[str], rounds: int) -> 
 
 
 def _start(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[list[float], float]:
-    """Run a contender in a process of its own, `contenders.main`.
-
-    Returns:
-        Seconds from its start to the vectors of each file's texts, and its peak of memory in MiB.
-    """
+    """Run `contenders.main` in a process. -> seconds from its start to each file's vectors, peak of memory in MiB."""
     time.sleep(PAUSE)
     # -P: the interpreter does not look for packages beside the script.
     command = [sys.executable, "-P", str(Path(__file__).with_name("contenders.py")), *arguments]
@@ -275,8 +266,7 @@ def _start(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[li
 def product_rates(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
     """Measure how fast NumPy and JAX, if contenders use them, multiply large square matrices on one device.
 
-    Returns:
-        A row for each library and precision: "library", "device", "precision", "teraflops".
+    -> a row for each library and precision: "library", "device", "precision", "teraflops".
     """
     wanted = {contender.ceiling for contender in contenders if contender.precision != "int8"}
     a, b = np.random.default_rng(0).standard_normal((2, 2048, 2048), np.float32)

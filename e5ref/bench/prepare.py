@@ -33,10 +33,7 @@ CONFIG |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 def write_random_checkpoint(folder: Path, shape: Mapping[str, int], texts: Sequence[str] = ()) -> None:
     """Write a BERT with random weights that e5ref and transformers both read, with a tokenizer trained on `texts`.
 
-    Args:
-        folder: the folder to write to; it must exist.
-        shape: sizes for config.json, such as one of `SHAPES`.
-        texts: the texts that the tokenizer learns its vocabulary from.
+    The folder must exist. `shape` has sizes for config.json, such as one of `SHAPES`.
     """
     (folder / "config.json").write_text(json.dumps(CONFIG | dict(shape)))
     config = read_config(folder / "config.json")
@@ -57,13 +54,7 @@ def write_random_checkpoint(folder: Path, shape: Mapping[str, int], texts: Seque
 
 
 def write_exports(encoder: E5, contenders: Sequence[str], folder: Path) -> None:
-    """Write the files that contenders load beside the checkpoint: its tokenizer and, for onnxruntime, graphs.
-
-    Args:
-        encoder: the checkpoint.
-        contenders: names of the contenders.
-        folder: the folder to write to; it must exist.
-    """
+    """Write to a folder what contenders load beside the checkpoint: its tokenizer and, for onnxruntime, graphs."""
     encoder.tokenizer.save(folder / "tokenizer.json")
     settings = {"model_max_length": encoder.tokenizer.max_length}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -96,13 +87,7 @@ def _export(checkpoint: Path, path: Path) -> None:
 
 
 def export_graph(module: Any, outputs: Sequence[str], path: Path) -> None:
-    """Write a module as a graph, with torch. Its inputs are input_ids and attention_mask, [B, T] for any B and T.
-
-    Args:
-        module: a torch module.
-        outputs: the names of the tensors that it returns.
-        path: the file to write.
-    """
+    """Write a torch module as a graph, from input_ids and attention_mask, [B, T] for any B and T, to named outputs."""
     torch = importlib.import_module("torch")
     inputs = ["input_ids", "attention_mask"]
     axes = {name: {0: "texts", 1: "tokens"} for name in inputs}

@@ -125,11 +125,7 @@ text { fill: #e6edf3 } .page { fill: #0d1117 } .ours { fill: #4c8dff } .spread {
 
 
 def chart(results: Sequence[Mapping[str, Any]]) -> str:
-    """Draw the results of several calls of `bench`.
-
-    Returns:
-        An SVG with a panel of throughputs for each input, and a panel for the processes.
-    """
+    """Draw the results of several calls of `bench` as SVG: a panel of throughputs for each input, one of processes."""
     body: list[str] = []
     y = 8
     for result in results:

@@ -67,9 +67,6 @@ def read_checkpoint(
             `main`, with a warning that names the commit. Anything but a commit is resolved to one first.
         dtype: "float32" or "float64", what the weights are computed in.
 
-    Returns:
-        The checkpoint.
-
     Raises:
         CheckpointError: a file is missing, damaged, or not what a BERT-style encoder needs; or the hub cannot give it.
         ValueError: an unknown dtype, or a revision for a folder.

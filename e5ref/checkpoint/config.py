@@ -11,15 +11,6 @@ MODEL_TYPES = ("bert", "xlm-roberta")
 
 # Encoders that people take for BERT's kin. Their forward passes are different ones.
 RUN_ELSEWHERE = {"mpnet": "MPNet", "modernbert": "ModernBERT"}
-SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-)
 
 
 class CheckpointError(ValueError):
@@ -75,12 +66,6 @@ class BertConfig:
 def read_config(path: Path) -> BertConfig:
     """Read and check a `config.json`.
 
-    Args:
-        path: the file.
-
-    Returns:
-        The configuration.
-
     Raises:
         CheckpointError: the file is missing or no JSON object, lacks a value, or describes a model that is not
             a BERT-style encoder with erf GELU and absolute positions. Nothing is filled in by guessing.
@@ -106,9 +91,10 @@ def read_config(path: Path) -> BertConfig:
         if raw.get(flag):
             raise refuse(f"{flag} is true, but e5ref runs encoders only")
 
-    for key in (*SIZES, "pad_token_id"):
-        if type(raw.get(key)) is not int or raw[key] < (key in SIZES):
-            raise refuse(f"{key} is {raw.get(key)!r}, but must be a whole number of at least {int(key in SIZES)}")
+    for key, kind in BertConfig.__annotations__.items():
+        least = 0 if key == "pad_token_id" else 1
+        if kind is int and (type(raw.get(key)) is not int or raw[key] < least):
+            raise refuse(f"{key} is {raw.get(key)!r}, but must be a whole number of at least {least}")
     epsilon = raw.get("layer_norm_eps")
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
         raise refuse(f"layer_norm_eps is {epsilon!r}, but must be a number between 0 and 1")

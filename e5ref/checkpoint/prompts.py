@@ -56,11 +56,7 @@ def warn_of_prompts(
 ) -> Iterator[str]:
     """Pass texts on. After the first thousand, or all, warn of those that have no prompt, or get it twice.
 
-    Args:
-        texts: without the prompt that will be put before each.
-        prompts: those of the checkpoint, by name.
-        prompt_name: which one will be put before each text; None for none.
-        model: the checkpoint's name.
+    `prompt_name` says which of a model's prompts will be put before each text; None for none.
     """
     starts = tuple(filter(None, prompts.values()))
     prefix = find_prompt(prompts, prompt_name, None)

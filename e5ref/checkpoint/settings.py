@@ -57,12 +57,8 @@ def read_settings(folder: Path, config: BertConfig, prompts: Mapping[str, str] |
     """Read how a checkpoint folder pools, normalises and prompts.
 
     Without sentence-transformers' files (`modules.json`, …) it is E5's way: mean, unit L2 norm. Prompts are, first
-    found first taken: `prompts`, those in `config_sentence_transformers.json`, E5's if there is no such file.
-
-    Args:
-        folder: the checkpoint.
-        config: its configuration, which bounds `max_length`.
-        prompts: those of the table of known checkpoints, if it is one of them.
+    found first taken: `prompts`, from the table of known checkpoints; those in `config_sentence_transformers.json`;
+    E5's if there is no such file. `config` bounds `max_length`.
 
     Raises:
         CheckpointError: a module or a way of pooling that e5ref does not have.

@@ -34,10 +34,7 @@ CHECK_ELEMENTS = 1 << 20
 
 
 def read_tensors(folder: Path) -> tuple[tuple[Path, ...], dict[str, NDArray[Any]]]:
-    """Map a checkpoint's tensors into memory.
-
-    Args:
-        folder: holds `model.safetensors`, or several files and their `model.safetensors.index.json`.
+    """Map into memory the tensors of `model.safetensors`, or of the files that `model.safetensors.index.json` names.
 
     Returns:
         The files, and every tensor by its name in the checkpoint: views of the files, read-only, as stored
@@ -171,26 +168,20 @@ def read_dense(folder: Path, config: BertConfig, dtype: str) -> tuple[tuple[Path
 
 
 def _checked(stored: NDArray[Any], name: str, shape: tuple[int, ...], folder: Path, dtype: str) -> NDArray[Any]:
-    """Check a stored tensor, and widen it to `dtype`."""
+    """Check a stored tensor, and widen it to `dtype`, exactly; float32 as float32 stays the view that it is."""
     if stored.shape != shape:
         raise CheckpointError(
             f"{folder}: tensor {name!r} is {list(stored.shape)}, but by config.json it must be {list(shape)}"
         )
     if stored.dtype == np.int64:
         raise CheckpointError(f"{folder}: tensor {name!r} is stored as I64, but e5ref reads F32, F16 and BF16")
-    array = _to_float(stored, dtype)
-    flat = array.reshape(-1)
-    for start in range(0, flat.size, CHECK_ELEMENTS):
-        if not np.isfinite(flat[start : start + CHECK_ELEMENTS]).all():
-            raise CheckpointError(f"{folder}: tensor {name!r} holds NaN or infinity; fetch the weights anew")
-    return array
-
-
-def _to_float(stored: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Widen a stored tensor to `dtype`, exactly; a float32 tensor as float32 stays the view that it is."""
     if stored.dtype == np.uint16:
         stored = (stored.astype(np.uint32) << 16).view(np.float32)
     # A file may place tensors at any byte; those that are not where their dtype wants them are copied.
     array = np.require(stored.astype(dtype, copy=False), requirements="A")
     array.flags.writeable = False
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, CHECK_ELEMENTS):
+        if not np.isfinite(flat[start : start + CHECK_ELEMENTS]).all():
+            raise CheckpointError(f"{folder}: tensor {name!r} holds NaN or infinity; fetch the weights anew")
     return array

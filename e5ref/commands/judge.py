@@ -12,6 +12,7 @@ import e5ref
 from e5ref.checkpoint.hub import DEFAULT_CHECKPOINT
 from e5ref.checkpoint.prompts import warn_of_prompts
 from e5ref.commands.options import (
+    OUTPUT_FOLDER,
     check_output,
     force_option,
     input_options,
@@ -62,7 +63,7 @@ def record(
 ) -> None:
     """Run texts through a model, and keep every named point inside it for `e5ref compare`.
 
-    docs/judge.md describes RUN, so that any program can write one.
+    docs/port/judge.md describes RUN, so that any program can write one.
     """
     from e5ref.parity import record as record_run
     from e5ref.parity import write_run
@@ -81,14 +82,7 @@ def record(
 
 @click.command(short_help="Write what a port to another language is tested on.")
 @model_first
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(file_okay=False, writable=True, path_type=Path),
-    required=True,
-    metavar="KIT",
-    help="Where to: a folder.",
-)
+@click.option("-o", "--output", type=OUTPUT_FOLDER, required=True, metavar="KIT", help="Where to: a folder.")
 @force_option
 @revision_option
 @click.option(

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
 from e5ref.commands.options import (
+    OUTPUT_FOLDER,
     check_output,
     declare,
     force_option,
@@ -46,12 +46,7 @@ from e5ref.files.whole import written_whole
     "onnxruntime-int8.",
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns that each one takes.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(file_okay=False, writable=True, path_type=Path),
-    help="Write bench.json and a chart, bench.svg, to this folder too.",
-)
+@click.option("-o", "--output", type=OUTPUT_FOLDER, help="Write bench.json and a chart, bench.svg, to this folder too.")
 @force_option
 @json_option
 def bench(
@@ -157,22 +152,14 @@ def sts(file: Path, **options: Any) -> None:
     "--cache", type=Path, metavar="DIR", help="Keep vectors here; a run that was stopped continues from them."
 )
 @evaluation_options
-def retrieval(
-    folder: Path,
-    split: str | None,
-    k: tuple[int, ...],
-    ignore_identical_ids: bool | None,
-    cache: Path | None,
-    **options: Any,
-) -> None:
+def retrieval(folder: Path, **options: Any) -> None:
     """Search documents for the answers to queries: nDCG, MAP, Recall and MRR.
 
     FOLDER is in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv, each of them also as .gz.
     """
     from e5ref.evaluation import evaluate_retrieval
 
-    own: dict[str, Any] = {"split": split, "k": k, "ignore_identical_ids": ignore_identical_ids, "cache": cache}
-    _evaluate(partial(evaluate_retrieval, **own), folder, **options)
+    _evaluate(evaluate_retrieval, folder, **options)
 
 
 def _evaluate(
@@ -186,8 +173,9 @@ def _evaluate(
     output: Path | None,
     force: bool,
     as_json: bool,
+    **own: Any,
 ) -> None:
-    """Run an evaluation, and print and write its reports."""
+    """Run an evaluation, which may have options of its own, and print and write its reports."""
     from e5ref.evaluation import table
 
     if compare_protocols and protocol:
@@ -196,7 +184,7 @@ def _evaluate(
         inputs = [data] if data.is_file() else [*data.glob("*.jsonl*"), *data.glob("qrels/*.tsv*")]
         check_output(output, inputs, force)
     protocols = get_args(Protocol) if compare_protocols else [protocol or "authors"]
-    reports = run(load(), data, protocols=protocols, task=task)
+    reports = run(load(), data, protocols=protocols, task=task, **own)
     content = json.dumps(reports, indent=2) + "\n"
     if output is not None:
         with written_whole(output.resolve()) as file:

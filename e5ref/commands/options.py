@@ -21,6 +21,8 @@ from e5ref.files.texts import Format, read_texts
 
 PROMPTS = ("query", "passage", "none")
 
+OUTPUT_FOLDER = click.Path(file_okay=False, writable=True, path_type=Path)
+
 
 Command = Callable[..., None]
 

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -207,7 +207,7 @@ def embed_folder(job: Job, folder: Path, *, share: tuple[int, int] = (0, 1), for
         start, stop = _bounds(plan, share)
         missing = gaps(find_parts(folder), start, stop)
         before = stop - start - sum(last - first for first, last in missing)
-        with RowProgress(stop - start, before) as progress:
+        with closing(RowProgress(stop - start, before)) as progress:
             for first, last in missing:
                 write_parts(job, plan, folder, first, last, progress)
         return Done(stop - start, before, len(plan["skipped"]))
@@ -217,7 +217,7 @@ def embed_file(job: Job, path: Path | None, *, share: tuple[int, int] = (0, 1)) 
     """Embed a corpus into one file: .parquet, or what `write_vectors` writes; None prints JSON lines."""
     plan, _ = job.plan(job.facts(share[1]))
     start, stop = _bounds(plan, share)
-    with RowProgress(stop - start) as progress:
+    with closing(RowProgress(stop - start)) as progress:
         embedded = job.run(plan, start, stop, progress)
         if path is not None and path.suffix == ".parquet":
             with written_part(path, job.schema(plan)) as part:

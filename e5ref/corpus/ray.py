@@ -1,6 +1,7 @@
 """A corpus on a Ray cluster: Ray gives ranges of rows to actors, one a device, and each writes its parts."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -53,7 +54,7 @@ class WriteParts:
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Embed what is missing of ranges from `start` to before `stop`: Ray may ask for one again."""
         for start, stop in zip(batch["start"].tolist(), batch["stop"].tolist(), strict=True):
-            with locked(self._folder / f".lock-{start:012}", wait=True), RowProgress(stop - start) as progress:
+            with locked(self._folder / f".lock-{start:012}", wait=True), closing(RowProgress(stop - start)) as progress:
                 for first, last in gaps(find_parts(self._folder), start, stop):
                     write_parts(self._job, self._plan, self._folder, first, last, progress)
         return {"rows": batch["stop"] - batch["start"]}
@@ -91,7 +92,7 @@ def embed_on_ray(job: Job, load: Callable[..., E5], folder: Path, address: str, 
             for start, stop in missing
             for first in range(start, stop, size)
         ]
-        with RowProgress(rows, rows - count) as progress:
+        with closing(RowProgress(rows, rows - count)) as progress:
             if ranges:
                 described = {one.name: getattr(job, one.name) for one in fields(job) if one.name != "model"}
                 load_one = partial(load, threads=devices["threads"]) if devices["threads"] else load

@@ -23,15 +23,9 @@ class Batch(NamedTuple):
         return np.arange(1, len(self.rows) + 1) - np.searchsorted(self.rows, self.rows)
 
     def arrays(self, ids: Ids, offsets: Ids, pad_id: int = 0) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Lay the texts' ids into rows.
+        """Lay the texts' ids into rows, and fill the rest with `pad_id`. -> input_ids and attention_mask, [B, T] each.
 
-        Args:
-            ids: of all texts, [tokens]; text i has ids[offsets[i] : offsets[i + 1]].
-            offsets: [all texts + 1].
-            pad_id: fills the rest of a row.
-
-        Returns:
-            input_ids [B, T] and attention_mask [B, T].
+        `ids` are of all texts, [tokens]; text i has ids[offsets[i] : offsets[i + 1]].
         """
         lengths = offsets[self.texts + 1] - offsets[self.texts]  # [n]
         before = np.cumsum(lengths) - lengths  # [n], tokens of the batch before each text
@@ -45,12 +39,9 @@ class Batch(NamedTuple):
 
 
 def token_batches(lengths: Ids, *, tokens: int, max_texts: int | None = None) -> Iterator[NDArray[np.int64]]:
-    """Split texts into batches of about equal work, the longest texts first.
+    """Split texts, of `lengths` tokens each, into batches of about equal work, the longest texts first.
 
-    Args:
-        lengths: tokens of each text, [texts].
-        tokens: how many make a batch full; its last text may bring more.
-        max_texts: the most texts of one batch; None for no bound.
+    A batch with `tokens` tokens is full; its last text may bring more. It has `max_texts` at most; None is no bound.
 
     Yields:
         The numbers of a batch's texts; each is in one batch.
@@ -66,15 +57,10 @@ def token_batches(lengths: Ids, *, tokens: int, max_texts: int | None = None) ->
 
 
 def pack(lengths: Ids, shape: tuple[int, int], most: int) -> Batch:
-    """Fill rows with texts: into each row again and again the longest that still fits.
+    """Fill rows with texts, each with `most` at most: again and again with the longest that still fits.
 
-    Args:
-        lengths: tokens of each text, ascending, [texts].
-        shape: rows and their length, which no text exceeds.
-        most: the most texts of a row.
-
-    Returns:
-        The texts that found room; the longest is always among them.
+    `lengths`, [texts], are the texts' tokens, ascending; none exceeds the length in `shape`. The batch has the texts
+    that found room; the longest is always among them.
     """
     present, first = (array.tolist() for array in np.unique(lengths, return_index=True))
     stop = dict(zip(present, [*first[1:], len(lengths)], strict=True))  # length -> behind the last one that is left
@@ -107,15 +93,10 @@ def pack(lengths: Ids, shape: tuple[int, int], most: int) -> Batch:
 def pad_ids(
     ids: Sequence[Sequence[int] | NDArray[np.integer]], pad_id: int, shape: tuple[int, int] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Lay token ids of different lengths into one array, padded on the right.
+    """Lay the token ids of texts into one array, padded on the right by `pad_id`.
 
-    Args:
-        ids: the token ids of each text.
-        pad_id: the id that fills short rows.
-        shape: of the array, if it is to have more rows than texts, or longer rows.
-
-    Returns:
-        input_ids [B, T] and attention_mask [B, T] (1 for a real token); without `shape`, T is the longest length.
+    -> input_ids [B, T] and attention_mask [B, T] (1 for a real token). T is the longest length, unless `shape` asks for
+    longer rows, or for more rows than texts.
     """
     lengths = [len(text) for text in ids]
     texts = np.arange(len(ids))

@@ -45,23 +45,18 @@ IN_FLIGHT = 8
 class Shapes(NamedTuple):
     """The shapes of batches, (rows, length); XLA compiles a program for each.
 
-    Attributes:
-        few: for texts that fit into one row, the smallest first.
-        rest: for texts that fit into four of its batches.
-        full: for many texts: the most tokens of a text, and the shape for such texts and shorter ones. Up to half of
-            the longest, several texts fill a row; of longer ones a row of an accelerator holds one.
+    `full` is for many texts: the most tokens of a text, and the shape for such texts and shorter ones. Up to half of
+    the longest, several texts fill a row; of longer ones a row of an accelerator holds one.
     """
 
-    few: list[tuple[int, int]]
-    rest: tuple[int, int]
+    few: list[tuple[int, int]]  # for texts that fit into one row, the smallest first
+    rest: tuple[int, int]  # for texts that fit into four of its batches
     full: list[tuple[int, tuple[int, int]]]
 
     def __call__(self, lengths: NDArray[np.int64], *, alone: bool) -> tuple[int, int]:
-        """Choose the shape of the next batch.
+        """Choose the shape of the next batch, given the tokens of each text that is left, ascending.
 
-        Args:
-            lengths: tokens of each text that is left, ascending.
-            alone: whether these are all texts of the window. If not, few shapes are tried, so that few are compiled.
+        Unless these are all texts of the window, `alone`, few shapes are tried, so that few are compiled.
         """
         longest, tokens = lengths[-1], lengths.sum()
         few = self.few if alone else self.few[-2:]
@@ -76,15 +71,10 @@ class Shapes(NamedTuple):
 
 
 def batch_shapes(platform: str, max_length: int, devices: int = 1) -> Shapes:
-    """Return the shapes of batches.
+    """Return the shapes of batches for a platform, "cpu", "gpu" or "tpu"; their rows are divided among `devices`.
 
     On a CPU a batch is one row, since attention goes text by text there. Products run at their full rate from about a
     thousand tokens on. An accelerator computes a row's attention whole, and so has rows of several lengths.
-
-    Args:
-        platform: what JAX calls the devices: "cpu", "gpu", "tpu".
-        max_length: the most tokens of a text.
-        devices: among how many the rows are divided.
     """
     longest = max(512, 1 << (max_length - 1).bit_length())
     if platform == "cpu":
@@ -111,12 +101,6 @@ class JaxEngine:
 
     def __init__(self, checkpoint: Checkpoint, *, pad_id: int, max_length: int, precision: "Precision") -> None:
         """Put the weights of `checkpoint` on all devices.
-
-        Args:
-            checkpoint: the weights, float32 or float64.
-            pad_id: the id that fills short rows of a batch.
-            max_length: the most tokens of a text.
-            precision: one of `PRECISIONS`.
 
         Raises:
             ValueError: an unknown precision, or any but "highest" for float64 weights.

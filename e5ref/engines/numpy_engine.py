@@ -17,7 +17,7 @@ from e5ref.operations.blas import blas, usable_cores
 from e5ref.operations.probes import rows_are_independent, threads_do_not_matter
 
 # A thread holds Python's lock for a fiftieth to a twentieth of its time, so more threads would mostly wait for each
-# other: see docs/performance.md.
+# other: see docs/measure/performance.md.
 MAX_THREADS = 16
 
 # Environment variables that set the threads of a BLAS.
@@ -49,10 +49,7 @@ class NumpyEngine:
     def __init__(self, checkpoint: Checkpoint, *, threads: int | None = None) -> None:
         """Run the weights of `checkpoint`.
 
-        Args:
-            checkpoint: the weights, float32 or float64.
-            threads: how many cores to use; None for as many as `THREAD_VARIABLES` say, or else `usable_cores`, up to
-                `MAX_THREADS`.
+        Without `threads` it uses as many cores as `THREAD_VARIABLES` say, or else `usable_cores`, up to `MAX_THREADS`.
 
         Raises:
             ValueError: `threads` is no whole number of at least 1.

@@ -1,4 +1,4 @@
-"""Evaluation: E5's published scores, reproduced under the protocol that they follow; see docs/evaluation.md.
+"""Evaluation: E5's published scores, reproduced under the protocol that they follow; see docs/measure/evaluation.md.
 
 `evaluate_sts` and `evaluate_retrieval` read files; `e5ref.evaluation.mteb` brings a model into mteb. They need the
 extra `eval` or `mteb`.

@@ -21,27 +21,16 @@ Qrels = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True)
 class Dataset:
-    """A checked folder in BEIR's layout, for one split. The documents stay on disk.
+    """A checked folder in BEIR's layout, for one split. The documents stay on disk."""
 
-    Attributes:
-        folder: holds `corpus.jsonl`, `queries.jsonl` and `qrels/`.
-        split: the name of the judgments.
-        queries: id → text of the queries that are judged in this split, in the file's order.
-        qrels: the judgments of these queries.
-        missing_queries: the number of judged queries that the folder lacks.
-        documents: the number of documents.
-        identical_ids: the number of queries that share their id with a document.
-        notes: what looks like a mistake.
-    """
-
-    folder: Path
-    split: str
-    queries: Mapping[str, str]
-    qrels: Qrels
-    missing_queries: int
-    documents: int
-    identical_ids: int
-    notes: Sequence[str]
+    folder: Path  # holds `corpus.jsonl`, `queries.jsonl` and `qrels/`
+    split: str  # the name of the judgments
+    queries: Mapping[str, str]  # id → text of the queries that are judged in this split, in the file's order
+    qrels: Qrels  # the judgments of these queries
+    missing_queries: int  # the number of judged queries that the folder lacks
+    documents: int  # the number of documents
+    identical_ids: int  # the number of queries that share their id with a document
+    notes: Sequence[str]  # what looks like a mistake
 
     @property
     def files(self) -> list[Path]:
@@ -136,13 +125,8 @@ def find_file(folder: Path, name: str) -> Path:
 
 def _splits(folder: Path) -> list[str]:
     """Return the splits that have judgments."""
-    return sorted(
-        {
-            file.name.removesuffix(ending)
-            for ending in (".tsv", ".tsv.gz")
-            for file in (folder / "qrels").glob(f"*{ending}")
-        }
-    )
+    files = (file for pattern in ("*.tsv", "*.tsv.gz") for file in (folder / "qrels").glob(pattern))
+    return sorted({file.name.removesuffix(".gz").removesuffix(".tsv") for file in files})
 
 
 def split_to_take(folder: Path, usual: str) -> str:

@@ -57,9 +57,6 @@ def embed(
         prompt: the prompt to put before each.
         cache: the folder, created if it does not exist; None to keep nothing.
         progress: moved on by the number of texts.
-
-    Returns:
-        The vectors, and how many texts were cut or had the prompt already.
     """
     progress = progress_bar(len(texts), "embedding", "text", show=False) if progress is None else progress
     doubled = count_doubled(prompt, texts)

@@ -28,11 +28,7 @@ class Encoder:
     """
 
     def __init__(self, model: E5, *, protocol: Protocol = "authors") -> None:
-        """Wrap a model.
-
-        Args:
-            model: from `e5ref.load`.
-            protocol: "authors" or "mteb".
+        """Wrap a model from `e5ref.load`; the protocol is "authors" or "mteb".
 
         Raises:
             ValueError: the protocol is unknown.
@@ -56,8 +52,7 @@ class Encoder:
         Args:
             inputs: a `DataLoader[BatchedInput]`: batches with "text", and for documents "title" and "body".
             task_metadata: the task's name and type decide the prompt.
-            hf_split: not used.
-            hf_subset: not used.
+            hf_split, hf_subset: not used.
             prompt_type: query, document, or None.
             kwargs: `show_progress_bar` as in `E5.encode`. `batch_size` has no effect: mteb means padded batches, and
                 e5ref makes batches by tokens. Vectors do not depend on it.

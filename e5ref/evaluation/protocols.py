@@ -21,21 +21,15 @@ Role = Literal["query", "document"]
 class Rule:
     """What a protocol does with the texts of a task. Prompts are named as in the checkpoint.
 
-    Attributes:
-        text: the prompt before a text that is neither query nor document; None for the checkpoint's default, which for
-            E5 is no prompt.
-        query: the prompt before a query.
-        document: the prompt before a document.
-        title: whether a document's title stands before its text, with a space between them and both ends stripped.
-        normalize: whether vectors are scaled to unit L2 norm; None for the checkpoint's setting (E5: yes). Cosines do
-            not depend on it.
+    `text` is the prompt before a text that is neither query nor document; None is the checkpoint's default, which for
+    E5 is no prompt.
     """
 
     text: str | None
-    query: str
-    document: str
-    title: bool = True
-    normalize: bool | None = None
+    query: str  # the prompt before a query
+    document: str  # the prompt before a document
+    title: bool = True  # whether a document's title and a space stand before its text; both ends are stripped
+    normalize: bool | None = None  # to unit L2 norm; None is the checkpoint's setting (E5: yes). Cosines stay the same
 
     def prompt(self, settings: EmbeddingSettings, role: Role | None) -> str:
         """Find the prompt for a text in this role; "" if it gets none.
@@ -98,12 +92,7 @@ IDENTICAL_IDS = {"ArguAna", "FEVER", "FiQA2018", "MSMARCO", "QuoraRetrieval"}
 
 
 def find_rule(protocol: Protocol, task_type: str, task: str | None = None) -> Rule:
-    """Find a protocol's rule for a task.
-
-    Args:
-        protocol: "authors" or "mteb".
-        task_type: as mteb names it, such as "STS" or "Retrieval".
-        task: the task's name in mteb.
+    """Find a protocol's rule for a task; task and type are named as in mteb ("STS", "Retrieval").
 
     Raises:
         ValueError: the protocol is unknown.
@@ -114,15 +103,9 @@ def find_rule(protocol: Protocol, task_type: str, task: str | None = None) -> Ru
 
 
 def find_task(task_type: Literal["STS", "Retrieval"], task: str | None, path: Path) -> str | None:
-    """Find the task that some data belongs to.
+    """Find the task, as mteb names it, that a file or folder belongs to; None if it is not called like a known one.
 
-    Args:
-        task_type: the type of the task.
-        task: its name, or that of its file or folder, in any case; None to go by `path`.
-        path: the file or folder.
-
-    Returns:
-        The task's name in mteb; None if `path` does not have the name of a known task.
+    `task` is its name, or that of its file or folder, in any case; None goes by `path`.
 
     Raises:
         ValueError: `task` is unknown.
@@ -143,14 +126,9 @@ def published_scores() -> dict[str, Any]:
 
 
 def find_published(model: str, task: str | None) -> tuple[str, float] | None:
-    """Find the published score of a checkpoint on a task.
+    """Find the published score, between 0 and 1, of a checkpoint on a task of mteb's; return its hub name too.
 
-    Args:
-        model: its hub name, or a folder with the same last name.
-        task: the task's name in mteb.
-
-    Returns:
-        The checkpoint's hub name, and the score between 0 and 1; None if no score was published.
+    `model` is that name, or a folder with the same last name. None if no score was published.
     """
     for name, scores in published_scores()["scores"].items():
         if task in scores and (name == model or name.split("/")[1] == Path(model).name):

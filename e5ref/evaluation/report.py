@@ -2,14 +2,14 @@
 
 import importlib.metadata
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from e5ref.checkpoint.hub import file_sha256
 from e5ref.encoder import E5
 from e5ref.evaluation.embedding import provenance
-from e5ref.evaluation.protocols import Protocol, find_published, published_scores
+from e5ref.evaluation.protocols import Protocol, Role, Rule, find_published, published_scores
 from e5ref.terminal.table import aligned
 
 # Type of task → the score that is published.
@@ -25,68 +25,86 @@ def warn(notes: Sequence[str]) -> None:
         warnings.warn(note, stacklevel=3)
 
 
-def make_report(
+class Measured(NamedTuple):
+    """What an evaluation found under one protocol."""
+
+    counts: Mapping[str, int]
+    scores: Mapping[str, Any]  # between 0 and 1
+    notes: list[str]  # what looks like a mistake
+
+
+def make_reports(
     model: E5,
     path: Path,
+    rules: Mapping[Protocol, Rule],
+    measure: Callable[[Rule, dict[str, str]], Measured],
     *,
+    roles: Mapping[str, Role | None],
     task_type: str,
     task: str | None,
     split: str | None,
     comparable: bool,
     files: Sequence[Path],
-    protocol: Protocol,
-    prompts: Mapping[str, str],
-    counts: Mapping[str, int],
-    scores: Mapping[str, Any],
     library: str,
-    notes: Sequence[str],
-) -> dict[str, Any]:
-    """Make the report of an evaluation.
+    notes: list[str],
+) -> list[dict[str, Any]]:
+    """Measure a model under each protocol, once if two ask in the same way, and report.
 
     Args:
-        model: the model that was evaluated.
         path: the file or folder that was given.
+        rules: how the model is asked.
+        measure: gets a rule and its prompts, by role of a text.
+        roles: the roles of texts, as reports and as rules name them.
         task_type: "STS" or "Retrieval".
         task: the task's name in mteb, if e5ref knows the task.
-        split: the part of the data that was used.
+        split: the part of the data that is used.
         comparable: whether the settings allow a published score beside the result.
         files: all files that were read.
-        protocol: how the model was asked.
-        prompts: role of a text → its prompt.
-        counts: name → number.
-        scores: name → score between 0 and 1.
-        library: the package that computed the scores.
+        library: the package that computes the scores.
         notes: the warnings that were given.
 
     Returns:
-        Data ready for `json.dump`. "published" is None if no score of this checkpoint on this task is known.
+        A report per protocol, ready for `json.dump`. "published" is None if no score of this checkpoint on this task is
+        known.
     """
     main = MAIN_SCORES[task_type]
-    found = find_published(model.checkpoint.name, task) if comparable and main in scores else None
-    published = None
-    if found is not None:
-        published = {
-            "model": found[0],
-            "protocol": "authors",
-            "score": main,
-            "value": found[1],
-            "difference": scores[main] - found[1],
-            "source": published_scores()["source"],
-        }
-    return {
-        "task_type": task_type,
-        "task": task,
-        "split": split,
-        "protocol": protocol,
-        "prompts": dict(prompts),
-        "scores": dict(scores),
-        "published": published,
-        "counts": dict(counts),
-        "warnings": list(notes),
-        "dataset": {"path": str(path), "sha256": {file.name: file_sha256(file) for file in files}},
-        "provenance": {role: provenance(model, prompt) for role, prompt in prompts.items()},
-        "scores_computed_by": f"{library} {importlib.metadata.version(library)}",
-    }
+    asked: dict[tuple[Any, ...], Measured] = {}
+    reports = []
+    for protocol, rule in rules.items():
+        prompts = {name: rule.prompt(model.checkpoint.settings, role) for name, role in roles.items()}
+        way = (*prompts.values(), rule.title)
+        if way not in asked:
+            asked[way] = measure(rule, prompts)
+            warn(asked[way].notes)
+        counts, scores, own_notes = asked[way]
+        found = find_published(model.checkpoint.name, task) if comparable and main in scores else None
+        published = None
+        if found is not None:
+            published = {
+                "model": found[0],
+                "protocol": "authors",
+                "score": main,
+                "value": found[1],
+                "difference": scores[main] - found[1],
+                "source": published_scores()["source"],
+            }
+        reports.append(
+            {
+                "task_type": task_type,
+                "task": task,
+                "split": split,
+                "protocol": protocol,
+                "prompts": prompts,
+                "scores": dict(scores),
+                "published": published,
+                "counts": dict(counts),
+                "warnings": notes + own_notes,
+                "dataset": {"path": str(path), "sha256": {file.name: file_sha256(file) for file in files}},
+                "provenance": {role: provenance(model, prompt) for role, prompt in prompts.items()},
+                "scores_computed_by": f"{library} {importlib.metadata.version(library)}",
+            }
+        )
+    return reports
 
 
 def table(reports: Sequence[Mapping[str, Any]]) -> str:

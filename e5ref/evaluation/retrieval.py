@@ -1,14 +1,14 @@
 """Retrieval on a folder in BEIR's layout: exact search and trec_eval's measures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from e5ref.encoder import E5
 from e5ref.evaluation.beir import Qrels, read_dataset, split_to_take
-from e5ref.evaluation.protocols import IDENTICAL_IDS, SPLITS, Protocol, Role, find_rule, find_task
-from e5ref.evaluation.report import make_report, warn
-from e5ref.evaluation.search import Found, Ranking, search
+from e5ref.evaluation.protocols import IDENTICAL_IDS, SPLITS, Protocol, Role, Rule, find_rule, find_task
+from e5ref.evaluation.report import Measured, make_reports, warn
+from e5ref.evaluation.search import Ranking, search
 from e5ref.extras import require
 
 # The largest cut-off k. trec_eval misreads a number of 19 digits.
@@ -46,7 +46,7 @@ def evaluate_retrieval(
         cache: a folder that keeps vectors for later runs; see `embedding.embed`.
 
     Returns:
-        A report per protocol, by `report.make_report`. Its scores are "ndcg@K", "map@K", "recall@K", "mrr@K".
+        A report per protocol, by `report.make_reports`. Its scores are "ndcg@K", "map@K", "recall@K", "mrr@K".
 
     Raises:
         ValueError: the data is malformed, the task is unknown, or a k is below 1 or above `MAX_K`.
@@ -73,38 +73,25 @@ def evaluate_retrieval(
         )
     warn(notes)
 
-    runs: dict[tuple[Any, ...], tuple[Found, Mapping[str, float]]] = {}
-    reports = []
-    for protocol, rule in rules.items():
-        prompts = {role: rule.prompt(model.checkpoint.settings, role) for role in get_args(Role)}
-        asked = (*prompts.values(), rule.title)
-        if asked not in runs:  # two protocols may ask in the same way
-            found = search(
-                model, dataset, prompts, rule, max(k), ignore_identical_ids=ignore_identical_ids, cache=cache
-            )
-            warn(found.notes)
-            runs[asked] = found, measure(found.run, dataset.qrels, k)
-        found, scores = runs[asked]
-        reports.append(
-            make_report(
-                model,
-                folder,
-                task_type="Retrieval",
-                task=task,
-                split=dataset.split,
-                comparable=not dataset.missing_queries
-                and dataset.split == usual_split
-                and ignore_identical_ids == (task in IDENTICAL_IDS),
-                files=dataset.files,
-                protocol=protocol,
-                prompts=prompts,
-                counts=found.counts,
-                scores=scores,
-                library="pytrec_eval-terrier",
-                notes=notes + found.notes,
-            )
-        )
-    return reports
+    def searched(rule: Rule, prompts: dict[str, str]) -> Measured:
+        found = search(model, dataset, prompts, rule, max(k), ignore_identical_ids=ignore_identical_ids, cache=cache)
+        return Measured(found.counts, measure(found.run, dataset.qrels, k), found.notes)
+
+    as_usual = dataset.split == usual_split and ignore_identical_ids == (task in IDENTICAL_IDS)
+    return make_reports(
+        model,
+        folder,
+        rules,
+        searched,
+        roles={role: role for role in get_args(Role)},
+        task_type="Retrieval",
+        task=task,
+        split=dataset.split,
+        comparable=as_usual and not dataset.missing_queries,
+        files=dataset.files,
+        library="pytrec_eval-terrier",
+        notes=notes,
+    )
 
 
 def measure(run: Ranking, qrels: Qrels, k: Sequence[int]) -> dict[str, float]:
@@ -112,15 +99,11 @@ def measure(run: Ranking, qrels: Qrels, k: Sequence[int]) -> dict[str, float]:
 
     A query without a relevant document counts as 0, and so does a query that is not in `run`. A document without a
     judgment is not relevant. nDCG uses the relevance itself as gain. MAP and Recall divide by all relevant documents.
-    Of documents with equal scores, the one with the greater id (in UTF-8, byte by byte) stands first.
-
-    Args:
-        run: scores, which are compared in float32 as in trec_eval.
-        qrels: the judgments.
-        k: the cut-offs: how many of the best documents count.
+    Of documents with equal scores, compared in float32, the one with the greater id (in UTF-8, byte by byte) stands
+    first.
 
     Returns:
-        "ndcg@K", "map@K", "recall@K", "mrr@K" → between 0 and 1.
+        "ndcg@K", "map@K", "recall@K", "mrr@K" → between 0 and 1, for each cut-off `k`.
     """
     from pytrec_eval import RelevanceEvaluator
 

@@ -13,7 +13,7 @@ from e5ref.checkpoint.prompts import notes_on_doubled_prompts
 from e5ref.encoder import E5
 from e5ref.evaluation.beir import Dataset, entries, find_file
 from e5ref.evaluation.embedding import embed, embedding_bar
-from e5ref.evaluation.protocols import Role, Rule
+from e5ref.evaluation.protocols import Rule
 from e5ref.operations.similarity import dots
 
 # Documents that are embedded, searched and cached together, and queries that are compared with them at a time. A run
@@ -35,7 +35,7 @@ class Found(NamedTuple):
 def search(
     model: E5,
     dataset: Dataset,
-    prompts: Mapping[Role, str],
+    prompts: Mapping[str, str],
     rule: Rule,
     k: int,
     *,

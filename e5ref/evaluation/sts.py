@@ -17,7 +17,7 @@ from e5ref.checkpoint.prompts import notes_on_doubled_prompts
 from e5ref.encoder import E5
 from e5ref.evaluation.embedding import embed, embedding_bar
 from e5ref.evaluation.protocols import Protocol, find_rule, find_task
-from e5ref.evaluation.report import make_report, warn
+from e5ref.evaluation.report import Measured, make_reports, warn
 from e5ref.extras import require
 from e5ref.files.lines import decoded_lines, json_kind, json_objects, json_string, opened
 from e5ref.operations.similarity import pairwise_cosines
@@ -61,7 +61,7 @@ def evaluate_sts(
             name.
 
     Returns:
-        A report per protocol, by `report.make_report`. Its scores are "spearman", with its bootstrap interval (95 %,
+        A report per protocol, by `report.make_reports`. Its scores are "spearman", with its bootstrap interval (95 %,
         percentiles of 1,000 draws of as many pairs; None if too few pairs differ), and "pearson".
 
     Raises:
@@ -74,43 +74,30 @@ def evaluate_sts(
     rules = {protocol: find_rule(protocol, "STS", task) for protocol in protocols}
     pairs = read_pairs(path)
     warn(pairs.notes)
-    runs: dict[str, tuple[dict[str, int], dict[str, Any], list[str]]] = {}
-    reports = []
-    for protocol, rule in rules.items():
-        prompt = rule.prompt(model.checkpoint.settings, None)
-        if prompt not in runs:  # two protocols may ask in the same way
-            runs[prompt] = _run(model, pairs, prompt)
-        counts, scores, notes = runs[prompt]
-        reports.append(
-            make_report(
-                model,
-                path,
-                task_type="STS",
-                task=task,
-                split=None,
-                comparable=True,
-                files=[path],
-                protocol=protocol,
-                prompts={"sentence": prompt},
-                counts=counts,
-                scores=scores,
-                library="scipy",
-                notes=notes,
-            )
-        )
-    return reports
+    return make_reports(
+        model,
+        path,
+        rules,
+        lambda rule, prompts: _correlated(model, pairs, prompts["sentence"]),
+        roles={"sentence": None},
+        task_type="STS",
+        task=task,
+        split=None,
+        comparable=True,
+        files=[path],
+        library="scipy",
+        notes=pairs.notes,
+    )
 
 
-def _run(model: E5, pairs: Pairs, prompt: str) -> tuple[dict[str, int], dict[str, Any], list[str]]:
-    """Embed and correlate. -> counts, scores, notes on what looks like a mistake."""
+def _correlated(model: E5, pairs: Pairs, prompt: str) -> Measured:
     n = len(pairs.first)
     with embedding_bar(2 * n) as bar:
         first, second = (embed(model, texts, prompt, progress=bar) for texts in (pairs.first, pairs.second))
     cosines = pairwise_cosines(*(vectors.astype(np.float64) for vectors in (first.vectors, second.vectors)))
     notes = notes_on_doubled_prompts("sentences", prompt, first.doubled + second.doubled, 2 * n)
-    warn(notes)
     counts = {"pairs": n, "sentences_cut": first.cut + second.cut}
-    return counts, correlations(cosines, pairs.scores), pairs.notes + notes
+    return Measured(counts, correlations(cosines, pairs.scores), notes)
 
 
 def correlations(cosines: NDArray[np.floating], scores: NDArray[np.float64]) -> dict[str, Any]:

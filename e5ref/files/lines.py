@@ -117,14 +117,7 @@ def decoded_lines(file: BinaryIO, name: str | Path, *, errors: str = "strict") -
 
 
 def json_objects(lines: Iterable[tuple[int, str]], name: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read JSON lines, an object each, as they come; blank ones are left out.
-
-    Args:
-        lines: as of `decoded_lines`.
-        name: what errors call the file.
-
-    Yields:
-        The number of the line, and its object.
+    """Read what `decoded_lines` yields as JSON lines, an object each; blank ones are left out. -> number, object.
 
     Raises:
         ValueError: a line that is no JSON object.
@@ -162,12 +155,7 @@ def parsed_json(text: str) -> Any:
 
 
 def json_string(value: Mapping[str, Any], field: str, wanted: str = "a string") -> str:
-    """Return the string that a JSON object has in a field.
-
-    Args:
-        value: the object.
-        field: the field's name.
-        wanted: what errors say that the field must be.
+    """Return the string that a JSON object has in a field; an error says that it must be `wanted`.
 
     Raises:
         ValueError: it is no string, or not a valid one; the message names the field, and says what it is, not where.

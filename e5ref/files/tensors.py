@@ -23,10 +23,8 @@ def safetensors_header(
 ) -> bytes:
     """Make what a safetensors file begins with: the length of the JSON in 8 bytes, then the JSON.
 
-    Args:
-        tensors: name → dtype as safetensors names it, shape, and bytes; in the order in which their numbers follow.
-        metadata: name → value.
-        least: bytes that the JSON is to have at least; spaces fill it up.
+    `tensors` has name → dtype as safetensors names it, shape, and bytes; in the order in which their numbers follow.
+    Spaces fill the JSON up to `least` bytes.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     stop = 0
@@ -39,13 +37,7 @@ def safetensors_header(
 
 
 def map_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Map a safetensors file into memory: 8 bytes of header length, the header in JSON, then the numbers.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its tensors by name, of which nothing is read yet, and its metadata.
+    """Map a safetensors file into memory: its tensors by name, of which nothing is read yet, and its metadata.
 
     Raises:
         ValueError: the file is missing, cut short or damaged, or no safetensors file; the message is the reason alone.
@@ -56,7 +48,7 @@ def map_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         content = np.asarray(np.memmap(path, np.uint8, mode="r"))
     except (SafetensorError, OSError) as error:
         raise ValueError(str(error)) from None
-    start = 8 + int(content[:8].view("<u8")[0])
+    start = 8 + int(content[:8].view("<u8")[0])  # 8 bytes of header length, the header in JSON, then the numbers
     header = json.loads(content[8:start].tobytes())
     metadata = header.pop("__metadata__", None) or {}
     tensors = {}

@@ -25,12 +25,7 @@ STORED = {"float32": "F32", "float64": "F64", "float16": "F16", "int8": "I8", "u
 
 
 def with_texts(encode: Callable[[Iterable[str]], Iterator[Floats]], texts: Iterable[str]) -> Iterator[Part]:
-    """Embed texts part by part, and yield each part's texts, as "text", with its vectors.
-
-    Args:
-        encode: such as `E5.encode_stream`.
-        texts: read as the work goes on.
-    """
+    """Embed texts as they are read, with `E5.encode_stream` or the like; yield each part's texts with its vectors."""
     read: deque[str] = deque()  # and not embedded yet
 
     def kept() -> Iterator[str]:
@@ -83,11 +78,8 @@ def write_vectors(
 
 def written_names(path: Path) -> list[Path]:
     """Return the files that are written for `path`: itself, and one beside it if it cannot say where it comes from."""
-    return (
-        [path]
-        if path.suffix in (".safetensors", ".parquet")
-        else [path, path.with_name(path.name + ".provenance.json")]
-    )
+    says_itself = path.suffix in (".safetensors", ".parquet")
+    return [path] if says_itself else [path, path.with_name(path.name + ".provenance.json")]
 
 
 def write_json_lines(file: TextIO, parts: Iterable[Part]) -> int:

@@ -50,14 +50,10 @@ def remove_parts() -> None:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Lock a folder by a file in it, until the end or until the process ends in whatever way; not on Windows.
-
-    Args:
-        path: the file, which is made.
-        wait: whether to wait for whoever holds it.
+    """Lock a folder by a file, which is made, until the end or until the process ends in whatever way; not on Windows.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it, and this one is not to `wait`.
     """
     with path.open("w") as file:
         if fcntl is not None:

@@ -103,10 +103,7 @@ def usable_cores(root: Path = Path("/")) -> int:
     """Count the cores that this process may keep busy: those of its affinity, up to the CPU quota of its container.
 
     A quota may be a part of a core, and is rounded up. Containers are cgroups, of version 2 or 1; of nested ones the
-    least quota counts.
-
-    Args:
-        root: holds `proc` and `sys`, if this is Linux.
+    least quota counts. `root` holds `proc` and `sys`, if this is Linux.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     groups = root / "sys/fs/cgroup"

@@ -148,12 +148,8 @@ def pieces(attention_mask: Array) -> tuple[Array, Array]:
 
     A piece is the texts that start in one block of `CPU_BLOCK` tokens. Padding within it belongs to it.
 
-    Args:
-        attention_mask: [B, T].
-
-    Returns:
-        The first token of each piece and the one behind its last, [blocks] of int32, the longest pieces first. The two
-        are equal for blocks without a piece, which come last.
+    [B, T] -> the first token of each piece and the one behind its last, [blocks] of int32 each, the longest pieces
+    first. The two are equal for blocks without a piece, which come last.
     """
     tokens = attention_mask.size
     place = jnp.arange(tokens, dtype=jnp.int32)

@@ -39,15 +39,10 @@ def in_row_blocks(function: Callable[..., None]) -> Callable[..., Array]:
 
 
 def matmul_rows(x: Array, weight: Array) -> Array:
-    """Multiply rows by a weight: x Wᵀ.
+    """Multiply rows by a weight of the same dtype, as in the checkpoint: x Wᵀ. [m, in], [out, in] -> [m, out].
 
-    Args:
-        x: rows, [m, in].
-        weight: as in the checkpoint, [out, in], of x's dtype.
-
-    Returns:
-        [m, out]. If `rows_are_independent`, a row's bits depend on that row alone. If `rows_alternate`, they also
-        depend on the row's index modulo 12.
+    If `rows_are_independent`, a row's bits depend on that row alone. If `rows_alternate`, they also depend on the row's
+    index modulo 12.
     """
     rows = len(x)
     if rows_alternate():  # a batch has twelve at least, and W xᵀ would not be faster
@@ -70,13 +65,9 @@ def matmul_heads(a: Array, b: Array) -> Array:
 
 
 def softmax(scores: Array) -> Array:
-    """Softmax down the columns, in place: exp(s - max) / Σ exp(s - max).
+    """Softmax down the columns, in place: exp(s - max) / Σ exp(s - max). [..., n, m] -> [..., n, m].
 
-    Args:
-        scores: any shape [..., n, m]; overwritten.
-
-    Returns:
-        `scores`, each column [n] now positive and of sum 1. (Along rows, NumPy's max takes two to four times as long.)
+    Each column, [n], is now positive and of sum 1. (Along rows, NumPy's max takes two to four times as long.)
     """
     scores -= scores.max(axis=-2, keepdims=True)
     np.exp(scores, out=scores)
@@ -85,18 +76,12 @@ def softmax(scores: Array) -> Array:
 
 
 def normal_tail(x: Array) -> Array:
-    """Q(x) = 1 - Φ(x) = erfc(x/√2) / 2: the chance that a normal variable exceeds x.
+    """Q(x) = 1 - Φ(x) = erfc(x/√2) / 2: the chance that a normal variable exceeds x ≥ 0. Of x's shape and dtype.
 
     In float64 it is the C library's erfc, element by element. In float32 it is a fit of our own: exp(-x²/2) N(x)/D(x),
     whose ratio of polynomials, of degree 3 and 4, meets exp(x²/2) Q(x) within a relative 1.5e-7 on 0 ≤ x ≤ 3, and
     within 6e-6 up to x = 14.5, beyond which Q is below what float32 can hold. Out there exp multiplies the rounding of
     x² by x²/2, which is more. `x` may go up to 40, from where on Q is 0 in either dtype.
-
-    Args:
-        x: any shape, not negative.
-
-    Returns:
-        Q(x), of x's shape and dtype.
     """
     if x.dtype == np.float64:
         erfc = np.fromiter(map(math.erfc, (x.ravel() * math.sqrt(0.5)).tolist()), np.float64, x.size)

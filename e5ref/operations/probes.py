@@ -17,12 +17,7 @@ def rows_are_independent(features_in: int, features_out: int, dtype: Literal["fl
     """Tell whether a token, in its row, gets the same bits whatever stands beside it.
 
     It does in OpenBLAS at E5's widths on x86-64 with AVX, AVX2 or AVX-512, and not always elsewhere. So it
-    is tried out, once per shape: the same tokens are multiplied together and in parts, by one thread.
-
-    Args:
-        features_in: columns of the rows.
-        features_out: rows of the weight.
-        dtype: "float32" or "float64".
+    is tried out, once per shape of the weight: the same tokens are multiplied together and in parts, by one thread.
     """
     random = np.random.default_rng(0)
     states, weight = (random.random((n, features_in), dtype) - 0.5 for n in (256, features_out))
@@ -41,15 +36,7 @@ def rows_are_independent(features_in: int, features_out: int, dtype: Literal["fl
 def threads_do_not_matter(
     hidden_size: int, intermediate_size: int, head_size: int, dtype: Literal["float32", "float64"], threads: int
 ) -> bool:
-    """Tell whether this machine's BLAS gives texts of up to 256 tokens the same bits with one thread and with several.
-
-    Args:
-        hidden_size: D.
-        intermediate_size: F.
-        head_size: H.
-        dtype: "float32" or "float64".
-        threads: how many are several.
-    """
+    """Tell whether texts of up to 256 tokens get the same bits from the BLAS with one thread and with `threads`."""
     if rows_alternate():
         return False  # threads divide the rows, and would count them anew
     random = np.random.default_rng(0)

@@ -15,14 +15,9 @@ from e5ref.operations.blas import rows_alternate
 
 
 def text_lengths(attention_mask: Ids, texts_per_row: int | None = None) -> NDArray[np.int64]:
-    """Count the tokens of each text of each row.
+    """Count the tokens of each text of each row. [B, T] -> [B, K], 0 for a text that is not there.
 
-    Args:
-        attention_mask: [B, T].
-        texts_per_row: K; None for as many as the fullest row has.
-
-    Returns:
-        [B, K], 0 for a text that is not there.
+    K is `texts_per_row`; if that is None, as many as the fullest row has.
 
     Raises:
         ValueError: as `check_texts_per_row`.
@@ -75,17 +70,10 @@ def token_positions(input_ids: Ids, attention_mask: Ids, config: BertConfig) -> 
 
 
 def rows_of(tokens: Array, attention_mask: Ids) -> Array:
-    """Put tokens, text after text, into rows in which the BLAS rounds each alike in any company.
+    """Put tokens, text after text, into rows in which the BLAS rounds each alike. [tokens, n], [B, T] -> [R, n].
 
     If `rows_alternate`, tokens at even positions of their text take the first six of every twelve rows, and those at
     odd positions the other six. Unused rows hold a copy of the first token. Otherwise each token takes the next row.
-
-    Args:
-        tokens: [tokens, n].
-        attention_mask: [B, T].
-
-    Returns:
-        [R, n].
     """
     if not rows_alternate():
         return tokens

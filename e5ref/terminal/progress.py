@@ -4,7 +4,6 @@ import os
 import sys
 import time
 from threading import RLock
-from types import TracebackType
 from typing import Any, TypeAlias
 
 from tqdm import tqdm
@@ -73,12 +72,6 @@ class RowProgress:
             )
             print(line, file=sys.stderr, flush=True)
 
-    def __enter__(self) -> "RowProgress":
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         """Take the bar away."""
         self._bar.close()

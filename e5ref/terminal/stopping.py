@@ -15,9 +15,8 @@ from e5ref.files.whole import remove_parts
 # Seconds in which a command may end by itself: finish what its threads compute, and remove what it has begun.
 GRACE = 1.0
 
-SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]  # Windows has two
+# Windows has two of them.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Stopped(BaseException):

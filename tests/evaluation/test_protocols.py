@@ -20,7 +20,7 @@ from e5ref.evaluation.protocols import (
     published_scores,
 )
 
-DOCS = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).parents[2] / "docs" / "measure" / "evaluation.md").read_text(encoding="utf-8")
 
 E5 = EmbeddingSettings("mean", True, 512, E5_PROMPTS)
 BARE = EmbeddingSettings("mean", True, 256, {"query": "", "document": ""})
@@ -113,7 +113,7 @@ def test_published_scores_are_of_known_checkpoints_and_tasks():
 
 
 def docs_table(heading: str) -> list[list[str]]:
-    """Return the cells of the first table under a heading of docs/evaluation.md."""
+    """Return the cells of the first table under a heading of docs/measure/evaluation.md."""
     part = DOCS.split(f"\n{heading}\n")[1]
     lines = re.search(r"(?:^\|.*\n)+", part, re.MULTILINE)[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]

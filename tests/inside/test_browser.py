@@ -1,6 +1,6 @@
 """The page in a real browser: nothing fails, nothing leaves, everything can be reached and read.
 
-With E5REF_SCREENSHOTS=docs in the environment the pictures of docs/look.md are made anew.
+With E5REF_SCREENSHOTS=docs/learn in the environment the pictures of docs/learn/look.md are made anew.
 """
 
 import importlib.util

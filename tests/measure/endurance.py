@@ -1,4 +1,4 @@
-"""Embed very many texts, for docs/performance.md: `python -m tests.measure.endurance FOLDER TEXTS SVG [COUNT]`.
+"""Embed very many texts, for docs/laboratory/memory.md: `python -m tests.measure.endurance FOLDER TEXTS SVG [COUNT]`.
 
 They come from a generator, a file's lines again and again until COUNT is reached. Memory is what Linux calls resident.
 """

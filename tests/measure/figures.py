@@ -1,4 +1,4 @@
-"""Measure the parity figures of docs/parity.md: `python -m tests.measure.figures` prints its table."""
+"""Measure the parity figures of docs/measure/parity.md: `python -m tests.measure.figures` prints its table."""
 
 import argparse
 import tempfile

@@ -1,4 +1,6 @@
-"""Measure where the NumPy twin's time goes, for docs/performance.md: `python -m tests.measure.operations FOLDER TEXTS`.
+"""Measure where the NumPy twin's time goes: `python -m tests.measure.operations FOLDER TEXTS`.
+
+docs/measure/performance.md has the table.
 
 One thread runs the forward pass over a file of texts, a line each, and every operation is timed on its own.
 """

@@ -1,4 +1,6 @@
-"""Measure what each precision of the JAX twin costs, for docs/jax.md: `python -m tests.measure.precisions BEIR_FOLDER`.
+"""Measure what each precision of the JAX twin costs: `python -m tests.measure.precisions BEIR_FOLDER`.
+
+docs/run/jax.md has the table.
 
 The folder holds `corpus.jsonl` and `queries.jsonl` in BEIR's layout; the weights are all-MiniLM-L6-v2's.
 """

@@ -12,7 +12,8 @@ POINTS = {"float32": 1e-5, "float64": 1e-12}
 VECTORS_OWN_ROUNDING = 3e-7
 
 # How far a vector computed in half precision may be from the same in float32, at most and in cosine. bfloat16 keeps 8
-# bits of a number, float16 11. On trained weights (docs/jax.md) that costs a fifth of the first bound, half the second.
+# bits of a number, float16 11. On trained weights (docs/run/jax.md) that costs a fifth of the first bound and
+# half the second.
 VECTORS_HALF = {"bfloat16": 1e-2, "float16": 1.5e-3}
 COSINE_HALF = {"bfloat16": 1e-4, "float16": 2e-6}
 

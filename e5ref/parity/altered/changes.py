@@ -77,11 +77,6 @@ LINEAR = ("query", "key", "value", "attention_output", "feed_forward_up", "feed_
 # LayerNorm
 
 
-def changed_layer_norm(function: Callable[[Array, Array, Array, float], Array]) -> Change:
-    """Replace LayerNorm everywhere. (x, weight, bias, eps) -> x."""
-    return changed_function(layer_norm=function)
-
-
 def normed(x: Array, *, mean: bool = True, outside: float = 0.0, inside: float = 0.0, less: int = 0) -> Array:
     """Normalise without weight and bias. `outside` and `inside` are epsilons; the variance divides by n - `less`."""
     centred = x - x.mean(axis=-1, keepdims=True) if mean else x
@@ -197,51 +192,38 @@ def changed_layer(
     *,
     before: bool = False,
     residuals: tuple[str, str] = ("input", "attention"),
+    norm_first: tuple[str, ...] = (),
 ) -> Change:
-    """Put LayerNorm `before` each part of the encoder layer, or change the residuals."""
+    """Put LayerNorm `before` each part of the encoder layer, or change the residuals.
+
+    At the points of `norm_first`, "attention_output" or "output", LayerNorm comes before the residual is added.
+    """
 
     def encoder_layer(
         params: Layer, hidden_states: Array, attention_mask: Ids, *, config: BertConfig, tap: Tap | None = None
     ) -> Array:
-        eps = config.layer_norm_eps
         states = {"input": hidden_states, "none": np.zeros_like(hidden_states)}
-        fed = hidden_states.copy()
-        if before:
-            fed = numpy_model.layer_norm(fed, *params.attention_layer_norm, eps)
+
+        def norm(x: Array, affine: Affine) -> Array:
+            return numpy_model.layer_norm(x.copy(), *affine, config.layer_norm_eps)
+
+        def joined(point: str, x: Array, residual: str, affine: Affine) -> Array:
+            if before:
+                result = x + states[residual]
+            elif point in norm_first:
+                result = norm(x, affine) + states[residual]
+            else:
+                result = norm(x + states[residual], affine)
+            numpy_model.record(tap, point, result, attention_mask)
+            return result
+
+        fed = norm(hidden_states, params.attention_layer_norm) if before else hidden_states
         attention = numpy_model.self_attention(params, fed, attention_mask, config=config, tap=tap)
-        attention = attention + states[residuals[0]]
-        if not before:
-            attention = numpy_model.layer_norm(attention, *params.attention_layer_norm, eps)
+        attention = joined("attention_output", attention, residuals[0], params.attention_layer_norm)
         states["attention"] = attention
-        numpy_model.record(tap, "attention_output", attention, attention_mask)
-        fed = numpy_model.layer_norm(attention.copy(), *params.output_layer_norm, eps) if before else attention
-        output = numpy_model.feed_forward(params, fed, attention_mask, tap=tap) + states[residuals[1]]
-        if not before:
-            output = numpy_model.layer_norm(output, *params.output_layer_norm, eps)
-        numpy_model.record(tap, "output", output, attention_mask)
-        return output
-
-    return changed_function(encoder_layer=encoder_layer)
-
-
-def norm_before_sum(*points: str) -> Change:
-    """Apply LayerNorm before the residual is added: at "attention_output", "output", or both."""
-
-    def encoder_layer(
-        params: Layer, hidden_states: Array, attention_mask: Ids, *, config: BertConfig, tap: Tap | None = None
-    ) -> Array:
-        def joined(x: Array, residual: Array, affine: Affine, here: bool) -> Array:
-            if here:
-                return numpy_model.layer_norm(x, *affine, config.layer_norm_eps) + residual
-            return numpy_model.layer_norm(x + residual, *affine, config.layer_norm_eps)
-
-        attention = numpy_model.self_attention(params, hidden_states, attention_mask, config=config, tap=tap)
-        attention = joined(attention, hidden_states, params.attention_layer_norm, "attention_output" in points)
-        numpy_model.record(tap, "attention_output", attention, attention_mask)
-        output = numpy_model.feed_forward(params, attention, attention_mask, tap=tap)
-        output = joined(output, attention, params.output_layer_norm, "output" in points)
-        numpy_model.record(tap, "output", output, attention_mask)
-        return output
+        fed = norm(attention, params.output_layer_norm) if before else attention
+        output = numpy_model.feed_forward(params, fed, attention_mask, tap=tap)
+        return joined("output", output, residuals[1], params.output_layer_norm)
 
     return changed_function(encoder_layer=encoder_layer)
 
@@ -287,16 +269,7 @@ DENSE_MISTAKES: dict[str, Callable[[Dense, Array], Array]] = {
 
 def changed_positions(shift: int) -> Change:
     """Give each token the position embedding that stands `shift` places further."""
-
-    def change(embeddings: Embeddings) -> Embeddings:
-        return embeddings._replace(position=np.roll(embeddings.position, -shift, axis=0))
-
-    return changed_embeddings(change)
-
-
-def changed_gelu(function: Callable[[Array], Array]) -> Change:
-    """Replace GELU. [m, n] -> [m, n]."""
-    return changed_function(gelu=function)
+    return changed_embeddings(lambda e: e._replace(position=np.roll(e.position, -shift, axis=0)))
 
 
 def sigmoid(x: Array) -> Array:

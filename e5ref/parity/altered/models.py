@@ -19,15 +19,12 @@ from e5ref.checkpoint.params import BertParams, Embeddings, Layer, map_leaves
 from e5ref.operations import Array, Ids, Tap, numpy_ops
 from e5ref.operations.rows import rows_of, tokens_of
 
-# Tokens of a batch, padding counted. Its points take a few hundred MB at most.
+# Tokens that are computed at a time, padding counted. Their points take a few hundred MB at most.
 BATCH_TOKENS = 2048
 
 
 def model_copy(**replacements: Any) -> ModuleType:
-    """Return a private copy of `numpy_model` with some functions replaced.
-
-    Args:
-        replacements: name → function; only names of `numpy_model`, such as gelu or softmax.
+    """Return a private copy of `numpy_model` with some functions, such as gelu or softmax, replaced.
 
     Raises:
         ValueError: `numpy_model` does not have a name.
@@ -52,18 +49,15 @@ def run_reference(
     model: ModuleType = numpy_model,
     params: BertParams | None = None,
     only: Collection[str] | None = None,
-    batch_tokens: int = BATCH_TOKENS,
 ) -> dict[str, Array]:
     """Run the reference, or a changed copy of it, and return its named points.
 
     Args:
         checkpoint: the weights, in the dtype to compute in, and how to pool and normalise.
-        input_ids: [B, T].
-        attention_mask: [B, T], 1 for a real token and 0 for padding, which may stand on either side.
+        input_ids, attention_mask: [B, T], 1 in the mask for a real token; padding may stand on either side.
         model: `numpy_model`, or a copy by `model_copy`.
         params: weights to use instead of the checkpoint's.
         only: names of the points to return; None for all.
-        batch_tokens: the tokens that are computed at a time, padding counted.
 
     Returns:
         Name → array, in the forward pass's order, padded to T; 0 at padding.
@@ -72,7 +66,7 @@ def run_reference(
         ValueError: as `numpy_model.embed`.
     """
     texts, length = input_ids.shape
-    batch_texts = max(1, batch_tokens // max(length, 1))
+    batch_texts = max(1, BATCH_TOKENS // max(length, 1))
     points: dict[str, Array] = {}
     for start in range(0, texts, batch_texts):
         batch = slice(start, min(start + batch_texts, texts))
@@ -98,9 +92,7 @@ def run_reference(
 def padded_model(bias: float = -math.inf, **replacements: Any) -> ModuleType:
     """Return the forward pass that computes padding too, as frameworks do, and so needs a mask.
 
-    Args:
-        bias: the number that is added to the scores of padding; minus infinity is right, 0 means no mask.
-        replacements: as for `model_copy`.
+    `bias` is added to the scores of padding; minus infinity is right, 0 means no mask.
     """
 
     def embed_tokens(params: Embeddings, input_ids: Ids, attention_mask: Ids, *, config: BertConfig) -> Array:
@@ -147,9 +139,6 @@ def rounded_model(dtype: str) -> ModuleType:
 
     Inside, an operation computes in the dtype of the weights. The weights must be rounded too: see `round_params`. With
     "float32", only the average changes: it adds up in float32 instead of float64.
-
-    Args:
-        dtype: "float32", "float16" or "bfloat16".
     """
     if dtype == "float32":
         return model_copy(average_pool=_plain_average)
@@ -204,9 +193,8 @@ def round_params(params: BertParams, dtype: str) -> BertParams:
 def int8_model(kind: str) -> ModuleType:
     """Return the forward pass with 8-bit products, as in a library's dynamic quantisation.
 
-    Args:
-        kind: "onnxruntime" (states of 8 bits; one scale for each weight and embedding), "onnxruntime by channel" (one
-            scale for each output of a weight) or "torch" (states of 7 bits; embeddings as they are).
+    Kinds are "onnxruntime" (states of 8 bits; one scale for each weight and embedding), "onnxruntime by channel" (one
+    scale for each output of a weight) and "torch" (states of 7 bits; embeddings as they are).
     """
     steps = 127 if kind == "torch" else 255
 

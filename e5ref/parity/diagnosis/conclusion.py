@@ -90,13 +90,13 @@ def _where(finding: Finding) -> str:
     return f"{finding.model}, {finding.prefix}"
 
 
-def _findings(ranked: list[Trial], most: int = 5) -> tuple[Finding, ...]:
-    """Return the best findings, each with a different text."""
+def _findings(ranked: list[Trial]) -> tuple[Finding, ...]:
+    """Return the five best findings, each with a different text."""
     findings: dict[tuple[str, ...], Finding] = {}
     for one in ranked:
         finding = one.finding()
         findings.setdefault((finding.model, finding.prefix, *finding.deviations), finding)
-        if len(findings) == most:
+        if len(findings) == 5:
             break
     return tuple(findings.values())
 

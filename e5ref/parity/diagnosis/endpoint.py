@@ -97,8 +97,6 @@ def _post(url: str, body: dict[str, Any], timeout: float) -> Any:
         hint = f"; is the key in {KEY_VARIABLE} right?" if error.code in (401, 403) else ""
         hint = "; give the address that it redirects to" if 300 <= error.code < 400 else hint
         raise EndpointError(f"{url} answers {error.code} {error.reason}{f': {said}' if said else ''}{hint}") from None
-    except TimeoutError:
-        raise EndpointError(f"{url} does not answer within {timeout:g} seconds") from None
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):

@@ -34,23 +34,14 @@ INDEPENDENT = 30
 
 @dataclass(frozen=True)
 class Given:
-    """The given vectors, and what their digits show.
+    """The given vectors, and what their digits show."""
 
-    Attributes:
-        vectors: [n, d], float64.
-        directions: the same with unit L2 norm.
-        norms: [n].
-        lengths: characters of each text.
-        stored: how the values were rounded, such as "stored as float16"; "" if not coarser than float32.
-        stored_level: how far this rounding moves a direction.
-    """
-
-    vectors: Floats
-    directions: Floats
-    norms: Floats
-    lengths: NDArray[np.int64]
-    stored: str = ""
-    stored_level: float = 0.0
+    vectors: Floats  # [n, d], float64
+    directions: Floats  # the same with unit L2 norm
+    norms: Floats  # [n]
+    lengths: NDArray[np.int64]  # characters of each text
+    stored: str = ""  # how the values were rounded, such as "stored as float16"; "" if not coarser than float32
+    stored_level: float = 0.0  # how far this rounding moves a direction
 
     @property
     def width(self) -> int:
@@ -101,21 +92,13 @@ def _storage(vectors: Floats, norms: Floats) -> tuple[str, float]:
 
 @dataclass(frozen=True)
 class Fit:
-    """How predicted vectors compare with the given ones.
+    """How predicted vectors compare with the given ones."""
 
-    Attributes:
-        distances: between the two directions of each text, [m].
-        predicted: the predicted directions, cut to the given width, [m, d].
-        scale: what happened to the length of the vectors, for people; "" if they are normalised.
-        width: the dimensions of given and predicted vectors.
-        order: how the vectors are out of order; "" if they are not.
-    """
-
-    distances: Floats
-    predicted: Floats
-    scale: str
-    width: tuple[int, int]
-    order: str
+    distances: Floats  # between the two directions of each text, [m]
+    predicted: Floats  # the predicted directions, cut to the given width, [m, d]
+    scale: str  # what happened to the length of the vectors, for people; "" if they are normalised
+    width: tuple[int, int]  # the dimensions of given and predicted vectors
+    order: str  # how the vectors are out of order; "" if they are not
 
     @property
     def median(self) -> float:
@@ -146,15 +129,9 @@ class Fit:
 
 
 def fit(predicted: Floats, given: Given, indices: Sequence[int]) -> Fit:
-    """Compare predicted vectors with those given for the same texts.
+    """Compare predicted vectors, [m, D] and not normalised, with those given for the same texts, [n, d] with d ≤ D.
 
-    Args:
-        predicted: [m, D], not normalised.
-        given: the vectors, [n, d] with d ≤ D.
-        indices: which of the given vectors belong to the predicted ones, [m].
-
-    Returns:
-        The distances of directions, and changes of scale, width and order.
+    `indices`, [m], says which of the given vectors belong to the predicted ones.
     """
     texts = np.asarray(indices, np.int64)
     cut = predicted[:, : given.width]
@@ -234,14 +211,9 @@ class Levels:
 
 
 def measure_levels(encoder: E5, ids: Sequence[Sequence[int]]) -> Levels:
-    """Measure on a few texts how far rounding moves directions.
+    """Measure on the tokens of a few texts how far rounding moves directions, for a checkpoint in float32.
 
-    Args:
-        encoder: the checkpoint in float32.
-        ids: the texts' tokens.
-
-    Returns:
-        The largest distance from float64's directions, for float32 and for simulated float16 and bfloat16.
+    It is the largest distance from float64's directions, for float32 and for simulated float16 and bfloat16.
     """
     checkpoint = encoder.checkpoint
     exact = read_checkpoint(checkpoint.folder, dtype="float64").params

@@ -67,58 +67,35 @@ OVER_PADDING = {
 
 @dataclass(frozen=True)
 class TextVariant:
-    """The texts that the tokenizer got, with the card's prefix or something else.
+    """The texts that the tokenizer got, with the card's prefix or something else."""
 
-    Attributes:
-        prefix: the prefix, for people to read.
-        deviation: how it departs from the card; None if it does not.
-        texts: one for each of the user's texts.
-    """
-
-    prefix: str
-    deviation: str | None
-    texts: tuple[str, ...]
+    prefix: str  # for people to read
+    deviation: str | None  # how it departs from the card; None if it does not
+    texts: tuple[str, ...]  # one for each of the user's texts
 
 
 @dataclass(frozen=True)
 class TokenVariant:
-    """How the tokenizer was used.
+    """How the tokenizer was used."""
 
-    Attributes:
-        deviation: how that departs from the card; None if it does not.
-        max_length: the most tokens of a text.
-        normalizer: options of the normalizer that are changed.
-        lower: whether texts are lower-cased before the tokenizer, if it keeps case.
-        cls: whether [CLS] stands before a text.
-        sep: whether [SEP] stands after it.
-    """
-
-    deviation: str | None
-    max_length: int
-    normalizer: tuple[tuple[str, bool], ...] = ()
-    lower: bool = False
-    cls: bool = True
-    sep: bool = True
+    deviation: str | None  # how that departs from the card; None if it does not
+    max_length: int  # the most tokens of a text
+    normalizer: tuple[tuple[str, bool], ...] = ()  # options of the normalizer that are changed
+    lower: bool = False  # whether texts are lower-cased before the tokenizer, if it keeps case
+    cls: bool = True  # whether [CLS] stands before a text
+    sep: bool = True  # whether [SEP] stands after it
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One way from texts to vectors. Scale, order and width are left open: the vectors show them.
-
-    Attributes:
-        text, token: what the encoder got.
-        computation: how it computed.
-        length: the length that texts are padded to; 0 for the longest of them.
-        pooling: a key of POOLINGS or of OVER_PADDING.
-        dense: a key of DENSE_MISTAKES; None if the Dense layer, if there is one, is as the card says.
-    """
+    """One way from texts to vectors. Scale, order and width are left open: the vectors show them."""
 
     text: TextVariant
     token: TokenVariant
     computation: Computation = Computation.PLAIN
-    length: int = 0
-    pooling: str = "mean"
-    dense: str | None = None
+    length: int = 0  # the length that texts are padded to; 0 for the longest of them
+    pooling: str = "mean"  # a key of POOLINGS or of OVER_PADDING
+    dense: str | None = None  # a key of DENSE_MISTAKES; None if a Dense layer is as the card says
 
     def deviations(self, pooling: str, longest: int) -> tuple[str, ...]:
         """Name what departs from the card, given the card's pooling and the length that texts are padded to."""

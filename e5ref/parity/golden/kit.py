@@ -15,9 +15,10 @@ from e5ref.files.whole import written_whole
 from e5ref.parity.golden.readme import readme
 from e5ref.parity.judge.comparison import Comparison, compare, expected_errors
 from e5ref.parity.runs import check
+from e5ref.parity.runs.check import DTYPES, matching
 from e5ref.parity.runs.recording import point_shapes, record_reference
 from e5ref.parity.runs.rounding import FACTOR, ErrorSum, token_values
-from e5ref.parity.runs.run import DTYPES, Run, RunError, matching, read_run, write_run_content
+from e5ref.parity.runs.run import Run, RunError, read_run, write_run_content
 from e5ref.terminal.progress import progress_bar
 
 FORMAT = "e5ref-kit 1"

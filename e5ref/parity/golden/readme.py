@@ -88,14 +88,7 @@ that dtype.
 
 
 def readme(kit: Mapping[str, Any], checkpoint: Checkpoint, start: str, end: str) -> str:
-    """Write the README.md of a kit.
-
-    Args:
-        kit: the content of its kit.json.
-        checkpoint: the model.
-        start: the special token before a text.
-        end: the special token after it.
-    """
+    """Write the README.md of a kit, given its kit.json, and the special tokens before and after a text."""
     facts, batches, config = kit["reference"], kit["batches"], checkpoint.config
     normalized = facts["normalized"] == "true"
     dense = (

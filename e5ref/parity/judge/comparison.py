@@ -9,52 +9,42 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from e5ref.parity.judge.inputs import difference_in_inputs
+from e5ref.parity.runs.check import difference_in_ids, matching
 from e5ref.parity.runs.rounding import FACTOR, UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, token_values
-from e5ref.parity.runs.run import Run, RunError, forward_order, matching, read_run
+from e5ref.parity.runs.run import FEEDS, Run, RunError, forward_order, read_run
 
 # The number of worst tokens that are kept for each point.
 WORST = 5
 
 Verdict = Literal["OK", "DIFF", "SHAPE", "MISSING", "NAN"]
 
-# Point of a layer → the points that it is computed from; "input" is the output of the layer before.
-FEEDS = {
-    "query": ("input",),
-    "key": ("input",),
-    "value": ("input",),
-    "attention_probabilities": ("query", "key"),
-    "context": ("attention_probabilities", "value"),
-    "attention_output": ("context", "input"),
-    "feed_forward_activation": ("attention_output",),
-    "output": ("feed_forward_activation", "attention_output"),
-}
-
 
 @dataclass(frozen=True)
 class Place:
-    """Where two runs differ, and by how much.
+    """Where two runs differ, and by how much."""
 
-    Attributes:
-        text: the text, counted from 0.
-        token: the real token of that text, counted from 0; None for the vector of a whole text.
-        string: the token as a string, if it is known.
-        index: the dimension; for attention probabilities, the head and the token attended to.
-        value: the run's value.
-        expected: the reference's value.
-    """
-
-    text: int
-    token: int | None
-    string: str | None
-    index: tuple[int, ...]
-    value: float
-    expected: float
+    text: int  # counted from 0
+    token: int | None  # the real token of that text, counted from 0; None for the vector of a whole text
+    string: str | None  # the token as a string, if it is known
+    index: tuple[int, ...]  # the dimension; for attention probabilities, the head and the token attended to
+    value: float  # the run's
+    expected: float  # the reference's
 
     @property
     def error(self) -> float:
         """How far apart the two values are."""
         return abs(self.value - self.expected)
+
+    def __str__(self) -> str:
+        """Describe the place: text, token, and dimension or head."""
+        parts = [f"text {self.text}"]
+        if self.token is not None:
+            parts.append(f"token {self.token}" + (f" ({self.string})" if self.string is not None else ""))
+        if len(self.index) == 2:
+            parts += [f"head {self.index[0]}", f"to token {self.index[1]}"]
+        else:
+            parts.append(f"dimension {self.index[0]}")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -120,13 +110,7 @@ class Comparison:
 
 
 def feeds(name: str, layers: int, *, has_dense: bool = False) -> list[str]:
-    """Return the points that a point is computed from; none for the embeddings.
-
-    Args:
-        name: the point.
-        layers: how many layers the model has.
-        has_dense: whether it has a Dense layer after pooling.
-    """
+    """Return the points that a point is computed from, in a model with that number of layers; none for embeddings."""
     layer = re.fullmatch(r"layers\.(\d+)\.(\w+)", name)
     if layer:
         index = int(layer[1])
@@ -161,7 +145,7 @@ def compare(run: Run | str | Path, reference: Run | str | Path, *, only: Sequenc
         )
     names = _chosen({*run.points, *reference.points}, only)
     layers = 1 + max((int(name.split(".")[1]) for name in reference.points if name.startswith("layers.")), default=-1)
-    if difference := difference_in_inputs(run, reference):
+    if difference := difference_in_ids(run, reference):
         return Comparison(run.dtype, (PointVerdict("input_ids", "DIFF", difference),), layers)
     return Comparison(run.dtype, tuple(_judge(name, run, reference) for name in names), layers)
 
@@ -192,7 +176,9 @@ def _judge(name: str, run: Run, reference: Run) -> PointVerdict:
         ours = token_values(actual, run.attention_mask, text)
         theirs = token_values(expected, reference.attention_mask, text)
         if not np.isfinite(ours).all():
-            return PointVerdict(name, "NAN", _not_finite(ours, text, actual.ndim, run))
+            token, column = np.argwhere(~np.isfinite(ours))[0].tolist()
+            first = _place(ours, theirs, token, column, text, actual.ndim, run)
+            return PointVerdict(name, "NAN", f"{first.value} at {first}")
         if not np.isfinite(theirs).all():
             raise RunError(f"the reference holds NaN or infinity at {name!r}; record it again")
         errors.add(ours - theirs)
@@ -220,11 +206,7 @@ def _judge(name: str, run: Run, reference: Run) -> PointVerdict:
 def expected_errors(reference: Run, name: str, dtype: str, scale: ErrorSum) -> tuple[float, float]:
     """Return what rounding costs at a point, as maximum and as RMS. A run may err by `FACTOR` times that.
 
-    Args:
-        reference: a run in float64 with the costs of rounding.
-        name: the point.
-        dtype: the dtype that the judged run computed in.
-        scale: the reference's own values at that point, over the real tokens.
+    `dtype` is what the judged run computed in; `scale` is of the reference's own values there, over the real tokens.
 
     Raises:
         RunError: the reference does not say what rounding costs there.
@@ -268,22 +250,15 @@ def _worst_places(
     errors = np.abs(ours - theirs)
     columns = errors.argmax(axis=1)
     for token in np.argsort(-errors.max(axis=1), kind="stable")[:WORST].tolist():
-        column = int(columns[token])
-        yield Place(
-            text, *_place(token, column, text, ndim, run), float(ours[token, column]), float(theirs[token, column])
-        )
+        yield _place(ours, theirs, token, int(columns[token]), text, ndim, run)
 
 
-def _place(token: int, column: int, text: int, ndim: int, run: Run) -> tuple[int | None, str | None, tuple[int, ...]]:
-    """Explain two indices into `token_values`: return token, its string, and the indices of `Place`."""
+def _place(
+    ours: NDArray[np.float64], theirs: NDArray[np.float64], token: int, column: int, text: int, ndim: int, run: Run
+) -> Place:
+    """Explain two indices into the `token_values` of a text, in a point of `ndim` dimensions."""
+    values = float(ours[token, column]), float(theirs[token, column])
     if ndim == 2:
-        return None, None, (column,)
-    length = int(run.attention_mask[text].sum())
-    return token, run.token(text, token), divmod(column, length) if ndim == 4 else (column,)
-
-
-def _not_finite(values: NDArray[np.float64], text: int, ndim: int, run: Run) -> str:
-    first, column = (int(index) for index in np.argwhere(~np.isfinite(values))[0])
-    token, string, index = _place(first, column, text, ndim, run)
-    where = f"text {text}" + ("" if token is None else f", token {token}") + (f" ({string})" if string else "")
-    return f"{values[first, column]} at {where}, {', '.join(map(str, index))}"
+        return Place(text, None, None, (column,), *values)
+    index = divmod(column, int(run.attention_mask[text].sum())) if ndim == 4 else (column,)
+    return Place(text, token, run.token(text, token), index, *values)

@@ -22,7 +22,7 @@ from e5ref.operations.blas import blas
 from e5ref.parity.altered.mistakes import MISTAKES, Mistake
 from e5ref.parity.diagnosis.hypotheses import Predictions, TextVariant
 from e5ref.parity.identify.identify import Identification, described_points, identify
-from e5ref.parity.judge.comparison import Comparison, compare
+from e5ref.parity.judge.comparison import Comparison, PointVerdict, compare
 from e5ref.parity.runs.rounding import FACTOR, UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, token_values
 from e5ref.parity.runs.run import Run
 
@@ -52,24 +52,17 @@ MUCH = 1e4
 class Explanation:
     """A known mistake, or what was identified, beside a run that departs.
 
-    Attributes:
-        mistake: its name; for what was identified, where it was and what it is.
-        check: what to look at in the port.
-        point: where the run departs first; "input_ids" if the tokens differ.
-        before: the largest error there, on the texts that were tried.
-        after: the same with the mistake made in the reference.
-        explains: whether only rounding is left, there and at all other points. For what was identified: at the points
-            that it names.
-        identified: whether it was computed from the run's own operations, not taken from the list of mistakes.
+    It `explains` the run if only rounding is left, there and at all other points. For what was identified: at the
+    points that it names.
     """
 
-    mistake: str
-    check: str
-    point: str
-    before: float
-    after: float
+    mistake: str  # its name; for what was identified, where it was and what it is
+    check: str  # what to look at in the port
+    point: str  # where the run departs first; "input_ids" if the tokens differ
+    before: float  # the largest error there, on the texts that were tried
+    after: float  # the same with the mistake made in the reference
     explains: bool
-    identified: bool = False
+    identified: bool = False  # whether it was computed from the run's own operations, and is not of the known mistakes
 
     def __str__(self) -> str:
         """Return the explanation as one line."""
@@ -124,15 +117,15 @@ def explain(
     if first.name == "input_ids":
         return _explain_inputs(run, reference, checkpoint)
 
-    with blas.at_most(1):  # products are small: on a busy machine, threads that wait for each other take ten times as long
-        return _explain_points(run, reference, checkpoint, comparison, time.monotonic() + seconds)
+    # Products are small here. On a busy machine, threads that wait for each other take ten times as long as one.
+    with blas.at_most(1):
+        return _explain_values(run, reference, checkpoint, comparison, first, time.monotonic() + seconds)
 
 
-def _explain_points(
-    run: Run, reference: Run, checkpoint: Checkpoint, comparison: Comparison, stop: float
+def _explain_values(
+    run: Run, reference: Run, checkpoint: Checkpoint, comparison: Comparison, first: PointVerdict, stop: float
 ) -> list[Explanation]:
-    """Find what explains a first departure in values."""
-    first = comparison.first_departure
+    """Find what explains a first departure in a point's values."""
     names = [verdict.name for verdict in comparison.verdicts if verdict.verdict in ("OK", "DIFF")]
     at, worst = names.index(first.name), first.worst[0].text
     tried = _Tried(run, reference, checkpoint, names, at, worst)

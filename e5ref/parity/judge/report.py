@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from e5ref.parity.judge.comparison import Comparison, Place, PointVerdict, compare
+from e5ref.parity.judge.comparison import Comparison, PointVerdict, compare
 from e5ref.parity.judge.explain import Explanation
 from e5ref.parity.runs.rounding import FACTOR
 from e5ref.parity.runs.run import Run
@@ -18,12 +18,7 @@ FLOOR = -40.0  # the power of ten where an error of 0 is drawn
 
 
 def assert_parity(run: Run | str | Path, reference: Run | str | Path, *, only: Sequence[str] | None = None) -> None:
-    """Fail a test if a run departs from the reference by more than rounding.
-
-    Args:
-        run: as for `compare`.
-        reference: as for `compare`.
-        only: as for `compare`.
+    """Fail a test if a run departs from the reference by more than rounding. The arguments are those of `compare`.
 
     Raises:
         AssertionError: the run departs; the message is the table up to the first departure.
@@ -36,15 +31,7 @@ def assert_parity(run: Run | str | Path, reference: Run | str | Path, *, only: S
 
 
 def text_report(comparison: Comparison, *, whole: bool = True) -> str:
-    """Lay out a comparison for a terminal.
-
-    Args:
-        comparison: what `compare` returns.
-        whole: whether to show all points, or only those up to the first departure.
-
-    Returns:
-        A line per point, and the summary.
-    """
+    """Lay out a comparison for a terminal: the points, all of them or up to the first departure, and the summary."""
     verdicts = list(comparison.verdicts)
     first = comparison.first_departure
     if not whole and first is not None:
@@ -59,7 +46,7 @@ def _line(verdict: PointVerdict, width: int) -> str:
     start = f"{f'[{verdict.verdict}]':10}{verdict.name:{width}} "
     if verdict.detail:
         return f"{start} {verdict.detail}"
-    return start + " ".join(f"{cell:>9}" for cell in cells(verdict)) + f"  {where(verdict.worst[0])}"
+    return start + " ".join(f"{cell:>9}" for cell in cells(verdict)) + f"  {verdict.worst[0]}"
 
 
 def cells(verdict: PointVerdict) -> list[str]:
@@ -75,18 +62,6 @@ def cells(verdict: PointVerdict) -> list[str]:
 
 def _figure(value: float) -> str:
     return f"{value:.2g}" if value < 10 else f"{value:,.0f}" if value < 1e6 else f"{value:.1e}"
-
-
-def where(place: Place) -> str:
-    """Describe a place: text, token, and dimension or head."""
-    parts = [f"text {place.text}"]
-    if place.token is not None:
-        parts.append(f"token {place.token}" + (f" ({place.string})" if place.string is not None else ""))
-    if len(place.index) == 2:
-        parts += [f"head {place.index[0]}", f"to token {place.index[1]}"]
-    else:
-        parts.append(f"dimension {place.index[0]}")
-    return ", ".join(parts)
 
 
 def summary(comparison: Comparison) -> list[str]:
@@ -109,7 +84,7 @@ def summary(comparison: Comparison) -> list[str]:
         ]
     reason = first.detail or (
         f"its error is {_figure(first.factor)} times what rounding costs, and up to {FACTOR:g} times passes; "
-        f"{first.worst[0].value:.6g} instead of {first.worst[0].expected:.6g} at {where(first.worst[0])}"
+        f"{first.worst[0].value:.6g} instead of {first.worst[0].expected:.6g} at {first.worst[0]}"
     )
     lines.append(f"First departure: {first.name}: {reason}.")
     feeds = comparison.feeds(first.name)
@@ -159,20 +134,14 @@ svg { width: 100%; height: auto } svg text { font: 11px system-ui, sans-serif; f
 """
 
 
-def worth_showing(explanations: Sequence[Explanation], nearest: int = 3) -> list[Explanation]:
-    """Return all explanations that explain something or were identified, and else the nearest ones of the list."""
+def worth_showing(explanations: Sequence[Explanation]) -> list[Explanation]:
+    """Return all explanations that explain something or were identified, and else the nearest three of the list."""
     said = [one for one in explanations if one.explains or one.identified]
-    return said or list(explanations[:nearest])
+    return said or list(explanations[:3])
 
 
 def html_report(comparison: Comparison, title: str, explanations: Sequence[Explanation] | None = None) -> str:
-    """Return a comparison as one page that needs no other file: summary, chart, worst tokens, table.
-
-    Args:
-        comparison: what `compare` returns.
-        title: what was compared.
-        explanations: what `explain` returned, if it was called.
-    """
+    """Return a comparison, with what `explain` returned, as one page that needs no other file."""
     said = "".join(f"<p>{html.escape(line)}</p>" for line in summary(comparison))
     compared = [verdict for verdict in comparison.verdicts if not verdict.detail]
     parts = [f"<h1>{html.escape(title)}</h1>", said]
@@ -198,12 +167,12 @@ def _row(verdict: PointVerdict) -> str:
     if verdict.detail:
         return f"{start}<td class=left colspan={len(COLUMNS) + 1}>{html.escape(verdict.detail)}</td></tr>"
     figures = "".join(f"<td>{cell}</td>" for cell in cells(verdict))
-    return f"{start}{figures}<td class=left>{html.escape(where(verdict.worst[0]))}</td></tr>"
+    return f"{start}{figures}<td class=left>{html.escape(str(verdict.worst[0]))}</td></tr>"
 
 
 def _worst_table(verdict: PointVerdict) -> str:
     rows = "".join(
-        f"<tr><td>{html.escape(where(place))}</td><td>{place.value:.7g}</td><td>{place.expected:.7g}</td>"
+        f"<tr><td>{html.escape(str(place))}</td><td>{place.value:.7g}</td><td>{place.expected:.7g}</td>"
         f"<td>{place.error:.1e}</td></tr>"
         for place in verdict.worst
     )

@@ -7,12 +7,17 @@ RUNS is a folder with a run for each batch of the kit, under the same name; READ
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+# What a run is, and how the ids of two differ, `e5ref check` takes from here.
 FORMAT = "e5ref-run 1"
 IDS = ("input_ids", "attention_mask")
 
@@ -27,7 +32,7 @@ Verdict = tuple[str, str, str]  # what was judged, the verdict, a detail
 Tolerances = dict[str, dict[str, dict[str, float]]]  # dtype → point → "max" and "rms"
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """Read a safetensors file: 8 bytes with the length of the header, the header in JSON, the values.
 
     Returns:
@@ -56,10 +61,43 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     return arrays, metadata
 
 
-def flaws(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Iterator[str]:
-    """Yield what is wrong with a run, in the words of `e5ref check`. Stop at the first: later checks rely on it."""
+def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """Return the names that fit a pattern, such as "normalized" or "layers.*.output", in their order."""
+    patterns = list(patterns)
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def are_strings(value: Any) -> bool:
+    """Tell whether this is a list of strings."""
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def are_costs(value: Any) -> bool:
+    """Tell whether this is an object of dtype → point → "max" and "rms", both numbers."""
+    return isinstance(value, dict) and all(
+        isinstance(points, dict)
+        and all(
+            isinstance(cost, dict) and all(isinstance(cost.get(key), int | float) for key in ("max", "rms"))
+            for cost in points.values()
+        )
+        for points in value.values()
+    )
+
+
+# What the metadata may hold in JSON: name → what it must be, in words and as a test.
+ENTRIES = {
+    "texts": ("a list of strings", are_strings),
+    "tokens": ("a list of lists of strings", lambda texts: isinstance(texts, list) and all(map(are_strings, texts))),
+    "rounding": ("an object of dtype → point → max and rms", are_costs),
+    "provenance": ("an object", lambda value: isinstance(value, dict)),
+}
+
+
+def flaws(run: "Run") -> Iterator[str]:
+    """Yield what is wrong with a run. Stop at the first: later checks rely on it."""
+    arrays, metadata = run.arrays, run.metadata
     if metadata.get("format", FORMAT) != FORMAT:
-        yield f"has format {metadata['format']!r}, but this kit reads {FORMAT!r}; record it again"
+        yield f"has format {metadata['format']!r}, but {run.reader} reads {FORMAT!r}; record it again"
     for name in IDS:
         if name not in arrays:
             yield f"has no {name!r}, so nobody knows what was computed; record it too"
@@ -77,61 +115,95 @@ def flaws(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Iterator[s
     for name, dtype in points.items():
         if dtype not in DTYPES:
             yield f"{name!r} is {dtype}, but must be one of {', '.join(DTYPES)}"
-    if metadata.get("dtype", "float32") not in DTYPES:
-        yield f"says that it was computed in {metadata['dtype']!r}, but dtype must be one of {', '.join(DTYPES)}"
-    for name, what in (("texts", "a list of strings"), ("tokens", "a list of lists of strings")):
-        try:
-            values = json.loads(metadata.get(name, "null"))
-        except (ValueError, TypeError):
-            values = 0
-        if name in metadata and not isinstance(values, list):
+    if run.dtype not in DTYPES:
+        yield f"says that it was computed in {run.dtype!r}, but dtype must be one of {', '.join(DTYPES)}"
+    for name, (what, fits) in ENTRIES.items():
+        if name in metadata and not fits(run.entry(name)):
             yield f"{name!r} in the metadata must be {what}, in JSON"
-        if name in metadata and len(values) != len(ids):
+    for name, values in (("texts", run.texts), ("tokens", run.tokens)):
+        if values is not None and len(values) != len(ids):
             yield f"has {len(values)} {name} in its metadata, but {len(ids)} texts in input_ids"
 
 
+@dataclass(frozen=True, eq=False)
 class Run:
-    """A run, the same thing as `e5ref.parity.Run`, but read with NumPy alone.
+    """A run as NumPy alone can read it. `e5ref.parity.Run` is one of these, and says what is in it.
 
-    Attributes:
-        arrays: name → array; bfloat16 as float32.
-        dtype: the dtype that was computed in; if the file does not say, the least exact dtype of a point.
-        mask: True for real tokens, [B, T].
-        tokens: the tokens of each text as strings; None if the file does not say.
+    Raises:
+        ValueError: it is none.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read the file.
+    arrays: Mapping[str, NDArray[Any]]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    reader: ClassVar[str] = "this kit"
+    refusal: ClassVar[type[ValueError]] = ValueError
 
-        Raises:
-            OSError: the file does not exist or cannot be read.
-            ValueError: it does not hold a run.
-        """
-        self.arrays, metadata = read_safetensors(path)
-        if flaw := next(flaws(self.arrays, metadata), None):
-            raise ValueError(f"{path}: {flaw}")
+    def __post_init__(self) -> None:
+        """Check that this is a run. The judge checks shapes and values of the points."""
+        if flaw := next(flaws(self), None):
+            raise self.refusal(flaw)
+
+    @cached_property
+    def dtype(self) -> str:
+        """The dtype that the model computed in; if the run does not say, the least exact dtype of the points."""
         stored = {array.dtype.name for array in self.arrays.values()}
-        self.dtype: str = metadata.get("dtype") or max(stored.intersection(DTYPES), key=DTYPES.index)
-        self.mask = self.arrays["attention_mask"] == 1
-        self.tokens: list[list[str]] | None = json.loads(metadata.get("tokens", "null"))
+        return self.metadata.get("dtype") or max(stored.intersection(DTYPES), key=DTYPES.index)
+
+    @cached_property
+    def texts(self) -> list[str] | None:
+        """The texts as given to the tokenizer, prompt included; None if the run does not say."""
+        return self.entry("texts")
+
+    @cached_property
+    def tokens(self) -> list[list[str]] | None:
+        """The tokens of each text as strings; None if the run does not say."""
+        return self.entry("tokens")
 
     @property
     def ids(self) -> list[list[int]]:
         """The ids of each text's real tokens, wherever its padding stands."""
-        return [text[real].tolist() for text, real in zip(self.arrays["input_ids"], self.mask, strict=True)]
+        masked = zip(*(self.arrays[name] for name in IDS), strict=True)
+        return [ids[mask == 1].tolist() for ids, mask in masked]
 
-    def values(self, name: str) -> np.ndarray:
-        """The real tokens' values of a point, [B, D], [B, T, n] or [B, N, T, T], as a flat array in float64."""
-        array = self.arrays[name]
-        parts = []
-        for text, real in zip(array, self.mask, strict=True):
-            parts.append(text if array.ndim == 2 else text[real] if array.ndim == 3 else text[:, real][:, :, real])
-        with np.errstate(invalid="ignore"):  # a signalling NaN becomes an ordinary one
-            return np.concatenate([part.ravel() for part in parts]).astype(np.float64)
+    def token(self, text: int, token: int) -> str | None:
+        """Return the string of a real token of a text, if it is known."""
+        strings = self.tokens[text] if self.tokens is not None else []
+        return strings[token] if token < len(strings) else None
+
+    def entry(self, name: str) -> Any:
+        """Read an entry of the metadata, which must be JSON; None if it is not there, or is something else."""
+        try:
+            return json.loads(self.metadata.get(name, "null"))
+        except (ValueError, TypeError, RecursionError):
+            return None
+
+
+def read_run(path: Path) -> Run:
+    """Read a run.
+
+    Raises:
+        OSError: the file does not exist or cannot be read.
+        ValueError: it does not hold a run.
+    """
+    arrays, metadata = read_safetensors(path)
+    try:
+        return Run(arrays, metadata)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def real_values(run: Run, name: str) -> NDArray[np.float64]:
+    """Return the real tokens' values of a point, [B, D], [B, T, n] or [B, N, T, T], as a flat array."""
+    array = run.arrays[name]
+    parts = []
+    for text, real in zip(array, run.arrays["attention_mask"] == 1, strict=True):
+        parts.append(text if array.ndim == 2 else text[real] if array.ndim == 3 else text[:, real][:, :, real])
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes an ordinary one
+        return np.concatenate([part.ravel() for part in parts]).astype(np.float64)
 
 
 def difference_in_ids(run: Run, truth: Run) -> str:
-    """Say where the ids of two runs differ first, in the words of `e5ref check`; "" if they do not."""
+    """Say how the ids of two runs differ, at the first text that does; "" if they do not. Padding does not count."""
     ours, theirs = run.ids, truth.ids
     if ours == theirs:
         return ""
@@ -140,14 +212,20 @@ def difference_in_ids(run: Run, truth: Run) -> str:
     if sorted(ours) == sorted(theirs):
         return "the same texts in a different order"
     text = next(text for text, ids in enumerate(ours) if ids != theirs[text])
+    if run.texts and truth.texts and run.texts[text] != truth.texts[text]:
+        said, expected = (
+            repr(one if len(one) <= 60 else one[:59] + "…") for one in (run.texts[text], truth.texts[text])
+        )
+        return f"text {text} is {said} instead of {expected}"
     ids, right = ours[text], theirs[text]
     least = min(len(ids), len(right))
     # The last token is left out: it is [SEP] even if the text was cut.
     if len(ids) != len(right) and ids[: least - 1] == right[: least - 1]:
         return f"text {text} has {len(ids)} real tokens instead of {len(right)}: it is cut or masked differently"
     token = next(token for token in range(least) if ids[token] != right[token])
-    string = f" ({truth.tokens[text][token]})" if truth.tokens else ""
-    return f"text {text}, token {token} is {ids[token]} instead of {right[token]}{string}"
+    strings = (one.token(text, token) for one in (run, truth))
+    said, expected = ("" if string is None else f" ({string})" for string in strings)
+    return f"text {text}, token {token} is {ids[token]}{said} instead of {right[token]}{expected}"
 
 
 def judge(run: Run, truth: Run, names: list[str], tolerances: Tolerances) -> Iterator[Verdict]:
@@ -159,17 +237,17 @@ def judge(run: Run, truth: Run, names: list[str], tolerances: Tolerances) -> Ite
         if name not in run.arrays:
             yield name, "MISSING", ""
             continue
-        shape, length = list(truth.arrays[name].shape), run.mask.shape[1]
+        shape, length = list(truth.arrays[name].shape), run.arrays["attention_mask"].shape[1]
         for axis in {3: (1,), 4: (2, 3)}.get(len(shape), ()):
             shape[axis] = length
         if list(run.arrays[name].shape) != shape:
             yield name, "SHAPE", f"{list(run.arrays[name].shape)}, but must be {shape}"
             continue
-        values = run.values(name)
+        values = real_values(run, name)
         if not np.isfinite(values).all():
             yield name, "NAN", ""
             continue
-        error = np.abs(values - truth.values(name))
+        error = np.abs(values - real_values(truth, name))
         allowed = tolerances[run.dtype][name]
         ratio = max(error.max() / allowed["max"], np.sqrt(np.mean(error**2)) / allowed["rms"])
         yield name, "OK" if ratio <= 1 else "DIFF", f"error {error.max():.1e}, {ratio:.2g} of what passes"
@@ -187,13 +265,13 @@ def verdicts(kit: Path, runs: Path, patterns: list[str]) -> Iterator[Verdict]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{kit / 'kit.json'}: is cut short, or does not belong to a golden kit ({error!r})") from None
     for batch, entry in batches:
-        names = [name for name in entry["points"] if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        names = matching(entry["points"], patterns)
         if not names:
             continue
-        truth = Run(kit / f"{batch}.safetensors")
+        truth = read_run(kit / f"{batch}.safetensors")
         path = runs / f"{batch}.safetensors"
         try:
-            run = Run(path)
+            run = read_run(path)
         except FileNotFoundError:
             yield batch, "MISSING", f"{path}: no such file"
         except (OSError, ValueError) as error:

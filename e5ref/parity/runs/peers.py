@@ -46,15 +46,7 @@ def transformers_runner(encoder: E5, names: Collection[str], dtype: str) -> Runn
 def transformers_points(
     checkpoint: Checkpoint, names: Collection[str] | None, dtype: str
 ) -> Callable[[Ids, Ids], Points]:
-    """Load a checkpoint in transformers so that it gives named points.
-
-    Args:
-        checkpoint: its files, and how to pool.
-        names: which points; None for all.
-        dtype: "float64", "float32", "bfloat16" or "float16".
-
-    Returns:
-        A function of input_ids [b, T] and attention_mask [b, T], as `Runner.run`.
+    """Load a checkpoint in transformers so that it gives named points, as `jax_points` does.
 
     Raises:
         ModuleNotFoundError: torch or transformers is not installed; the message says what to install.

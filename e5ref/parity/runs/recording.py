@@ -16,8 +16,9 @@ from e5ref.encoder import E5, load
 from e5ref.engines.batching import pad_ids
 from e5ref.engines.stream import E5Warning
 from e5ref.operations import Ids
+from e5ref.parity.runs.check import matching
 from e5ref.parity.runs.rounding import rounding_costs
-from e5ref.parity.runs.run import LAYER_POINTS, Run, matching
+from e5ref.parity.runs.run import LAYER_POINTS, Run
 from e5ref.parity.runs.runners import BACKEND_DTYPES, Runner, jax_runner, numpy_runner
 from e5ref.terminal.progress import progress_bar
 
@@ -34,15 +35,9 @@ DEFAULT_VALUES = 1 << 28
 
 
 def point_shapes(checkpoint: Checkpoint, texts: int, tokens: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every named point of a checkpoint, in the forward pass's order.
+    """Return the shapes of a checkpoint's points, in the forward pass's order, for B texts of T tokens.
 
-    Args:
-        checkpoint: the model.
-        texts: B.
-        tokens: T.
-
-    Returns:
-        Name → (B, T, D), (B, T, F), (B, N, T, T), (B, D) or (B, E).
+    Name → (B, T, D), (B, T, F), (B, N, T, T), (B, D) or (B, E).
     """
     config = checkpoint.config
     states, vectors = (texts, tokens, config.hidden_size), (texts, checkpoint.dimensions)
@@ -59,14 +54,9 @@ def point_shapes(checkpoint: Checkpoint, texts: int, tokens: int) -> dict[str, t
 
 
 def choose_points(shapes: dict[str, tuple[int, ...]], only: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """Choose which points to record.
+    """Choose which points to record; return their names, and those that are left out because they are too large.
 
-    Args:
-        shapes: all points, as `point_shapes` gives them.
-        only: names, or patterns such as "layers.*.output"; None for the first of `CHOICES` that is not too large.
-
-    Returns:
-        The names in the forward pass's order, and those that are left out because they are too large.
+    `only` has names, or patterns such as "layers.*.output"; None takes the first of `CHOICES` that is not too large.
 
     Raises:
         ValueError: a pattern fits no name.
@@ -155,14 +145,7 @@ def record(
 def record_reference(encoder: E5, texts: Sequence[str], names: Sequence[str], prompt: str = "") -> Run:
     """Run texts in float64 and measure what rounding costs: the reference for other runs.
 
-    Args:
-        encoder: the model, loaded in float64, with NumPy.
-        texts: with their prompts.
-        names: the points to keep, in order.
-        prompt: as for `run_texts`.
-
-    Returns:
-        The run, with "rounding" in its metadata.
+    The run has "rounding" in its metadata. The arguments are those of `run_texts`; the model is in float64, with NumPy.
     """
     run = run_texts(encoder, numpy_runner(encoder, names), texts, names, prompt)
     costs = rounding_costs(encoder.checkpoint, run.input_ids, run.attention_mask, only=names)
@@ -170,17 +153,9 @@ def record_reference(encoder: E5, texts: Sequence[str], names: Sequence[str], pr
 
 
 def run_texts(encoder: E5, runner: Runner, texts: Sequence[str], names: Sequence[str], prompt: str = "") -> Run:
-    """Tokenize texts, run them, and note where the result comes from.
+    """Tokenize texts, which have their prompts, run them, and note where the result comes from.
 
-    Args:
-        encoder: the model.
-        runner: computes the points.
-        texts: with their prompts.
-        names: the points to keep, in order. Points that the runner does not give are left out.
-        prompt: the prompt before each text, for the provenance.
-
-    Returns:
-        The run.
+    The run has the points of `names`, in this order, that the runner gives. `prompt` is for the provenance.
     """
     ids = runner.tokenize(texts)
     input_ids, attention_mask = pad_ids(ids, encoder.tokenizer.pad_id)
@@ -205,23 +180,16 @@ def _runner(encoder: E5, kind: str, file: str, names: Collection[str], dtype: st
         return jax_runner(encoder, names, dtype or "float32")
     from e5ref.parity.runs import peers
 
-    if kind == "transformers":
-        return peers.transformers_runner(encoder, names, dtype or "float32")
-    if kind == "sentence-transformers":
-        return peers.sentence_transformers_runner(encoder, names, dtype or "float32")
-    return peers.onnx_runner(encoder, Path(file), names, dtype)
+    if kind == "onnx":
+        return peers.onnx_runner(encoder, Path(file), names, dtype)
+    make = peers.transformers_runner if kind == "transformers" else peers.sentence_transformers_runner
+    return make(encoder, names, dtype or "float32")
 
 
 def run_batches(runner: Runner, input_ids: Ids, attention_mask: Ids) -> dict[str, NDArray[Any]]:
-    """Run texts in batches of `BATCH_TOKENS`, in their order, and join the points.
+    """Run texts, [B, T] with padding on the right, in batches of `BATCH_TOKENS`, in their order, and join the points.
 
-    Args:
-        runner: computes the points.
-        input_ids: [B, T].
-        attention_mask: [B, T], with padding on the right.
-
-    Returns:
-        Name → array of B texts, padded to T.
+    Name → array of B texts, padded to T.
     """
     texts, tokens = input_ids.shape
     batch_texts = min(texts, max(1, BATCH_TOKENS // tokens))

@@ -1,6 +1,6 @@
 """The cost of rounding alone: how far the reference in a smaller dtype is from float64, at each point."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,14 @@ from e5ref.terminal.progress import progress_bar
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-9}
 
 # A run passes at a point if both its largest error and its root mean square error are at most this many times what
-# rounding alone costs the reference there. docs/judge.md has the evidence.
+# rounding alone costs the reference there. docs/laboratory/judge.md has the evidence.
 FACTOR = 8.0
 
 # dtype → point → {"max": the largest error, "rms": the root mean square error}, over the real tokens.
 Costs = dict[str, dict[str, dict[str, float]]]
+
+# The dtypes whose cost is measured.
+ROUNDED = ("float32", "float16", "bfloat16")
 
 
 def rounding_costs(
@@ -29,19 +32,10 @@ def rounding_costs(
     attention_mask: Ids,
     *,
     only: Collection[str] | None = None,
-    dtypes: Iterable[str] = ("float32", "float16", "bfloat16"),
 ) -> Costs:
     """Measure what rounding costs at each point for these inputs: the reference in each dtype against float64.
 
-    Args:
-        checkpoint: the weights, in float64.
-        input_ids: [B, T].
-        attention_mask: [B, T], 1 for a real token and 0 for padding.
-        only: names of the points to measure; None for all.
-        dtypes: any of "float32", "float16", "bfloat16".
-
-    Returns:
-        dtype → point → "max" and "rms" of the error.
+    The inputs are [B, T] each, with 1 in the mask for a real token. `only` names points; None takes all.
 
     Raises:
         ValueError: the weights are not float64; and as `numpy_model.embed`.
@@ -49,7 +43,7 @@ def rounding_costs(
     if checkpoint.params.embeddings.word.dtype != np.float64:
         raise ValueError('the truth is float64: read the checkpoint with dtype="float64"')
     single = map_leaves(lambda leaf: leaf.astype(np.float32), checkpoint.params)
-    rounded = [(dtype, rounded_model(dtype), round_params(single, dtype)) for dtype in dtypes]
+    rounded = [(dtype, rounded_model(dtype), round_params(single, dtype)) for dtype in ROUNDED]
     sums: dict[tuple[str, str], ErrorSum] = {}
     texts, length = input_ids.shape
     batch_texts = max(1, BATCH_TOKENS // length)
@@ -111,26 +105,17 @@ def least_costs(max_cost: float, rms_cost: float, scale: ErrorSum, unit: float) 
     value: a short text may hold only one or two outliers, such as a certain dimension of [CLS], and they may be rounded
     well by luck.
 
-    Args:
-        max_cost: the largest error, as measured.
-        rms_cost: the root mean square error, as measured.
-        scale: the right values at that point, over the real tokens.
-        unit: the largest relative error of one rounding.
+    `scale` is of the right values at that point, over the real tokens; `unit` is the largest relative error of one
+    rounding.
     """
     rms_cost = max(rms_cost, unit * scale.rms)
     return max(max_cost, rms_cost * scale.max / scale.rms if scale.rms else 0.0), rms_cost
 
 
 def token_values(array: NDArray[Any], attention_mask: Ids, text: int) -> NDArray[np.float64]:
-    """Return the values of one text's real tokens, token by token, in float64.
+    """Return the values that a point has at one text's real tokens, token by token, in float64.
 
-    Args:
-        array: a point: [B, D], [B, T, n], or [B, N, T, T] with queries before keys.
-        attention_mask: [B, T].
-        text: which text.
-
-    Returns:
-        [1, D], [t, n] or [t, N * t] for a text of t tokens.
+    [B, D], [B, T, n], or [B, N, T, T] with queries before keys -> [1, D], [t, n] or [t, N * t] for a text of t tokens.
     """
     values = array[text]
     if values.ndim > 1:

@@ -1,16 +1,12 @@
 """A run: the named arrays of one forward pass of any implementation, and the file that holds them.
 
-The format is safetensors, so that a program in any language can write it. docs/judge.md describes it.
+The format is safetensors, so that a program in any language can write it. docs/port/judge.md describes it.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,30 +15,26 @@ from e5ref.files.lines import foreign_file
 from e5ref.files.tensors import map_tensors, safetensors_header
 from e5ref.files.whole import written_whole
 from e5ref.operations import Ids
+from e5ref.parity.runs import check
+from e5ref.parity.runs.check import FLOATS, FORMAT, WHOLE
 
-FORMAT = "e5ref-run 1"
+# NumPy's name of a dtype → safetensors'.
+STORED = {np.dtype(kind).name: name for name, kind in (FLOATS | WHOLE).items() if name != "BF16"}
 
-# The dtypes that a model can compute in, the most exact first.
-DTYPES = ("float64", "float32", "float16", "bfloat16")
-
-# safetensors' name of a dtype → NumPy's. NumPy has no bfloat16: its two bytes are the upper half of a float32.
-FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "uint16"}
-WHOLE = {"BOOL": "bool"} | {
-    f"{kind[0].upper()}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
+# Point of a layer → the points that it is computed from; "input" is the output of the layer before. They stand
+# in the forward pass's order, which a safetensors file does not keep.
+FEEDS = {
+    "query": ("input",),
+    "key": ("input",),
+    "value": ("input",),
+    "attention_probabilities": ("query", "key"),
+    "context": ("attention_probabilities", "value"),
+    "attention_output": ("context", "input"),
+    "feed_forward_activation": ("attention_output",),
+    "output": ("feed_forward_activation", "attention_output"),
 }
-STORED = {dtype: name for name, dtype in (FLOATS | WHOLE).items() if name != "BF16"}
 
-# The points of a layer in the forward pass's order. A safetensors file does not keep an order.
-LAYER_POINTS = (
-    "query",
-    "key",
-    "value",
-    "attention_probabilities",
-    "context",
-    "attention_output",
-    "feed_forward_activation",
-    "output",
-)
+LAYER_POINTS = tuple(FEEDS)
 
 
 class RunError(ValueError):
@@ -61,48 +53,21 @@ class MissingRunError(RunError):
     verdict = "MISSING"
 
 
-@dataclass(frozen=True, eq=False)
-class Run:
+class Run(check.Run):
     """What an implementation computed for some texts.
 
     Attributes:
         arrays: "input_ids" and "attention_mask" [B, T], whole numbers; then any of the points that
             `e5ref.numpy_model.embed` gives its tap, under the same names and in the same shapes. bfloat16 is held as
             float32 of the same values.
-        metadata: "dtype", "texts", "tokens", "provenance" and "rounding", all optional: see docs/judge.md.
+        metadata: "dtype", "texts", "tokens", "provenance" and "rounding", all optional: see docs/port/judge.md.
 
     Raises:
         RunError: the ids or the mask are missing or malformed, there is no point, a point does not hold floats, or the
             metadata cannot be read.
     """
 
-    arrays: Mapping[str, NDArray[Any]]
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Check that this is a run. The judge checks shapes and values of the points."""
-        for name in ("input_ids", "attention_mask"):
-            if name not in self.arrays:
-                _refuse(f"has no {name!r}, so nobody knows what was computed; record it too")
-        ids, mask = self.input_ids, self.attention_mask
-        if ids.dtype.kind not in "iu" or mask.dtype.kind not in "biu" or ids.ndim != 2 or ids.shape != mask.shape:
-            _refuse(
-                f"input_ids and attention_mask must be whole numbers [B, T], but are {ids.dtype} {list(ids.shape)} and "
-                f"{mask.dtype} {list(mask.shape)}"
-            )
-        if not ids.size or not np.isin(mask, (0, 1)).all() or not mask.any(axis=1).all():
-            _refuse("attention_mask must be 1 for real tokens and 0 for padding, and each text must have a real token")
-        if not self.points:
-            _refuse("holds only ids; record at least one point, such as 'normalized'")
-        for name, array in self.points.items():
-            if str(array.dtype) not in DTYPES:
-                _refuse(f"{name!r} is {array.dtype}, but must be one of {', '.join(DTYPES)}")
-        if self.dtype not in DTYPES:
-            _refuse(f"says that it was computed in {self.dtype!r}, but dtype must be one of {', '.join(DTYPES)}")
-        for name, values in (("texts", self.texts), ("tokens", self.tokens)):
-            if values is not None and len(values) != len(ids):
-                _refuse(f"has {len(values)} {name} in its metadata, but {len(ids)} texts in input_ids")
-        _ = self.rounding, self.provenance
+    reader, refusal = "this e5ref", RunError
 
     @property
     def input_ids(self) -> Ids:
@@ -121,51 +86,14 @@ class Run:
         return {name: self.arrays[name] for name in sorted(names, key=forward_order)}
 
     @cached_property
-    def dtype(self) -> str:
-        """The dtype that the model computed in; if the run does not say, the least exact dtype of the points."""
-        stored = (str(array.dtype) for array in self.points.values())
-        return self.metadata.get("dtype") or max(stored, key=DTYPES.index, default="")
-
-    @cached_property
-    def texts(self) -> list[str] | None:
-        """The texts as given to the tokenizer, prompt included; None if the run does not say."""
-        return self._read("texts", "a list of strings", _is_list_of_str)
-
-    @cached_property
-    def tokens(self) -> list[list[str]] | None:
-        """The tokens of each text as strings; None if the run does not say."""
-        return self._read(
-            "tokens",
-            "a list of lists of strings",
-            lambda texts: isinstance(texts, list) and all(map(_is_list_of_str, texts)),
-        )
-
-    @cached_property
     def provenance(self) -> dict[str, str]:
         """Where the values come from: model, hashes, versions; empty if the run does not say."""
-        return self._read("provenance", "an object", lambda value: isinstance(value, dict)) or {}
+        return self.entry("provenance") or {}
 
     @cached_property
     def rounding(self) -> dict[str, dict[str, dict[str, float]]]:
         """What rounding costs: dtype → point → "max" and "rms" → error; empty if it was not measured."""
-        return self._read("rounding", "an object of dtype → point → max and rms", _is_rounding) or {}
-
-    def token(self, text: int, token: int) -> str | None:
-        """Return the string of a real token of a text, if it is known."""
-        strings = self.tokens[text] if self.tokens is not None else []
-        return strings[token] if token < len(strings) else None
-
-    def _read(self, name: str, what: str, fits: Callable[[Any], bool]) -> Any:
-        """Read an entry of the metadata, which must be JSON."""
-        if name not in self.metadata:
-            return None
-        try:
-            value = json.loads(self.metadata[name])
-        except (ValueError, TypeError, RecursionError):
-            value = None
-        if not fits(value):
-            _refuse(f"{name!r} in the metadata must be {what}, in JSON")
-        return value
+        return self.entry("rounding") or {}
 
 
 def forward_order(name: str) -> tuple[Any, ...]:
@@ -180,20 +108,8 @@ def forward_order(name: str) -> tuple[Any, ...]:
     return (len(before) + 1 + (after.index(name) if name in after else len(after)), name)
 
 
-def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """Return the names that fit a pattern, such as "normalized" or "layers.*.output", in their order."""
-    patterns = list(patterns)
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-
-
 def read_run(path: str | Path) -> Run:
-    """Read a run.
-
-    Args:
-        path: a safetensors file.
-
-    Returns:
-        The run. Its arrays are read-only views of the file, so little of it is in memory at a time.
+    """Read a run from a safetensors file. Its arrays are read-only views, so little of it is in memory at a time.
 
     Raises:
         MissingRunError: the file does not exist.
@@ -207,9 +123,6 @@ def read_run(path: str | Path) -> Run:
     except ValueError as error:
         reason = foreign_file(path) or f"cannot be read as a safetensors file ({error}); record it again"
         raise RunError(f"{path}: {reason}") from None
-    written = metadata.get("format", FORMAT)
-    if written != FORMAT:
-        raise RunError(f"{path}: has format {written!r}, but this e5ref reads {FORMAT!r}; record it again")
     arrays, dtypes = {}, []
     for name, (stored, shape, content) in tensors.items():
         if stored not in FLOATS | WHOLE:
@@ -247,22 +160,3 @@ def write_run_content(run: Run, file: BinaryIO) -> None:
     file.write(safetensors_header(tensors, {"format": FORMAT, **run.metadata}))
     for array in run.arrays.values():
         file.write(np.ascontiguousarray(array).data)
-
-
-def _is_list_of_str(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _is_rounding(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(points, dict)
-        and all(
-            isinstance(cost, dict) and all(isinstance(cost.get(key), int | float) for key in ("max", "rms"))
-            for cost in points.values()
-        )
-        for points in value.values()
-    )
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise RunError(reason)

@@ -32,20 +32,15 @@ BACKEND_DTYPES = {
 class Runner:
     """Something that computes named points from token ids.
 
-    Attributes:
-        run: computes a batch: input_ids [b, T], attention_mask [b, T] → name → array, padded as the ids are. A point
-            of a whole text is [b, D]. bfloat16 comes as float32 of the same values.
-        tokenize: texts → the ids of each, cut to the model's length.
-        dtype: the dtype that is computed in; "" for that of the arrays.
-        fixed_shape: whether a new batch shape is expensive, so that all batches should have the same.
-        facts: what the run's provenance says of the library.
+    `run` computes a batch: input_ids [b, T], attention_mask [b, T] → name → array, padded as the ids are. A point of a
+    whole text is [b, D]. bfloat16 comes as float32 of the same values.
     """
 
     run: Callable[[Ids, Ids], Points]
-    tokenize: Callable[[Sequence[str]], list[list[int]]]
-    dtype: str
-    fixed_shape: bool = False
-    facts: Mapping[str, str] = field(default_factory=dict)
+    tokenize: Callable[[Sequence[str]], list[list[int]]]  # texts → the ids of each, cut to the model's length
+    dtype: str  # what is computed in; "" for that of the arrays
+    fixed_shape: bool = False  # whether a new batch shape is expensive, so that all batches should have the same
+    facts: Mapping[str, str] = field(default_factory=dict)  # what the run's provenance says of the library
 
 
 def own_tokenize(encoder: E5) -> Callable[[Sequence[str]], list[list[int]]]:

@@ -1,6 +1,6 @@
 """How long a comparison of two failing runs of 20 texts takes: `python -m tests.measure.parity.explain_seconds`.
 
-On all-MiniLM-L6-v2, with all points recorded and with the vectors alone. A table of docs/judge.md is what this prints.
+On all-MiniLM-L6-v2, with all points recorded and with the vectors alone.
 """
 
 import sys

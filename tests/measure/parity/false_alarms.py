@@ -2,7 +2,7 @@
 
 `python -m tests.measure.parity.false_alarms FOLDER…` runs 200 passages of msmarco, 200 paragraphs of the Declaration of
 Human Rights in as many languages, and 50 queries each on its own through each checkpoint, and prints how many times the
-cost of rounding each library errs, at most: the table of docs/judge.md.
+cost of rounding each library errs, at most: the table of docs/laboratory/judge.md.
 """
 
 import argparse

@@ -1,4 +1,6 @@
-"""Print which gate lets which mistake through, for docs/mutants.md: `python -m tests.measure.parity.gates [FOLDER]`.
+"""Print which gate lets which mistake through: `python -m tests.measure.parity.gates [FOLDER]`.
+
+docs/laboratory/mutants.md has the table.
 
 FOLDER is a checkpoint; without it, it is all-MiniLM-L6-v2's trained weights. The gates that people write compare the
 final vectors of a port with a right library's.

@@ -1,7 +1,7 @@
 """How many mistakes the judge finds, places and names: `python -m tests.measure.parity.identify [MODEL…]`.
 
 MODEL is random, nano or trained (all-MiniLM-L6-v2). There are three groups of mistakes: those of the judge's own list,
-those reported of ports, and pairs of the two. A table of docs/judge.md is what this prints.
+those reported of ports, and pairs of the two. A table of docs/laboratory/judge.md is what this prints.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The mistakes that change numbers least, beside the right way that errs most: the factor lies between the two.
 
 `python -m tests.measure.parity.small_mistakes FOLDER…` prints how many times the cost of rounding each errs, in every
-dtype: a table of docs/judge.md.
+dtype: a table of docs/laboratory/judge.md.
 """
 
 import math

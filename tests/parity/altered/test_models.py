@@ -6,6 +6,7 @@ import torch
 
 import e5ref
 from e5ref import numpy_model
+from e5ref.parity.altered import models
 from e5ref.parity.altered.models import model_copy, padded_model, round_params, round_to, rounded_model, run_reference
 from tests.tools.batches import ragged_batch
 from tests.tools.runs import our_run
@@ -18,9 +19,10 @@ def checkpoint(tiny_bert) -> e5ref.Checkpoint:
     return e5ref.read_checkpoint(tiny_bert, dtype="float64")
 
 
-def test_the_reference_in_small_batches_is_the_forward_pass(checkpoint):
+def test_the_reference_in_small_batches_is_the_forward_pass(checkpoint, monkeypatch):
+    monkeypatch.setattr(models, "BATCH_TOKENS", 60)
     expected = our_run(checkpoint, *BATCH)
-    actual = run_reference(checkpoint, *BATCH, batch_tokens=60)
+    actual = run_reference(checkpoint, *BATCH)
     assert list(actual) == list(expected)
     for name in expected:
         np.testing.assert_allclose(actual[name], expected[name], atol=1e-14)

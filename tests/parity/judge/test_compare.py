@@ -203,7 +203,7 @@ def test_not_a_number(value, right, reference):
     array[2, 4, 6] = value
     comparison = compare(changed(right, layers__0__output=array), reference)
     assert (comparison.first_departure.name, comparison.first_departure.verdict) == ("layers.0.output", "NAN")
-    assert comparison.first_departure.detail == f"{value} at text 2, token 4 (<{IDS[2, 4]}>), 6"
+    assert comparison.first_departure.detail == f"{value} at text 2, token 4 (<{IDS[2, 4]}>), dimension 6"
     array[2, 4, 6] = 0
     array[0, 20] = value  # padding
     right_again = changed(right, layers__0__output=array)

@@ -1,4 +1,4 @@
-"""Draw which rooms of the house import which: `python docs/imports.py` prints the picture of docs/house.md.
+"""Draw which rooms of the house import which: `python docs/reference/imports.py` prints the picture of house.md.
 
 A room is a folder of e5ref, or a file at its top. Rooms stand on levels: each imports from lower levels only.
 """
@@ -7,7 +7,7 @@ import ast
 from collections.abc import Mapping
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "e5ref"
+PACKAGE = Path(__file__).parents[2] / "e5ref"
 
 
 def modules() -> dict[str, Path]:

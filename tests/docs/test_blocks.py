@@ -13,17 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.docs.pages import LESSONS, PAGES, ROOT, name
 from tests.tools.checkpoints import write_random_bert
 from tests.tools.hub import KNOWN, PINNED, Hub, Repo, files_of
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [
-    pytest.param(language, block, id=f"{page.name}:{text[: match.start()].count(chr(10)) + 2}")
+    pytest.param(language, block, id=f"{name(page)}:{text[: match.start()].count(chr(10)) + 2}")
     for page in PAGES
     for text in [page.read_text(encoding="utf-8")]
     for match in re.finditer(r"^```(bash|python)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     for language, block in [match.groups()]
+    if language == "bash" or page not in LESSONS
 ]
 
 
@@ -40,7 +40,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
         }
 
 
-# What blocks of docs/corpus.md use, and neither e5ref nor its tests need.
+# What blocks of docs/run/corpus.md use, and neither e5ref nor its tests need.
 OTHERS = (
     "bertopic",
     "chromadb",
@@ -56,7 +56,7 @@ OTHERS = (
 
 
 def prepare_corpus(folder: Path, language: str, environment: dict[str, str]) -> None:
-    """Write the files that docs/corpus.md speaks of; for Python also the vectors that a command before has made."""
+    """Write the files that docs/run/corpus.md speaks of; for Python also the vectors that a command before has made."""
     rows = [("p1", "Leaves turn light into sugar.", "en"), ("p2", "Cats hunt mice at night.", "en")]
     table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(("id", "text", "lang"))})
     pq.write_table(table, folder / "passages.parquet")
@@ -104,8 +104,20 @@ def test_block(language, block, environment, tmp_path):
     assert result.stdout or "-o " in block or language == "python"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("page", LESSONS, ids=name)
+def test_lesson(page, tmp_path):
+    """The blocks of Python on a page of docs/learn are one program, which wants no hub."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    (tmp_path / "lesson.py").write_text("\n".join(blocks), encoding="utf-8")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "lesson.py"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_operations_are_timed(tiny_bert, tmp_path):
-    """docs/performance.md names this command without a block of its own, since it wants a checkpoint's folder."""
+    """docs/measure/performance.md names this command without a block, since it wants a checkpoint's folder."""
     texts = tmp_path / "texts.txt"
     texts.write_text("query: cat\npassage: the dog eats\n")
     command = [sys.executable, "-m", "tests.measure.operations", str(tiny_bert), str(texts)]
@@ -115,7 +127,7 @@ def test_operations_are_timed(tiny_bert, tmp_path):
 
 @pytest.mark.slow
 def test_many_texts_are_drawn(tiny_bert, tmp_path):
-    """The command that makes the plot of docs/performance.md, on fewer texts."""
+    """The command that makes the plot of docs/laboratory/memory.md, on fewer texts."""
     texts, svg = tmp_path / "texts.txt", tmp_path / "memory.svg"
     texts.write_text("query: cat\npassage: the dog eats\nquery: the\n")
     command = [sys.executable, "-m", "tests.measure.endurance", str(tiny_bert), str(texts), str(svg), "4000"]
@@ -126,20 +138,6 @@ def test_many_texts_are_drawn(tiny_bert, tmp_path):
 
 def test_there_is_something_to_run():
     assert len(BLOCKS) > 8
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
-    text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith("http"):
-            continue
-        path, _, anchor = target.partition("#")
-        linked = page.parent / path if path else page
-        assert linked.exists(), target
-        if anchor:
-            headings = [re.sub(r"[^\w -]", "", line.lstrip("# ")).lower() for line in linked.read_text().splitlines()]
-            assert anchor.replace("-", " ") in headings, target
 
 
 def test_the_installed_package_brings_its_tables(tmp_path):
