@@ -1,6 +1,6 @@
 """Chapter 8: where a token's time goes, what bounds a product, and how near to the ceiling one comes.
 
-The figures are those of docs/performance.md and docs/jax.md, which say on which machine they were measured.
+The figures come from the pages on speed, of NumPy and of JAX, which say on which machine they were measured.
 """
 
 from collections.abc import Iterator

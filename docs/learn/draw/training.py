@@ -35,8 +35,8 @@ class Data:
                 tap=run.__setitem__,
             )
             start = numpy_model.average_pool(run["embeddings"], batch["attention_mask"])
-            self.starts.append(start.astype(np.float64))
-            self.goals.append(run["normalized"].astype(np.float64))
+            self.starts.append(start)
+            self.goals.append(run["normalized"])
 
     def cosines(self, W: Array, pairs: Ids) -> Array:
         """Return the cosine of each question with each answer."""
@@ -45,7 +45,7 @@ class Data:
 
     def contrast(self, W: Array, pairs: Ids) -> Array:
         """Differentiate InfoNCE at temperature 0.05."""
-        by_score = gradient(self.cosines(W, pairs), 0.05)
+        by_score = gradient(self.cosines(W, pairs), 0.05).astype(np.float32)
         x, y = (start[pairs] for start in self.starts)
         u, v = (numpy_model.l2_normalize(z @ W.T) for z in (x, y))
         return through_length(x @ W.T, by_score @ v).T @ x + through_length(y @ W.T, by_score.T @ u).T @ y
@@ -62,11 +62,11 @@ class Data:
 
 def train(by_w: Gradient, pairs: Ids, rate: float) -> Iterator[Array]:
     """Train W on some pairs; yield it at the start and after every few steps."""
-    W = np.eye(256)
+    W = np.eye(256, dtype=np.float32)
     for step in range(STEPS + 1):
         if step % EVERY == 0:
             yield W
-        W = W - rate * by_w(W, pairs)
+        W = W - np.float32(rate) * by_w(W, pairs)
 
 
 def found(cosines: Array) -> float:
