@@ -55,7 +55,7 @@ class Contender:
     of_texts: Callable[[list[str]], Floats]
     of_ids: Callable[[IdLists], Floats] | None  # None if it takes only texts
     precision: str = "float32"  # one of `measure.BOUNDS`
-    is_peer: bool = True  # and not e5ref itself
+    is_peer: bool = True  # a peer of e5ref, and not e5ref itself
     device: str = "cpu"  # or JAX's name of an accelerator: "gpu", "tpu"
     devices: int = 1  # how many it uses
     compiles: bool = False  # whether a process waits for a compiler, unless an earlier one has left its programs
