@@ -299,6 +299,11 @@ def changed_gelu(function: Callable[[Array], Array]) -> Change:
     return changed_function(gelu=function)
 
 
+def tanh_gelu(x: Array) -> Array:
+    """GELU's approximation by tanh: "gelu_new", and the default of jax.nn.gelu."""
+    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+
+
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x))."""
     return np.asarray(1 / (1 + np.exp(-np.clip(x, -700, 700))))

@@ -36,6 +36,7 @@ from e5ref.parity.altered.changes import (
     split_without_transposing,
     swapped,
     taken,
+    tanh_gelu,
     transposed,
 )
 
@@ -56,8 +57,6 @@ class Mistake:
     check: str
     change: Change
 
-
-ROOT = math.sqrt(2 / math.pi)
 
 MISTAKES = [
     # embeddings
@@ -339,7 +338,7 @@ MISTAKES = [
         "tanh GELU",
         "feed_forward_activation",
         'hidden_act "gelu" is the erf form; tanh is "gelu_new" (and the default of jax.nn.gelu)',
-        changed_gelu(lambda x: 0.5 * x * (1 + np.tanh(ROOT * (x + 0.044715 * x**3)))),
+        changed_gelu(tanh_gelu),
     ),
     Mistake(
         "sigmoid GELU",

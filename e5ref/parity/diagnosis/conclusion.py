@@ -113,7 +113,8 @@ def _notes(winner: Trial, others: list[Trial]) -> Iterator[str]:
     rest = sorted({", ".join(sorted(set(one.deviations) - set(winner.deviations))) for one in others})
     same = {text.deviation for text in predictions.texts}
     if rest := [name for name in rest if name and name not in same]:
-        yield f"these texts cannot tell {said} from: {'; '.join(rest)}; add texts of different lengths"
+        more = "more texts" if any("tanh GELU" in name for name in rest) else "texts of different lengths"
+        yield f"these texts cannot tell {said} from: {'; '.join(rest)}; add {more}"
     if len(set(map(len, ids))) == 1 and hypothesis.computation is Computation.PLAIN:
         yield "all texts have the same number of tokens, so they show nothing of padding; add a longer one"
     lengths = []

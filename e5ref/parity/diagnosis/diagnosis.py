@@ -64,7 +64,7 @@ def diagnose(
         stages = [candidate.predictions.stages() for candidate in candidates]
         found: set[str] = set()
         for number, stage in enumerate(zip(*stages, strict=True)):
-            # If only coarse rounding explains the vectors, it may be rounding to 8 bits, which the last stage tries.
+            # If only coarse rounding explains the vectors, it may be tanh GELU or 8 bits, which the last stage tries.
             if found and 1 < number < STAGES - 1:
                 continue
             for candidate, hypotheses in zip(candidates, stage, strict=True):

@@ -266,11 +266,11 @@ def tell_apart(one: Fit, other: Fit) -> bool:
 
     Let δ be the distance between the two predictions. If the first is right, the squared distance to the other is
     larger by δ² on average; if the other is right, it is smaller by δ². Chance moves this by about 2 r / (δ √(n · d)),
-    with r the distance to the first.
+    with r the distance to the first. Evidence beyond 2 δ² is no sign of either: what is left has its own direction.
     """
     gap = float(np.sum(np.linalg.norm(one.predicted - other.predicted, axis=1) ** 2))
     if gap <= 1e-12 * len(one.distances):
         return False
     evidence = float(np.sum(other.distances**2 - one.distances**2)) / gap
     chance = 2 * float(np.sqrt(np.sum(one.distances**2) / gap / (len(one.distances) * INDEPENDENT)))
-    return evidence >= 0.5 and chance <= 0.25
+    return 0.5 <= evidence <= 2 and chance <= 0.25

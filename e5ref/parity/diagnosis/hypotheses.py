@@ -4,7 +4,7 @@ A `Hypothesis` is one such way; `Predictions` computes the vectors that it leads
 each sequence of ids, and all poolings are taken from them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from itertools import product
@@ -15,11 +15,11 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.normalizers import BertNormalizer
 
 from e5ref import numpy_model
-from e5ref.checkpoint.prompts import E5_PROMPTS, find_prompt
 from e5ref.encoder import E5
 from e5ref.engines.batching import pad_ids, token_batches
-from e5ref.parity.altered.changes import DENSE_LEFT_OUT, DENSE_MISTAKES
-from e5ref.parity.altered.models import int8_model, padded_model
+from e5ref.parity.altered.changes import DENSE_LEFT_OUT, DENSE_MISTAKES, tanh_gelu
+from e5ref.parity.altered.models import int8_model, model_copy, padded_model
+from e5ref.parity.diagnosis.texts import TextVariant, text_variants
 from e5ref.tokenizer import read_tokenizer
 
 Floats = NDArray[np.floating]
@@ -36,6 +36,7 @@ class Computation(Enum):
     PLAIN = auto()  # in float32, without padding
     PADDED = auto()  # padding was computed, and hidden from attention as usual
     UNMASKED = auto()  # padding was computed, and attended to
+    TANH_GELU = auto()  # as PLAIN, with GELU's approximation by tanh
     INT8_ONNXRUNTIME = auto()
     INT8_ONNXRUNTIME_BY_CHANNEL = auto()
     INT8_TORCH = auto()
@@ -63,21 +64,6 @@ OVER_PADDING = {
     "max-padded": "max pooling over padding too",
     "last-padded": "last-token pooling that takes padding",
 }
-
-
-@dataclass(frozen=True)
-class TextVariant:
-    """The texts that the tokenizer got, with the card's prefix or something else.
-
-    Attributes:
-        prefix: the prefix, for people to read.
-        deviation: how it departs from the card; None if it does not.
-        texts: one for each of the user's texts.
-    """
-
-    prefix: str
-    deviation: str | None
-    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -127,60 +113,10 @@ class Hypothesis:
         pooled = (POOLINGS | OVER_PADDING)[self.pooling] if self.pooling != pooling else None
         if pooled and self.computation is Computation.PADDED:
             pooled += padding
-        int8 = "int8" if self.computation in INT8_KINDS else None
-        return tuple(filter(None, (self.text.deviation, self.token.deviation, unmasked, pooled, self.dense, int8)))
-
-
-def text_variants(texts: Sequence[str], prompts: Mapping[str, str], prompt_name: str | None) -> list[TextVariant]:
-    """List the prefixes that the texts may have got. They may or may not bring their prefixes already.
-
-    Args:
-        texts: the user's texts.
-        prompts: the checkpoint's prompts, by name.
-        prompt_name: the prompt that the user believes was used; None if any of them will do.
-
-    Returns:
-        Variants that differ in at least one text; those that follow the card (without `deviation`) first.
-    """
-    known = tuple(dict.fromkeys(filter(None, prompts.values())))
-    variants: list[TextVariant] = []
-
-    def add(prefix: str, deviation: str | None, changed: Iterator[str]) -> None:
-        new = TextVariant(prefix, deviation, tuple(changed))
-        if all(new.texts != variant.texts for variant in variants):
-            variants.append(new)
-
-    if not known:
-        add("no prefix", None, iter(texts))
-        for prompt in E5_PROMPTS.values():
-            add(repr(prompt), f"{prompt!r} before every text", (prompt + text for text in texts))
-        return variants
-
-    own = [next((prompt for prompt in known if text.startswith(prompt)), "") for text in texts]
-    bare = [text.removeprefix(prompt) for text, prompt in zip(texts, own, strict=True)]
-    # Name → the prefix of each text, for every choice of prefixes that follows the card.
-    if prompt_name is not None:
-        prompt = find_prompt(prompts, prompt_name, None)
-        right = {repr(prompt): [prompt] * len(texts)}
-    elif all(own):
-        name = repr(own[0]) if len(set(own)) == 1 else "each text's own prefix"
-        right = {name: own}
-    else:
-        right = {repr(prompt): [mine or prompt for mine in own] for prompt in known}
-
-    def each(prompts: Sequence[str], change: Callable[[str], str] = str) -> Iterator[str]:
-        return (change(prompt) + text for prompt, text in zip(prompts, bare, strict=True))
-
-    for name, given in right.items():
-        add(name, None, each(given))
-    add("no prefix", "prefix missing", iter(bare))
-    for prompt in known:
-        add(repr(prompt), f"always {prompt!r}", each([prompt] * len(bare)))
-    for name, given in right.items():
-        for prompt in known:
-            add(f"{prompt!r} and {name}", "prefix twice", (prompt + text for text in each(given)))
-        add(f"{name} without its space", "no space after the colon", each(given, str.rstrip))
-    return variants
+        inside = "tanh GELU" if self.computation is Computation.TANH_GELU else None
+        if self.computation in INT8_KINDS:
+            inside = "int8"
+        return tuple(filter(None, (self.text.deviation, self.token.deviation, unmasked, pooled, self.dense, inside)))
 
 
 class Predictions:
@@ -205,6 +141,7 @@ class Predictions:
             Computation.PLAIN: numpy_model,
             Computation.PADDED: padded_model(),
             Computation.UNMASKED: numpy_model,
+            Computation.TANH_GELU: model_copy(gelu=tanh_gelu),
         } | {computation: int8_model(kind) for computation, kind in INT8_KINDS.items()}
 
     def _token_variants(self) -> list[TokenVariant]:
@@ -315,7 +252,7 @@ class Predictions:
         """Yield hypotheses to try together, the cheap and likely ones first, each with all poolings that apply.
 
         The stages: the card's way; one change to texts, to tokens or to a Dense layer; padding; changes to texts and
-        tokens; 8 bits.
+        tokens; tanh GELU and 8 bits.
         """
         card = self.tokens[0]
         right = [text for text in self.texts if text.deviation is None]
@@ -343,7 +280,7 @@ class Predictions:
         yield plain(product([text for text in self.texts if text not in right], self.tokens[1:]))
         yield [
             Hypothesis(text, card, computation, 0, pooling)
-            for text, computation, pooling in product(likely, INT8_KINDS, POOLINGS)
+            for text, computation, pooling in product(likely, (Computation.TANH_GELU, *INT8_KINDS), POOLINGS)
         ]
 
 

@@ -88,7 +88,7 @@ class Candidate:
         if hypothesis.computation in INT8_KINDS:
             return self.shortest
         chosen = self.shortest[:1]
-        if hypothesis.computation is Computation.PLAIN:  # the middle one too: short texts may all be queries
+        if hypothesis.computation not in WITH_PADDING:  # the middle one too: short texts may all be queries
             chosen = sorted({*self.shortest[: FIRST_TEXTS - 1], self.shortest[len(self.shortest) // 2]})
         if hypothesis.token.deviation is None:
             return chosen
