@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from e5ref.checkpoint.hub import DEFAULT_CHECKPOINT, is_on_this_machine, known_checkpoints
 from e5ref.encoder import E5, load
 from e5ref.parity.diagnosis.conclusion import COARSE, Diagnosis, conclude
-from e5ref.parity.diagnosis.fitting import Given
+from e5ref.parity.diagnosis.given import Given
 from e5ref.parity.diagnosis.hypotheses import STAGES, Predictions
 from e5ref.parity.diagnosis.trial import Candidate, Trial
 from e5ref.terminal.progress import progress_bar
@@ -46,6 +46,7 @@ def diagnose(
 
     Raises:
         ValueError: there are no texts, not one vector for each, a value that is not finite, or a vector of zeros.
+            Numbers whose bytes are in the wrong order are put right first.
         CheckpointError: a model cannot be loaded.
     """
     given = Given.check(texts, vectors)
@@ -81,6 +82,8 @@ def diagnose(
             found = {one.rounding[0] for one in trials if one.explains}
             if found - COARSE:
                 break
+    if given.swapped:
+        notes.append("the numbers make sense only with the bytes of each in the opposite order, and were read so")
     if len(texts) > MAX_TEXTS:
         notes.append(f"looked at {MAX_TEXTS} of the {len(texts)} texts")
     return conclude(trials, notes)

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref import numpy_model
-from e5ref.parity.diagnosis.fitting import FACTORS, LEAST, STORED_FACTORS, Fit, Given, Levels, fit, measure_levels
+from e5ref.parity.diagnosis.fitting import FACTORS, LEAST, STORED_FACTORS, Fit, Levels, fit, measure_levels
+from e5ref.parity.diagnosis.given import Given
 from e5ref.parity.diagnosis.hypotheses import INT8_KINDS, WITH_PADDING, Computation, Hypothesis, Predictions
 
 # Texts that every hypothesis is tried on first: the shortest, which cost least and show most, and one of middle length.
@@ -180,6 +181,7 @@ class Trial:
         longest = self.candidate.predictions.longest(self.hypothesis)
         names += self.hypothesis.deviations(self.candidate.pooling, longest)
         names += self.fit.deviations(self.candidate.normalize)
+        names += ("wrong byte order",) * self.given.swapped
         rounding = self.rounding[0]
         return names if rounding in ("", "float32", *names) else (*names, rounding)
 
