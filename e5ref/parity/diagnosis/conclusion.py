@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from e5ref.parity.diagnosis.fitting import tell_apart
-from e5ref.parity.diagnosis.hypotheses import Computation, Hypothesis
+from e5ref.parity.diagnosis.hypotheses import Computation
 from e5ref.parity.diagnosis.trial import FAR, Finding, Trial
 
 Verdict = Literal["correct", "found", "mixed", "undecided", "unknown"]
@@ -70,7 +70,7 @@ def conclude(trials: list[Trial], notes: list[str]) -> Diagnosis:
     others = [one for one in equals if len(one.deviations) > least]
     findings = _findings([*winners, *others, *(one for one in ranked if one not in equals)])
     what = list(dict.fromkeys(one.deviations for one in winners))
-    notes = [*notes, *_notes(winners[0], others)]
+    notes = list(dict.fromkeys([*notes, *_notes(winners[0], others)]))
     if not what[0]:
         return Diagnosis("correct", f"Correct: as the card says ({_where(findings[0])}).", findings, tuple(notes))
     if len(what) == 1:
@@ -119,7 +119,7 @@ def _notes(winner: Trial, others: list[Trial]) -> Iterator[str]:
         yield "all texts have the same number of tokens, so they show nothing of padding; add a longer one"
     lengths = []
     for token in predictions.tokens[1:]:
-        if candidate.differing(Hypothesis(hypothesis.text, token)):
+        if predictions.ids(hypothesis.text, token) != predictions.ids(hypothesis.text, card):
             continue
         if token.max_length != card.max_length:
             lengths.append(token.max_length)

@@ -77,7 +77,8 @@ def diagnose(
                     trials.append(Trial(candidate, hypothesis, given, indices, tried))
                 progress.update(len(hypotheses))
             finalists = [one for one in trials if one.promising and not one.complete]
-            for one in sorted(finalists, key=lambda one: one.fit.median)[:FINALISTS]:
+            # Those that may explain all vectors go before those that may explain a few.
+            for one in sorted(finalists, key=lambda one: (one.rounding[0] == "", one.fit.median))[:FINALISTS]:
                 one.try_all()
             found = {one.rounding[0] for one in trials if one.explains}
             if found - COARSE:

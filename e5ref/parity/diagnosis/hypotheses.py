@@ -19,14 +19,14 @@ from e5ref.encoder import E5
 from e5ref.engines.batching import pad_ids, token_batches
 from e5ref.parity.altered.changes import DENSE_LEFT_OUT, DENSE_MISTAKES, tanh_gelu
 from e5ref.parity.altered.models import int8_model, model_copy, padded_model
-from e5ref.parity.diagnosis.texts import TextVariant, text_variants
+from e5ref.parity.diagnosis.texts import TextVariant, cleaned_variants, text_variants
 from e5ref.tokenizer import read_tokenizer
 
 Floats = NDArray[np.floating]
 TextIds = tuple[int, ...]  # the ids of one text
 
 BATCH_TOKENS = 2048
-STAGES = 5
+STAGES = 6
 LENGTHS = (64, 128, 256, 384, 512)
 
 
@@ -75,8 +75,10 @@ class TokenVariant:
         max_length: the most tokens of a text.
         normalizer: options of the normalizer that are changed.
         lower: whether texts are lower-cased before the tokenizer, if it keeps case.
+        marked: whether each word has "▁" before it, as SentencePiece has it.
         cls: whether [CLS] stands before a text.
         sep: whether [SEP] stands after it.
+        ends: the ids that stand there instead, if they are not the tokenizer's.
     """
 
     deviation: str | None
@@ -85,6 +87,8 @@ class TokenVariant:
     lower: bool = False
     cls: bool = True
     sep: bool = True
+    marked: bool = False
+    ends: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,8 @@ class Hypothesis:
         inside = "tanh GELU" if self.computation is Computation.TANH_GELU else None
         if self.computation in INT8_KINDS:
             inside = "int8"
-        return tuple(filter(None, (self.text.deviation, self.token.deviation, unmasked, pooled, self.dense, inside)))
+        names = (self.text.deviation, *self.text.cleaned, self.token.deviation, unmasked, pooled, self.dense, inside)
+        return tuple(filter(None, names))
 
 
 class Predictions:
@@ -156,11 +161,18 @@ class Predictions:
                 variants.append(TokenVariant("accents kept", card, (("strip_accents", False),)))
         else:
             variants.append(TokenVariant("lower-cased", card, (("lowercase", True),)))
+            variants.append(TokenVariant("lower-cased", card, lower=True))  # beforehand: accents are kept
         variants += [
             TokenVariant(f"truncated at {length}", length)
             for length in LENGTHS
             if length != card and length <= self.config.max_tokens
         ]
+        if self._tokenizer(()).token_to_id("▁") is None:  # 0 and 2 are XLM-RoBERTa's, seen in a published engine
+            mark = '"▁" before each word'
+            variants.append(
+                TokenVariant(f"{mark}, no [CLS] and no [SEP]", card, cls=False, sep=False, marked=True),
+            )
+            variants.append(TokenVariant(f"{mark}, ids 0 and 2 for [CLS] and [SEP]", card, marked=True, ends=(0, 2)))
         return [
             *variants,
             TokenVariant("no [CLS]", card, cls=False),
@@ -187,9 +199,11 @@ class Predictions:
         key = (text, token)
         if key not in self._ids:
             tokenizer = self._tokenizer(token.normalizer)
-            cls, sep = (tokenizer.encode("").ids * 2)[:2]
+            cls, sep = token.ends or (tokenizer.encode("").ids * 2)[:2]
             before, after = (cls,) * token.cls, (sep,) * token.sep
             texts = [text.lower() if token.lower else text for text in text.texts]
+            if token.marked:
+                texts = [" ".join(f"▁{word}" for word in text.split()) for text in texts]
             room = token.max_length - len(before) - len(after)
             self._ids[key] = [
                 (*before, *encoding.ids[:room], *after) or (self.encoder.tokenizer.pad_id,)
@@ -252,7 +266,7 @@ class Predictions:
         """Yield hypotheses to try together, the cheap and likely ones first, each with all poolings that apply.
 
         The stages: the card's way; one change to texts, to tokens or to a Dense layer; padding; changes to texts and
-        tokens; tanh GELU and 8 bits.
+        tokens; texts cleaned beforehand; tanh GELU and 8 bits.
         """
         card = self.tokens[0]
         right = [text for text in self.texts if text.deviation is None]
@@ -278,10 +292,22 @@ class Predictions:
         ]
         yield [one for one in padded if one.length == 0 or self.longest(replace(one, length=0)) < one.length]
         yield plain(product([text for text in self.texts if text not in right], self.tokens[1:]))
+        lower = [token for token in self.tokens if token.deviation in (None, "lower-cased")]
+        yield plain(product(self._cleaned(likely), lower))
         yield [
             Hypothesis(text, card, computation, 0, pooling)
             for text, computation, pooling in product(likely, (Computation.TANH_GELU, *INT8_KINDS), POOLINGS)
         ]
+
+    def _cleaned(self, texts: Iterable[TextVariant]) -> Iterator[TextVariant]:
+        """Yield texts that were cleaned beforehand, if that changes their tokens."""
+        card = self.tokens[0]
+        for text in texts:
+            seen = [self.ids(text, card)]
+            for cleaned in cleaned_variants(text):
+                if (ids := self.ids(cleaned, card)) not in seen:
+                    seen.append(ids)
+                    yield cleaned
 
 
 def _poolings(states: Floats, real: int, padded: bool) -> dict[str, Floats]:

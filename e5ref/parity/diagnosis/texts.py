@@ -1,9 +1,14 @@
-"""What the tokenizer may have got for each text: the prefixes that people use."""
+"""What the tokenizer may have got for each text: the prefixes that people use, and texts cleaned beforehand."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import html
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 from e5ref.checkpoint.prompts import E5_PROMPTS, find_prompt
+
+# What people do to texts before they embed them, in this order.
+CLEANING: Mapping[str, Callable[[str], str]] = {"HTML unescaped": html.unescape, "stripped": str.strip}
 
 
 @dataclass(frozen=True)
@@ -13,12 +18,16 @@ class TextVariant:
     Attributes:
         prefix: the prefix, for people to read.
         deviation: how it departs from the card; None if it does not.
-        texts: one for each of the user's texts.
+        texts: one for each of the user's texts, with its prefix.
+        prefixes: the prefix of each text; empty if they are not known.
+        cleaned: what was done to the texts beforehand: keys of CLEANING.
     """
 
     prefix: str
     deviation: str | None
     texts: tuple[str, ...]
+    prefixes: tuple[str, ...] = ()
+    cleaned: tuple[str, ...] = ()
 
 
 def text_variants(texts: Sequence[str], prompts: Mapping[str, str], prompt_name: str | None) -> list[TextVariant]:
@@ -35,19 +44,20 @@ def text_variants(texts: Sequence[str], prompts: Mapping[str, str], prompt_name:
     known = tuple(dict.fromkeys(filter(None, prompts.values())))
     variants: list[TextVariant] = []
 
-    def add(prefix: str, deviation: str | None, changed: Iterator[str]) -> None:
-        new = TextVariant(prefix, deviation, tuple(changed))
+    def add(prefix: str, deviation: str | None, prefixes: Iterable[str]) -> None:
+        before = tuple(prefixes)
+        new = TextVariant(prefix, deviation, tuple(map(str.__add__, before, bare)), before)
         if all(new.texts != variant.texts for variant in variants):
             variants.append(new)
 
-    if not known:
-        add("no prefix", None, iter(texts))
-        for prompt in E5_PROMPTS.values():
-            add(repr(prompt), f"{prompt!r} before every text", (prompt + text for text in texts))
-        return variants
-
     own = [next((prompt for prompt in known if text.startswith(prompt)), "") for text in texts]
     bare = [text.removeprefix(prompt) for text, prompt in zip(texts, own, strict=True)]
+    if not known:
+        add("no prefix", None, own)
+        for prompt in E5_PROMPTS.values():
+            add(repr(prompt), f"{prompt!r} before every text", [prompt] * len(bare))
+        return variants
+
     # Name → the prefix of each text, for every choice of prefixes that follows the card.
     if prompt_name is not None:
         prompt = find_prompt(prompts, prompt_name, None)
@@ -58,16 +68,30 @@ def text_variants(texts: Sequence[str], prompts: Mapping[str, str], prompt_name:
     else:
         right = {repr(prompt): [mine or prompt for mine in own] for prompt in known}
 
-    def each(prompts: Sequence[str], change: Callable[[str], str] = str) -> Iterator[str]:
-        return (change(prompt) + text for prompt, text in zip(prompts, bare, strict=True))
-
     for name, given in right.items():
-        add(name, None, each(given))
-    add("no prefix", "prefix missing", iter(bare))
+        add(name, None, given)
+    add("no prefix", "prefix missing", [""] * len(bare))
     for prompt in known:
-        add(repr(prompt), f"always {prompt!r}", each([prompt] * len(bare)))
+        add(repr(prompt), f"always {prompt!r}", [prompt] * len(bare))
     for name, given in right.items():
         for prompt in known:
-            add(f"{prompt!r} and {name}", "prefix twice", (prompt + text for text in each(given)))
-        add(f"{name} without its space", "no space after the colon", each(given, str.rstrip))
+            add(f"{prompt!r} and {name}", "prefix twice", (prompt + mine for mine in given))
+        add(f"{name} without its space", "no space after the colon", map(str.rstrip, given))
     return variants
+
+
+def cleaned_variants(variant: TextVariant) -> list[TextVariant]:
+    """List the ways in which the texts of a variant, without their prefixes, may have been cleaned beforehand."""
+    found: list[TextVariant] = []
+    for number in range(1, len(CLEANING) + 1):
+        for names in combinations(CLEANING, number):
+            texts = []
+            for prefix, text in zip(variant.prefixes, variant.texts, strict=True):
+                body = text[len(prefix) :]
+                for name in names:
+                    body = CLEANING[name](body)
+                texts.append(prefix + body)
+            new = replace(variant, texts=tuple(texts), cleaned=names)
+            if all(new.texts != one.texts for one in (variant, *found)):
+                found.append(new)
+    return found

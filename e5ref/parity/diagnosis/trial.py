@@ -91,15 +91,18 @@ class Candidate:
         chosen = self.shortest[:1]
         if hypothesis.computation not in WITH_PADDING:  # the middle one too: short texts may all be queries
             chosen = sorted({*self.shortest[: FIRST_TEXTS - 1], self.shortest[len(self.shortest) // 2]})
-        if hypothesis.token.deviation is None:
+        if hypothesis.token.deviation is None and not hypothesis.text.cleaned:
             return chosen
         differing = self.differing(hypothesis)
         return sorted({*chosen, *differing[:1]}) if differing else []
 
     def differing(self, hypothesis: Hypothesis) -> list[int]:
-        """List the texts, the shortest first, whose tokens differ from those that the card gives."""
-        ids = self.predictions.ids(hypothesis.text, hypothesis.token)
-        card = self.predictions.ids(hypothesis.text, self.predictions.tokens[0])
+        """List the texts, the shortest first, whose tokens differ from those that the card gives with this prefix."""
+        predictions, text = self.predictions, hypothesis.text
+        ids = predictions.ids(text, hypothesis.token)
+        if text.cleaned:
+            text = next(one for one in predictions.texts if one.prefixes == text.prefixes)
+        card = predictions.ids(text, predictions.tokens[0])
         return [index for index in self.shortest if ids[index] != card[index]]
 
 

@@ -1,11 +1,17 @@
 """Kinds of vectors that look like different ones: made with transformers, named, or called unknown."""
 
 import base64
+import html
+import json
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
+import e5ref
 from e5ref.parity import diagnose
+from tests.parity.diagnosis.peers import mean_vectors
+from tests.tools.checkpoints import edit_json, write_random_bert, write_unigram
 
 
 def deviations(case, vectors) -> list[str]:
@@ -62,3 +68,54 @@ def test_base64_of_the_wrong_byte_order(case, peer):
         diagnose(case.texts, doubles, [case.model])
     with pytest.raises(ValueError, match="holds NaN"):  # absurd with their bytes in either order
         diagnose(case.texts, np.where(np.arange(vectors.shape[1]) == 3, np.nan, 1e30 * vectors), [case.model])
+
+
+@pytest.mark.peer
+def test_texts_cleaned_beforehand(case, peer):
+    texts = list(case.texts)
+    texts[::3] = [f"{html.escape(text)} &ndash; it&#39;s" for text in texts[::3]]
+    clean = [html.unescape(text) for text in texts]
+    for prompt, wrong in (("query: ", []), ("", ["prefix missing"])):
+        diagnosis = diagnose(texts, peer(clean, prompt), [case.model])
+        assert diagnosis.verdict == "found", str(diagnosis)
+        assert list(diagnosis.findings[0].deviations) == [*wrong, "HTML unescaped"], str(diagnosis)
+    for vectors in (peer(texts), peer([f" {text.lower()} " for text in texts])):  # the tokenizer does that itself
+        assert diagnose(texts, vectors, [case.model]).verdict == "correct"
+
+
+def test_cleaning_that_a_tokenizer_does_not_do_itself(tmp_path):
+    folder = write_random_bert(tmp_path / "cased")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    edit_json(folder / "tokenizer.json", normalizer=tokenizer["normalizer"] | {"lowercase": False})
+    texts = ["How much is Water", "the Sun and the Dog", "what do plants need, Cat", "a man"]
+    model = e5ref.load(folder)
+    found = diagnose(texts, model.encode_query([text.lower() for text in texts]), [folder])
+    assert found.findings[0].deviations == ("lower-cased",), str(found)
+    assert diagnose(texts, model.encode_query(texts), [folder]).verdict == "correct"
+
+    folder = write_random_bert(tmp_path / "xlm", model_type="xlm-roberta")
+    write_unigram(folder)
+    edit_json(folder / "config.json", pad_token_id=1)
+    texts = ["  query eat ", "eat:  query", " eat&amp; query", "query: eat eat"]
+    model = e5ref.load(folder)
+    for clean, names in (
+        (str, []),
+        (str.strip, ["stripped"]),
+        (html.unescape, ["HTML unescaped"]),
+        (lambda text: html.unescape(text).strip(), ["HTML unescaped", "stripped"]),
+    ):
+        found = diagnose(texts, model.encode_query([clean(text) for text in texts]), [folder])
+        assert list(found.findings[0].deviations) == names, str(found)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("ends", [False, True])
+def test_sentencepiece_words_on_berts_vocabulary(ends, case):
+    """Every word becomes [UNK]: the vocabulary has no "▁"."""
+    tokenizer = AutoTokenizer.from_pretrained(case.folder)
+    marked = [" ".join(f"▁{word}" for word in f"query: {text}".split()) for text in case.texts]
+    room = case.most - 2 * ends
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"][:room] for text in marked]
+    ids = [[0, *one, 2] if ends else one for one in ids]
+    what = "ids 0 and 2 for [CLS] and [SEP]" if ends else "no [CLS] and no [SEP]"
+    assert deviations(case, mean_vectors(case, ids)) == [f'"▁" before each word, {what}']
