@@ -7,7 +7,7 @@ each sequence of ids, and all poolings are taken from them.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from itertools import product
+from itertools import chain, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from e5ref.encoder import E5
 from e5ref.engines.batching import pad_ids, token_batches
 from e5ref.parity.altered.changes import DENSE_LEFT_OUT, DENSE_MISTAKES, tanh_gelu
 from e5ref.parity.altered.models import int8_model, model_copy, padded_model
-from e5ref.parity.diagnosis.texts import TextVariant, cleaned_variants, text_variants
+from e5ref.parity.diagnosis.texts import Chunks, TextVariant, cleaned_variants, text_variants
 from e5ref.tokenizer import read_tokenizer
 
 Floats = NDArray[np.floating]
@@ -101,6 +101,7 @@ class Hypothesis:
         length: the length that texts are padded to; 0 for the longest of them.
         pooling: a key of POOLINGS or of OVER_PADDING.
         dense: a key of DENSE_MISTAKES; None if the Dense layer, if there is one, is as the card says.
+        chunks: how long texts were cut; None if they were not.
     """
 
     text: TextVariant
@@ -109,6 +110,7 @@ class Hypothesis:
     length: int = 0
     pooling: str = "mean"
     dense: str | None = None
+    chunks: Chunks | None = None
 
     def deviations(self, pooling: str, longest: int) -> tuple[str, ...]:
         """Name what departs from the card, given the card's pooling and the length that texts are padded to."""
@@ -120,8 +122,8 @@ class Hypothesis:
         inside = "tanh GELU" if self.computation is Computation.TANH_GELU else None
         if self.computation in INT8_KINDS:
             inside = "int8"
-        names = (self.text.deviation, *self.text.cleaned, self.token.deviation, unmasked, pooled, self.dense, inside)
-        return tuple(filter(None, names))
+        text = (self.text.deviation, *self.text.cleaned, *(self.chunks.deviations if self.chunks else ()))
+        return tuple(filter(None, (*text, self.token.deviation, unmasked, pooled, self.dense, inside)))
 
 
 class Predictions:
@@ -140,7 +142,9 @@ class Predictions:
         self._text = read_tokenizer(encoder.checkpoint.folder)[1].to_str()
         self._tokenizers: dict[tuple[tuple[str, bool], ...], FastTokenizer] = {}
         self.tokens = self._token_variants()
+        self._whole: dict[tuple[TextVariant, TokenVariant], list[list[int]]] = {}
         self._ids: dict[tuple[TextVariant, TokenVariant], list[TextIds]] = {}
+        self._parts: dict[tuple[TextVariant, int, bool], list[tuple[TextIds, ...]]] = {}
         self._pooled: dict[tuple[Computation, int, TextIds], dict[str, Floats]] = {}
         self._models = {
             Computation.PLAIN: numpy_model,
@@ -198,18 +202,47 @@ class Predictions:
         """Return the ids that the encoder gets for each text."""
         key = (text, token)
         if key not in self._ids:
-            tokenizer = self._tokenizer(token.normalizer)
-            cls, sep = token.ends or (tokenizer.encode("").ids * 2)[:2]
-            before, after = (cls,) * token.cls, (sep,) * token.sep
+            before, after = self._ends(token)
+            room = token.max_length - len(before) - len(after)
+            self._ids[key] = [
+                (*before, *whole[:room], *after) or (self.encoder.tokenizer.pad_id,)
+                for whole in self._whole_ids(text, token)
+            ]
+        return self._ids[key]
+
+    def _ends(self, token: TokenVariant) -> tuple[TextIds, TextIds]:
+        """Return the ids before and after every text."""
+        cls, sep = token.ends or (self._tokenizer(token.normalizer).encode("").ids * 2)[:2]
+        return (cls,) * token.cls, (sep,) * token.sep
+
+    def _whole_ids(self, text: TextVariant, token: TokenVariant) -> list[list[int]]:
+        """Return the ids of each text without truncation and ends."""
+        key = (text, replace(token, deviation=None, max_length=0, cls=True, sep=True, ends=None))
+        if key not in self._whole:
             texts = [text.lower() if token.lower else text for text in text.texts]
             if token.marked:
                 texts = [" ".join(f"▁{word}" for word in text.split()) for text in texts]
-            room = token.max_length - len(before) - len(after)
-            self._ids[key] = [
-                (*before, *encoding.ids[:room], *after) or (self.encoder.tokenizer.pad_id,)
-                for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)
-            ]
-        return self._ids[key]
+            encodings = self._tokenizer(token.normalizer).encode_batch(texts, add_special_tokens=False)
+            self._whole[key] = [encoding.ids for encoding in encodings]
+        return self._whole[key]
+
+    def parts(self, hypothesis: Hypothesis) -> list[tuple[TextIds, ...]]:
+        """Return what the encoder gets for each text: its ids, or those of its chunks."""
+        text, token, chunks = hypothesis.text, hypothesis.token, hypothesis.chunks
+        if chunks is None:
+            return [(ids,) for ids in self.ids(text, token)]
+        key = (text, chunks.tokens, chunks.prefixed)
+        if key not in self._parts:
+            before, after = self._ends(token)
+            tokenizer = self._tokenizer(token.normalizer)
+            self._parts[key] = []
+            for prefix, whole in zip(text.prefixes, self._whole_ids(text, token), strict=True):
+                count = len(tokenizer.encode(prefix, add_special_tokens=False).ids) if chunks.prefixed else 0
+                first, rest = whole[:count], whole[count:]
+                step = chunks.tokens - len(before) - len(after) - count
+                starts = range(0, max(len(rest), 1), step)
+                self._parts[key].append(tuple((*before, *first, *rest[at : at + step], *after) for at in starts))
+        return self._parts[key]
 
     def longest(self, hypothesis: Hypothesis) -> int:
         """Return the number of tokens that the texts of a hypothesis have with padding."""
@@ -221,13 +254,13 @@ class Predictions:
         missing: dict[tuple[Computation, int, TextVariant | None], dict[TextIds, None]] = {}
         for hypothesis, indices in wanted:
             computation, length = hypothesis.computation, self._padded_length(hypothesis)
-            ids = self.ids(hypothesis.text, hypothesis.token)
+            parts = self.parts(hypothesis)
             # In 8 bits a whole batch shares one scale, so it must hold these texts and no others.
             together = hypothesis.text if computation in INT8_KINDS else None
             new = missing.setdefault((computation, length, together), {})
-            for index in indices:
-                if (computation, length, ids[index]) not in self._pooled:
-                    new[ids[index]] = None
+            for ids in chain.from_iterable(parts[index] for index in indices):
+                if (computation, length, ids) not in self._pooled:
+                    new[ids] = None
         for (computation, length, together), new in missing.items():
             texts = list(new)
             lengths = np.array([length or len(ids) for ids in texts])
@@ -237,12 +270,23 @@ class Predictions:
     def __call__(self, hypothesis: Hypothesis, indices: Sequence[int]) -> Floats:
         """Predict the vectors of some texts, not normalised. -> [len(indices), `width`], float64."""
         self.prepare([(hypothesis, indices)])
-        ids = self.ids(hypothesis.text, hypothesis.token)
+        parts, chunks = self.parts(hypothesis), hypothesis.chunks
         key = hypothesis.computation, self._padded_length(hypothesis)
-        vectors = np.stack([self._pooled[*key, ids[index]][hypothesis.pooling] for index in indices])
+        parts = [parts[index] for index in indices]
+        vectors = np.stack([self._pooled[*key, ids][hypothesis.pooling] for ids in chain.from_iterable(parts)])
         dense = self.encoder.checkpoint.params.dense
         compute = numpy_model.dense if hypothesis.dense is None else DENSE_MISTAKES[hypothesis.dense]
-        return compute(dense, vectors) if dense else vectors
+        vectors = compute(dense, vectors) if dense else vectors
+        if chunks is None:
+            return vectors
+        if chunks.normalized:
+            vectors = numpy_model.l2_normalize(vectors)
+        averages, start = [], 0
+        for of_text in parts:
+            weights = [max(len(ids) - 2, 1) if chunks.weighted else 1 for ids in of_text]
+            averages.append(np.average(vectors[start : start + len(of_text)], axis=0, weights=weights))
+            start += len(of_text)
+        return np.stack(averages)
 
     def width(self, hypothesis: Hypothesis) -> int:
         """Return how many dimensions the vectors of a hypothesis have."""
@@ -266,7 +310,7 @@ class Predictions:
         """Yield hypotheses to try together, the cheap and likely ones first, each with all poolings that apply.
 
         The stages: the card's way; one change to texts, to tokens or to a Dense layer; padding; changes to texts and
-        tokens; texts cleaned beforehand; tanh GELU and 8 bits.
+        tokens; texts cleaned beforehand or cut into chunks; tanh GELU and 8 bits.
         """
         card = self.tokens[0]
         right = [text for text in self.texts if text.deviation is None]
@@ -293,7 +337,7 @@ class Predictions:
         yield [one for one in padded if one.length == 0 or self.longest(replace(one, length=0)) < one.length]
         yield plain(product([text for text in self.texts if text not in right], self.tokens[1:]))
         lower = [token for token in self.tokens if token.deviation in (None, "lower-cased")]
-        yield plain(product(self._cleaned(likely), lower))
+        yield plain(product(self._cleaned(likely), lower)) + self._chunked(likely)
         yield [
             Hypothesis(text, card, computation, 0, pooling)
             for text, computation, pooling in product(likely, (Computation.TANH_GELU, *INT8_KINDS), POOLINGS)
@@ -308,6 +352,21 @@ class Predictions:
                 if (ids := self.ids(cleaned, card)) not in seen:
                     seen.append(ids)
                     yield cleaned
+
+    def _chunked(self, texts: Iterable[TextVariant]) -> list[Hypothesis]:
+        """List the ways of averaging over chunks that cut at least one text."""
+        card = self.tokens[0]
+        found = []
+        for text in texts:
+            longest = max(map(len, self._whole_ids(text, card))) + sum(map(len, self._ends(card)))
+            sizes = {size for size in (*LENGTHS, card.max_length) if size < longest and size <= self.config.max_tokens}
+            for size, prefixed, *rest in product(sorted(sizes), (False, True), (False, True), (False, True)):
+                if not prefixed or any(text.prefixes):
+                    chunks = Chunks(size, prefixed, *rest)
+                    found.append(
+                        Hypothesis(text, card, pooling=self.encoder.checkpoint.settings.pooling, chunks=chunks)
+                    )
+        return found
 
 
 def _poolings(states: Floats, real: int, padded: bool) -> dict[str, Floats]:

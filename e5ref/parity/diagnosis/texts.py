@@ -1,4 +1,4 @@
-"""What the tokenizer may have got for each text: the prefixes that people use, and texts cleaned beforehand."""
+"""What the encoder may have got for each text: the prefixes that people use, texts cleaned beforehand, chunks."""
 
 import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +28,34 @@ class TextVariant:
     texts: tuple[str, ...]
     prefixes: tuple[str, ...] = ()
     cleaned: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How a long text was cut into chunks, whose vectors were averaged.
+
+    Attributes:
+        tokens: the most tokens of a chunk, with [CLS] and [SEP].
+        prefixed: whether every chunk has the prefix, and not only the first.
+        weighted: whether a chunk counts by its tokens without [CLS] and [SEP].
+        normalized: whether the vectors of chunks were normalised before.
+    """
+
+    tokens: int
+    prefixed: bool = False
+    weighted: bool = False
+    normalized: bool = False
+
+    @property
+    def deviations(self) -> tuple[str, ...]:
+        """Name what was done."""
+        names = (
+            f"averaged over chunks of {self.tokens} tokens",
+            "prefix before each chunk" if self.prefixed else "",
+            "chunks weighted by their tokens" if self.weighted else "",
+            "chunks normalised first" if self.normalized else "",
+        )
+        return tuple(filter(None, names))
 
 
 def text_variants(texts: Sequence[str], prompts: Mapping[str, str], prompt_name: str | None) -> list[TextVariant]:

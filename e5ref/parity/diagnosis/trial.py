@@ -91,7 +91,7 @@ class Candidate:
         chosen = self.shortest[:1]
         if hypothesis.computation not in WITH_PADDING:  # the middle one too: short texts may all be queries
             chosen = sorted({*self.shortest[: FIRST_TEXTS - 1], self.shortest[len(self.shortest) // 2]})
-        if hypothesis.token.deviation is None and not hypothesis.text.cleaned:
+        if hypothesis.token.deviation is None and not hypothesis.text.cleaned and hypothesis.chunks is None:
             return chosen
         differing = self.differing(hypothesis)
         return sorted({*chosen, *differing[:1]}) if differing else []
@@ -99,11 +99,10 @@ class Candidate:
     def differing(self, hypothesis: Hypothesis) -> list[int]:
         """List the texts, the shortest first, whose tokens differ from those that the card gives with this prefix."""
         predictions, text = self.predictions, hypothesis.text
-        ids = predictions.ids(text, hypothesis.token)
         if text.cleaned:
             text = next(one for one in predictions.texts if one.prefixes == text.prefixes)
-        card = predictions.ids(text, predictions.tokens[0])
-        return [index for index in self.shortest if ids[index] != card[index]]
+        parts, card = predictions.parts(hypothesis), predictions.ids(text, predictions.tokens[0])
+        return [index for index in self.shortest if parts[index] != (card[index],)]
 
 
 class Trial:

@@ -112,12 +112,12 @@ def peer_vectors(
     return vectors.float().numpy()
 
 
-def mean_vectors(case, ids: list[list[int]]):
-    """The mean of each sequence of ids, computed alone, without normalisation beyond the last step."""
+def mean_vectors(case, ids: list[list[int]], *, normalize=True):
+    """The vector of each sequence of ids, computed alone."""
     model = peer_model(case.folder, "float32", "gelu")
     with torch.inference_mode():
         means = [model(input_ids=torch.tensor([one])).last_hidden_state[0].mean(0).numpy() for one in ids]
-    return renormalized(np.stack(means))
+    return renormalized(np.stack(means)) if normalize else np.stack(means)
 
 
 def renormalized(vectors):

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 import e5ref
 from e5ref.parity import diagnose
-from tests.parity.diagnosis.peers import mean_vectors
+from tests.parity.diagnosis.peers import mean_vectors, renormalized
 from tests.tools.checkpoints import edit_json, write_random_bert, write_unigram
 
 
@@ -119,3 +119,31 @@ def test_sentencepiece_words_on_berts_vocabulary(ends, case):
     ids = [[0, *one, 2] if ends else one for one in ids]
     what = "ids 0 and 2 for [CLS] and [SEP]" if ends else "no [CLS] and no [SEP]"
     assert deviations(case, mean_vectors(case, ids)) == [f'"▁" before each word, {what}']
+
+
+def chunk_ids(case, tokenizer, text: str, size: int, prefixed: bool) -> list[list[int]]:
+    """As transformers cuts a text that is too long, or with the prefix before each chunk."""
+    if not prefixed:
+        options = {"truncation": True, "max_length": size, "return_overflowing_tokens": True}
+        return tokenizer(f"query: {text}", **options)["input_ids"]
+    prefix, ids = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in ("query: ", text))
+    room = size - len(prefix) - 2
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    return [[cls, *prefix, *ids[at : at + room], sep] for at in range(0, len(ids), room)]
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_averages_over_chunks(prefixed, weighted, normalized, case):
+    tokenizer = AutoTokenizer.from_pretrained(case.folder)
+    vectors = []
+    for text in case.texts:
+        chunks = chunk_ids(case, tokenizer, text, 64, prefixed)
+        of_chunks = mean_vectors(case, chunks, normalize=normalized)
+        vectors.append(np.average(of_chunks, axis=0, weights=[len(ids) - 2 if weighted else 1 for ids in chunks]))
+    named = deviations(case, renormalized(np.stack(vectors)))
+    options = ["prefix before each chunk"] * prefixed + ["chunks weighted by their tokens"] * weighted
+    options += ["chunks normalised first"] * normalized
+    assert named == ["averaged over chunks of 64 tokens", *options]
