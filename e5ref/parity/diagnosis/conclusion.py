@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from e5ref.parity.diagnosis.fitting import tell_apart
+import numpy as np
+
+from e5ref.parity.diagnosis.fitting import FACTORS, tell_apart
 from e5ref.parity.diagnosis.hypotheses import Computation
 from e5ref.parity.diagnosis.trial import FAR, Finding, Trial
 
@@ -12,6 +14,13 @@ Verdict = Literal["correct", "found", "mixed", "undecided", "unknown"]
 
 # Rounding that is coarser than float32.
 COARSE = {"float16", "bfloat16", "int8"}
+
+# A second model is told from damage if there are at least so many texts of each of the two.
+LEAST_TEXTS = 3
+
+# The share of pairs in which a text with the one kind of vector is longer than one with the other: beyond this share it
+# is their length that sets the texts apart.
+LONGER = 0.9
 
 
 @dataclass(frozen=True)
@@ -152,9 +161,47 @@ def _mixture(ranked: list[Trial]) -> str | None:
         what = ", ".join(one.deviations) or "as the card says"
         parts.append(f"{number} of {total} texts {what} ({_where(one.finding())})")
         left -= explained
-    if not parts or len(left) > total / 2:
+    if not parts:
         return None
-    if left:
+    cards = [one for one in complete if not one.deviations and _second_model(one, left)]
+    if len(parts) == 1 and cards:
+        listed = ", ".join(str(cards[0].indices[text]) for text in sorted(left))
+        parts.append(
+            f"the vectors of {len(left)} come from a second model, or from the same one computed in a different way: "
+            f"texts {listed} (counted from 0)"
+        )
+    elif len(left) > total / 2:
+        return None
+    elif left:
         listed = ", ".join(str(one.indices[text]) for text in sorted(left)[:8])
         parts.append(f"{len(left)} something else: texts {listed}{' …' if len(left) > 8 else ''} (counted from 0)")
     return "Not the same for all texts: " + "; ".join(parts) + "."
+
+
+def _second_model(card: Trial, left: set[int]) -> bool:
+    """Tell whether the vectors that are `left` come from a second model, while all others are as the card says.
+
+    They depart by more than rounding. Each is nearer to what the card predicts for its text than for any other text.
+    And neither length nor a letter or sign sets their texts apart: if one does, the texts were treated differently.
+    """
+    departs = np.array([text in left for text in card.texts])
+    if not LEAST_TEXTS <= departs.sum() <= len(departs) - LEAST_TEXTS or not card.exact[~departs].all():
+        return False
+    level = card.candidate.levels.of["bfloat16"]
+    if np.median(card.fit.distances[departs]) <= FACTORS["bfloat16"][0] * level:
+        return False
+    given = card.given.directions[[card.indices[text] for text in card.texts]][departs]
+    nearest = np.argmax(given @ card.fit.predicted.T, axis=1)
+    if not np.array_equal(nearest, np.flatnonzero(departs)):
+        return False
+
+    texts = [card.hypothesis.text.texts[text] for text in card.texts]
+    lengths = np.array([len(text) for text in texts])
+    longer = np.mean(np.sign(lengths[departs][:, None] - lengths[~departs])) / 2 + 0.5
+    signs = [lambda text, sign=sign: sign in text for sign in set("".join(texts))]
+    kinds = [str.isascii, *(lambda text, kind=kind: any(map(kind, text)) for kind in (str.isupper, str.isdigit))]
+    for has in (*signs, *kinds):
+        marked = np.array([has(text) for text in texts])
+        if np.array_equal(marked, departs) or np.array_equal(marked, ~departs):
+            return False
+    return 1 - LONGER < longer < LONGER

@@ -83,6 +83,10 @@ def diagnose(
             found = {one.rounding[0] for one in trials if one.explains}
             if found - COARSE:
                 break
+    if not any(one.explains for one in trials):
+        for one in trials:  # some of the texts may be as the card says, and none of the first
+            if not one.deviations:
+                one.try_all()
     if given.swapped:
         notes.append("the numbers make sense only with the bytes of each in the opposite order, and were read so")
     if len(texts) > MAX_TEXTS:

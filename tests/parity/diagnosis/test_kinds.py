@@ -3,14 +3,18 @@
 import base64
 import html
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
 import e5ref
 from e5ref.parity import diagnose
-from tests.parity.diagnosis.peers import mean_vectors, renormalized
+from tests.parity.diagnosis.peers import mean_vectors, peer_vectors, renormalized
 from tests.tools.checkpoints import edit_json, write_random_bert, write_unigram
 
 
@@ -147,3 +151,49 @@ def test_averages_over_chunks(prefixed, weighted, normalized, case):
     options = ["prefix before each chunk"] * prefixed + ["chunks weighted by their tokens"] * weighted
     options += ["chunks normalised first"] * normalized
     assert named == ["averaged over chunks of 64 tokens", *options]
+
+
+@pytest.fixture(scope="module")
+def revision(case, tmp_path_factory) -> Path:
+    """The checkpoint after a little more training: all weights have moved."""
+    folder = tmp_path_factory.mktemp("revision") / case.folder.name
+    shutil.copytree(case.folder, folder)
+    tensors, random = load_file(folder / "model.safetensors"), np.random.default_rng(0)
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind == "f":
+            noise = 0.1 * float(tensor.astype(np.float32).std()) * random.standard_normal(tensor.shape)
+            tensors[name] = (tensor + noise).astype(np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_two_revisions_behind_one_balancer(share, case, peer, revision):
+    rows = np.sort(np.random.default_rng(1).permutation(20)[: int(20 * share)])
+    vectors = peer()
+    vectors[rows] = peer_vectors(replace(case, folder=revision))[rows]
+    diagnosis = diagnose(case.texts, vectors, [case.model])
+    assert diagnosis.verdict == "mixed", str(diagnosis)
+    assert f"{20 - len(rows)} of 20 texts as the card says" in diagnosis.answer
+    assert f"{len(rows)} come from a second model" in diagnosis.answer
+    assert f"texts {', '.join(map(str, rows))} (counted" in diagnosis.answer
+
+
+@pytest.mark.peer
+def test_what_is_no_second_model(case, peer, revision):
+    """All vectors of the revision; the long texts' only; the vectors of different texts; rounding."""
+    vectors, other = peer(), peer_vectors(replace(case, folder=revision))
+    assert diagnose(case.texts, other, [case.model]).verdict == "unknown"
+    long = np.argsort([len(text) for text in case.texts])[-6:]
+    alternate = np.arange(20) % 2 == 1
+    for rows, changed in (
+        (long, other),
+        (alternate, np.roll(other, 2, axis=0)),
+        (alternate, peer(dtype="float16")),
+    ):
+        mixed = vectors.copy()
+        mixed[rows] = changed[rows]
+        diagnosis = diagnose(case.texts, mixed, [case.model])
+        assert diagnosis.verdict in ("mixed", "unknown"), str(diagnosis)
+        assert "second model" not in diagnosis.answer
