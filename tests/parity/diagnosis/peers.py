@@ -1,6 +1,7 @@
 """What the tests of the diagnosis ask: checkpoints with 20 texts, and the vectors that transformers gives for them."""
 
 import json
+import shutil
 import unicodedata
 import warnings
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
 
@@ -122,3 +124,35 @@ def mean_vectors(case, ids: list[list[int]], *, normalize=True):
 
 def renormalized(vectors):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def marked_ids(case, ends: bool) -> list[list[int]]:
+    """The ids of texts with "▁" before each word, alone or between the ids 0 and 2."""
+    tokenizer = AutoTokenizer.from_pretrained(case.folder)
+    marked = [" ".join(f"▁{word}" for word in f"query: {text}".split()) for text in case.texts]
+    room = case.most - 2 * ends
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"][:room] for text in marked]
+    return [[0, *one, 2] if ends else one for one in ids]
+
+
+def chunk_ids(tokenizer, text: str, size: int, prefixed: bool) -> list[list[int]]:
+    """As transformers cuts a text that is too long, or with the prefix before each chunk."""
+    if not prefixed:
+        options = {"truncation": True, "max_length": size, "return_overflowing_tokens": True}
+        return tokenizer(f"query: {text}", **options)["input_ids"]
+    prefix, ids = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in ("query: ", text))
+    room = size - len(prefix) - 2
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    return [[cls, *prefix, *ids[at : at + room], sep] for at in range(0, len(ids), room)]
+
+
+def write_revision(folder: Path, where: Path) -> Path:
+    """Write the checkpoint as if after a little more training: all weights have moved."""
+    shutil.copytree(folder, where)
+    tensors, random = load_file(where / "model.safetensors"), np.random.default_rng(0)
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind == "f":
+            noise = 0.1 * float(tensor.astype(np.float32).std()) * random.standard_normal(tensor.shape)
+            tensors[name] = (tensor + noise).astype(np.float32)
+    save_file(tensors, where / "model.safetensors")
+    return where

@@ -3,18 +3,16 @@
 import base64
 import html
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
 import e5ref
 from e5ref.parity import diagnose
-from tests.parity.diagnosis.peers import mean_vectors, peer_vectors, renormalized
+from tests.parity.diagnosis.peers import chunk_ids, marked_ids, mean_vectors, peer_vectors, renormalized, write_revision
 from tests.tools.checkpoints import edit_json, write_random_bert, write_unigram
 
 
@@ -116,24 +114,8 @@ def test_cleaning_that_a_tokenizer_does_not_do_itself(tmp_path):
 @pytest.mark.parametrize("ends", [False, True])
 def test_sentencepiece_words_on_berts_vocabulary(ends, case):
     """Every word becomes [UNK]: the vocabulary has no "▁"."""
-    tokenizer = AutoTokenizer.from_pretrained(case.folder)
-    marked = [" ".join(f"▁{word}" for word in f"query: {text}".split()) for text in case.texts]
-    room = case.most - 2 * ends
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"][:room] for text in marked]
-    ids = [[0, *one, 2] if ends else one for one in ids]
     what = "ids 0 and 2 for [CLS] and [SEP]" if ends else "no [CLS] and no [SEP]"
-    assert deviations(case, mean_vectors(case, ids)) == [f'"▁" before each word, {what}']
-
-
-def chunk_ids(case, tokenizer, text: str, size: int, prefixed: bool) -> list[list[int]]:
-    """As transformers cuts a text that is too long, or with the prefix before each chunk."""
-    if not prefixed:
-        options = {"truncation": True, "max_length": size, "return_overflowing_tokens": True}
-        return tokenizer(f"query: {text}", **options)["input_ids"]
-    prefix, ids = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in ("query: ", text))
-    room = size - len(prefix) - 2
-    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-    return [[cls, *prefix, *ids[at : at + room], sep] for at in range(0, len(ids), room)]
+    assert deviations(case, mean_vectors(case, marked_ids(case, ends))) == [f'"▁" before each word, {what}']
 
 
 @pytest.mark.peer
@@ -144,7 +126,7 @@ def test_averages_over_chunks(prefixed, weighted, normalized, case):
     tokenizer = AutoTokenizer.from_pretrained(case.folder)
     vectors = []
     for text in case.texts:
-        chunks = chunk_ids(case, tokenizer, text, 64, prefixed)
+        chunks = chunk_ids(tokenizer, text, 64, prefixed)
         of_chunks = mean_vectors(case, chunks, normalize=normalized)
         vectors.append(np.average(of_chunks, axis=0, weights=[len(ids) - 2 if weighted else 1 for ids in chunks]))
     named = deviations(case, renormalized(np.stack(vectors)))
@@ -155,16 +137,7 @@ def test_averages_over_chunks(prefixed, weighted, normalized, case):
 
 @pytest.fixture(scope="module")
 def revision(case, tmp_path_factory) -> Path:
-    """The checkpoint after a little more training: all weights have moved."""
-    folder = tmp_path_factory.mktemp("revision") / case.folder.name
-    shutil.copytree(case.folder, folder)
-    tensors, random = load_file(folder / "model.safetensors"), np.random.default_rng(0)
-    for name, tensor in tensors.items():
-        if tensor.dtype.kind == "f":
-            noise = 0.1 * float(tensor.astype(np.float32).std()) * random.standard_normal(tensor.shape)
-            tensors[name] = (tensor + noise).astype(np.float32)
-    save_file(tensors, folder / "model.safetensors")
-    return folder
+    return write_revision(case.folder, tmp_path_factory.mktemp("revision") / case.folder.name)
 
 
 @pytest.mark.peer
@@ -196,4 +169,24 @@ def test_what_is_no_second_model(case, peer, revision):
         mixed[rows] = changed[rows]
         diagnosis = diagnose(case.texts, mixed, [case.model])
         assert diagnosis.verdict in ("mixed", "unknown"), str(diagnosis)
+        assert "second model" not in diagnosis.answer
+
+
+@pytest.mark.peer
+def test_neighbours_of_these_kinds_are_unknown(case, peer):
+    """Chunks of a length that nobody expects, a different approximation of GELU, "▁" between [CLS] and [SEP]."""
+    tokenizer = AutoTokenizer.from_pretrained(case.folder)
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    chunked = [
+        renormalized(mean_vectors(case, chunk_ids(tokenizer, text, 50, False)).mean(axis=0, keepdims=True))[0]
+        for text in case.texts
+    ]
+    unexpected = [
+        np.stack(chunked),
+        peer(activation="quick_gelu"),
+        mean_vectors(case, [[cls, *ids[:50], sep] for ids in marked_ids(case, False)]),
+    ]
+    for vectors in unexpected:
+        diagnosis = diagnose(case.texts, vectors, [case.model])
+        assert diagnosis.verdict in ("unknown", "mixed"), str(diagnosis)
         assert "second model" not in diagnosis.answer
