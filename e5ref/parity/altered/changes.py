@@ -301,7 +301,7 @@ def changed_gelu(function: Callable[[Array], Array]) -> Change:
 
 def tanh_gelu(x: Array) -> Array:
     """GELU's approximation by tanh: "gelu_new", and the default of jax.nn.gelu."""
-    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))))
 
 
 def sigmoid(x: Array) -> Array:

@@ -145,7 +145,10 @@ def _notes(winner: Trial, others: list[Trial]) -> Iterator[str]:
 
 
 def _mixture(ranked: list[Trial]) -> str | None:
-    """Explain some texts in one way and some in another; None if that leaves more than half of them unexplained."""
+    """Explain some texts in one way and some in another.
+
+    None if that leaves more than half of them unexplained, and they do not come from a second model.
+    """
     complete = [one for one in ranked if one.complete]
     left = {text for one in complete for text in one.texts}
     total = len(left)

@@ -75,10 +75,10 @@ class TokenVariant:
         max_length: the most tokens of a text.
         normalizer: options of the normalizer that are changed.
         lower: whether texts are lower-cased before the tokenizer, if it keeps case.
-        marked: whether each word has "▁" before it, as SentencePiece has it.
         cls: whether [CLS] stands before a text.
         sep: whether [SEP] stands after it.
-        ends: the ids that stand there instead, if they are not the tokenizer's.
+        marked: whether each word has "▁" before it, as SentencePiece has it.
+        ends: the ids that stand for [CLS] and [SEP]; None for the tokenizer's.
     """
 
     deviation: str | None

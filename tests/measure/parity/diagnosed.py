@@ -23,8 +23,8 @@ from e5ref.checkpoint.hub import BUNDLED_CHECKPOINT, weights_folder
 from e5ref.parity import diagnose
 from e5ref.terminal.table import aligned
 from tests.measure.parity.false_alarms import ALONE, real_texts
-from tests.parity.diagnosis.conftest import FILES
 from tests.parity.diagnosis.peers import (
+    FILES,
     Case,
     chunk_ids,
     marked_ids,

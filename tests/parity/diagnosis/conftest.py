@@ -6,11 +6,9 @@ from functools import partial
 import pytest
 
 from e5ref.checkpoint.hub import BUNDLED_CHECKPOINT, weights_folder
-from tests.parity.diagnosis.peers import Case, case_of, peer_vectors, real_texts
+from tests.parity.diagnosis.peers import FILES, Case, case_of, peer_vectors, real_texts
 from tests.tools.checkpoints import write_random_bert
 from tests.tools.texts import EVERYDAY, LICENSE
-
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
 @pytest.fixture(scope="module", params=["nano", "random", "real"])

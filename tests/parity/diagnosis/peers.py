@@ -16,6 +16,8 @@ from transformers import AutoModel, AutoTokenizer
 
 import e5ref
 
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
 
 @dataclass(frozen=True)
 class Case:
