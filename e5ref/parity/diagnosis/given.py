@@ -124,8 +124,8 @@ def _decimal_unit(vectors: Floats, number: int) -> Floats:
 
 
 def _digit_unit(vectors: Floats, number: int) -> Floats:
-    """Return the unit of each value's last significant digit, [n, d]."""
-    return 10.0 ** (np.floor(np.log10(np.abs(vectors) + 1e-30)) + 1 - number)
+    """Return the unit of each value's last significant digit, [n, d]. Trained models have dimensions of about 1e-33."""
+    return 10.0 ** (np.floor(np.log10(np.maximum(np.abs(vectors), 1e-100))) + 1 - number)
 
 
 def _is_rounded(vectors: Floats, unit_of: Callable[[Floats, int], Floats], number: int) -> bool:

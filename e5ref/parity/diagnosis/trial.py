@@ -6,8 +6,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from e5ref import numpy_model
-from e5ref.parity.diagnosis.fitting import FACTORS, LEAST, STORED_FACTORS, Fit, Levels, fit, measure_levels
+from e5ref.parity.diagnosis.fitting import FACTORS, LEAST, STORED_FACTORS, Fit, Levels, fit, measure_levels, tell_apart
 from e5ref.parity.diagnosis.given import Given
 from e5ref.parity.diagnosis.hypotheses import INT8_KINDS, WITH_PADDING, Computation, Hypothesis, Predictions
 
@@ -145,16 +144,23 @@ class Trial:
         if self.fit.median > FAR:
             return "", self.given.stored_level
         if self.hypothesis.computation not in INT8_KINDS:
-            return self.candidate.levels.explain(self.fit, self.given)
+            rounding = self.candidate.levels.explain(self.fit, self.given)
+            if self.hypothesis.computation is Computation.TANH_GELU and tell_apart(self._plain_fit(), self.fit):
+                return "", rounding[1]  # rounding would have to undo what tanh does
+            return rounding
         # 8 bits move vectors far, but in a direction that can be computed.
-        unrounded = self.candidate.predictions(replace(self.hypothesis, computation=Computation.PLAIN), self.texts)
-        plain = numpy_model.l2_normalize(unrounded[:, : self.given.width])
+        plain = self._plain_fit().predicted
         simulated = self.fit.predicted - plain
         found = self.given.directions[self._given_indices] - plain
         cost, moved = np.linalg.norm(simulated, axis=1), np.linalg.norm(found, axis=1)
         agreement = float(np.median(np.sum(simulated * found, axis=1) / np.maximum(cost * moved, 1e-12)))
         alike = (moved <= INT8_MOST * cost.max()) & (moved >= LEAST * cost)
         return ("int8" if agreement >= INT8_AGREEMENT and alike.all() else ""), float(np.median(cost))
+
+    def _plain_fit(self) -> Fit:
+        """Return the fit of the same hypothesis, computed in float32 with the right GELU."""
+        plain = replace(self.hypothesis, computation=Computation.PLAIN)
+        return fit(self.candidate.predictions(plain, self.texts), self.given, self._given_indices)
 
     @property
     def explains(self) -> bool:

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 import e5ref
 from e5ref.parity import diagnose
+from e5ref.parity.diagnosis.given import Given
 from tests.parity.diagnosis.peers import chunk_ids, marked_ids, mean_vectors, peer_vectors, renormalized, write_revision
 from tests.tools.checkpoints import edit_json, write_random_bert, write_unigram
 
@@ -56,6 +57,14 @@ def test_rounded_json(prompt, case, peer):
         assert deviations(case, as_json(vectors, f".{number}g")) == [*wrong, f"rounded to {number} significant digits"]
         assert deviations(case, as_json(vectors, f".{number}f")) == [*wrong, f"rounded to {number} decimals"]
     assert deviations(case, as_json(vectors, ".9g")) == wrong
+
+
+def test_digits_of_values_of_every_size():
+    """all-MiniLM-L6-v2 has a dimension of about 1e-33."""
+    values = np.random.default_rng(0).standard_normal((4, 64)) * 10.0 ** np.linspace(-40, 0, 64)
+    values[0, :2] = 0, 1e-5
+    assert Given.check(["a"] * 4, as_json(values, ".4g")).stored == "rounded to 4 significant digits"
+    assert Given.check(["a"] * 4, values).stored == ""
 
 
 @pytest.mark.peer
@@ -174,7 +183,9 @@ def test_what_is_no_second_model(case, peer, revision):
 
 @pytest.mark.peer
 def test_neighbours_of_these_kinds_are_unknown(case, peer):
-    """Chunks of a length that nobody expects, a different approximation of GELU, "▁" between [CLS] and [SEP]."""
+    """Chunks of a length that nobody expects, a different approximation of GELU, "▁" between [CLS] and [SEP], noise
+    that is larger than float32's and smaller than float16's.
+    """
     tokenizer = AutoTokenizer.from_pretrained(case.folder)
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     chunked = [
@@ -185,6 +196,7 @@ def test_neighbours_of_these_kinds_are_unknown(case, peer):
         np.stack(chunked),
         peer(activation="quick_gelu"),
         mean_vectors(case, [[cls, *ids[:50], sep] for ids in marked_ids(case, False)]),
+        renormalized(peer() + 2e-6 * np.random.default_rng(0).standard_normal(peer().shape)),
     ]
     for vectors in unexpected:
         diagnosis = diagnose(case.texts, vectors, [case.model])
