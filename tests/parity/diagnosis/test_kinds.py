@@ -128,9 +128,10 @@ def test_sentencepiece_words_on_berts_vocabulary(ends, case):
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("normalized", [False, True])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("prefixed", [False, True])
+@pytest.mark.parametrize(
+    ("prefixed", "weighted", "normalized"),
+    [(False, False, False), (False, True, True), (True, False, True), (True, True, False)],
+)
 def test_averages_over_chunks(prefixed, weighted, normalized, case):
     tokenizer = AutoTokenizer.from_pretrained(case.folder)
     vectors = []
