@@ -1,7 +1,7 @@
 """What `e5ref diagnose` says of vectors made in known ways: `python -m tests.measure.parity.diagnosed [MODEL…]`.
 
 MODEL is trained (all-MiniLM-L6-v2 with E5's prompts) or nano (e5ref-nano). transformers makes the vectors of 20
-and of 200 real texts, queries and passages of msmarco. The table of docs/diagnose.md is what this prints.
+and of 200 real texts, queries and passages of msmarco. docs/diagnose.md sums up what this prints.
 """
 
 import argparse
