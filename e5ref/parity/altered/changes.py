@@ -272,6 +272,11 @@ def changed_positions(shift: int) -> Change:
     return changed_embeddings(lambda e: e._replace(position=np.roll(e.position, -shift, axis=0)))
 
 
+def tanh_gelu(x: Array) -> Array:
+    """GELU's approximation by tanh: "gelu_new", and the default of jax.nn.gelu."""
+    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))))
+
+
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x))."""
     return np.asarray(1 / (1 + np.exp(-np.clip(x, -700, 700))))

@@ -32,6 +32,7 @@ from e5ref.parity.altered.changes import (
     split_without_transposing,
     swapped,
     taken,
+    tanh_gelu,
     transposed,
 )
 
@@ -45,8 +46,6 @@ class Mistake:
     check: str  # what to look at in the port
     change: Change  # makes the mistake in the reference
 
-
-ROOT = math.sqrt(2 / math.pi)
 
 # What several mistakes ask to be checked.
 OVER_THE_SUM = "LayerNorm is over the sum: LayerNorm(x + part(x))"
@@ -247,7 +246,7 @@ BY_POINT: dict[str, Named] = {
     "feed_forward_activation": {
         "tanh GELU": (
             'hidden_act "gelu" is the erf form; tanh is "gelu_new" (and the default of jax.nn.gelu)',
-            changed_function(gelu=lambda x: 0.5 * x * (1 + np.tanh(ROOT * (x + 0.044715 * x**3)))),
+            changed_function(gelu=tanh_gelu),
         ),
         "sigmoid GELU": (
             'hidden_act "gelu" is the erf form, not x σ(1.702 x)',

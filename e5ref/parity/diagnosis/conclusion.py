@@ -4,14 +4,23 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from e5ref.parity.diagnosis.fitting import tell_apart
-from e5ref.parity.diagnosis.hypotheses import Computation, Hypothesis
+import numpy as np
+
+from e5ref.parity.diagnosis.fitting import FACTORS, tell_apart
+from e5ref.parity.diagnosis.hypotheses import Computation
 from e5ref.parity.diagnosis.trial import FAR, Finding, Trial
 
 Verdict = Literal["correct", "found", "mixed", "undecided", "unknown"]
 
 # Rounding that is coarser than float32.
 COARSE = {"float16", "bfloat16", "int8"}
+
+# A second model is told from damage if there are at least so many texts of each of the two.
+LEAST_TEXTS = 3
+
+# The share of pairs in which a text with the one kind of vector is longer than one with the other: beyond this share it
+# is their length that sets the texts apart.
+LONGER = 0.9
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ def conclude(trials: list[Trial], notes: list[str]) -> Diagnosis:
     others = [one for one in equals if len(one.deviations) > least]
     findings = _findings([*winners, *others, *(one for one in ranked if one not in equals)])
     what = list(dict.fromkeys(one.deviations for one in winners))
-    notes = [*notes, *_notes(winners[0], others)]
+    notes = list(dict.fromkeys([*notes, *_notes(winners[0], others)]))
     if not what[0]:
         return Diagnosis("correct", f"Correct: as the card says ({_where(findings[0])}).", findings, tuple(notes))
     if len(what) == 1:
@@ -113,12 +122,13 @@ def _notes(winner: Trial, others: list[Trial]) -> Iterator[str]:
     rest = sorted({", ".join(sorted(set(one.deviations) - set(winner.deviations))) for one in others})
     same = {text.deviation for text in predictions.texts}
     if rest := [name for name in rest if name and name not in same]:
-        yield f"these texts cannot tell {said} from: {'; '.join(rest)}; add texts of different lengths"
+        more = "more texts" if any("tanh GELU" in name for name in rest) else "texts of different lengths"
+        yield f"these texts cannot tell {said} from: {'; '.join(rest)}; add {more}"
     if len(set(map(len, ids))) == 1 and hypothesis.computation is Computation.PLAIN:
         yield "all texts have the same number of tokens, so they show nothing of padding; add a longer one"
     lengths = []
     for token in predictions.tokens[1:]:
-        if candidate.differing(Hypothesis(hypothesis.text, token)):
+        if predictions.ids(hypothesis.text, token) != predictions.ids(hypothesis.text, card):
             continue
         if token.max_length != card.max_length:
             lengths.append(token.max_length)
@@ -135,7 +145,10 @@ def _notes(winner: Trial, others: list[Trial]) -> Iterator[str]:
 
 
 def _mixture(ranked: list[Trial]) -> str | None:
-    """Explain some texts in one way and some in another; None if that leaves more than half of them unexplained."""
+    """Explain some texts in one way and some in another.
+
+    None if that leaves more than half of them unexplained, and they do not come from a second model.
+    """
     complete = [one for one in ranked if one.complete]
     left = {text for one in complete for text in one.texts}
     total = len(left)
@@ -151,9 +164,47 @@ def _mixture(ranked: list[Trial]) -> str | None:
         what = ", ".join(one.deviations) or "as the card says"
         parts.append(f"{number} of {total} texts {what} ({_where(one.finding())})")
         left -= explained
-    if not parts or len(left) > total / 2:
+    if not parts:
         return None
-    if left:
+    cards = [one for one in complete if not one.deviations and _second_model(one, left)]
+    if len(parts) == 1 and cards:
+        listed = ", ".join(str(cards[0].indices[text]) for text in sorted(left))
+        parts.append(
+            f"the vectors of {len(left)} come from a second model, or from the same one computed in a different way: "
+            f"texts {listed} (counted from 0)"
+        )
+    elif len(left) > total / 2:
+        return None
+    elif left:
         listed = ", ".join(str(one.indices[text]) for text in sorted(left)[:8])
         parts.append(f"{len(left)} something else: texts {listed}{' …' if len(left) > 8 else ''} (counted from 0)")
     return "Not the same for all texts: " + "; ".join(parts) + "."
+
+
+def _second_model(card: Trial, left: set[int]) -> bool:
+    """Tell whether the vectors that are `left` come from a second model, while all others are as the card says.
+
+    They depart by more than rounding. Each is nearer to what the card predicts for its text than for any other text.
+    And neither length nor a letter or sign sets their texts apart: if one does, the texts were treated differently.
+    """
+    departs = np.array([text in left for text in card.texts])
+    if not LEAST_TEXTS <= departs.sum() <= len(departs) - LEAST_TEXTS or not card.exact[~departs].all():
+        return False
+    level = card.candidate.levels.of["bfloat16"]
+    if np.median(card.fit.distances[departs]) <= FACTORS["bfloat16"][0] * level:
+        return False
+    given = card.given.directions[[card.indices[text] for text in card.texts]][departs]
+    nearest = np.argmax(given @ card.fit.predicted.T, axis=1)
+    if not np.array_equal(nearest, np.flatnonzero(departs)):
+        return False
+
+    texts = [card.hypothesis.text.texts[text] for text in card.texts]
+    lengths = np.array([len(text) for text in texts])
+    longer = np.mean(np.sign(lengths[departs][:, None] - lengths[~departs])) / 2 + 0.5
+    signs = [lambda text, sign=sign: sign in text for sign in set("".join(texts))]
+    kinds = [str.isascii, *(lambda text, kind=kind: any(map(kind, text)) for kind in (str.isupper, str.isdigit))]
+    for has in (*signs, *kinds):
+        marked = np.array([has(text) for text in texts])
+        if np.array_equal(marked, departs) or np.array_equal(marked, ~departs):
+            return False
+    return 1 - LONGER < longer < LONGER

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from e5ref.checkpoint.hub import DEFAULT_CHECKPOINT, is_on_this_machine, known_checkpoints
 from e5ref.encoder import E5, load
 from e5ref.parity.diagnosis.conclusion import COARSE, Diagnosis, conclude
-from e5ref.parity.diagnosis.fitting import Given
+from e5ref.parity.diagnosis.given import Given
 from e5ref.parity.diagnosis.hypotheses import STAGES, Predictions
 from e5ref.parity.diagnosis.trial import Candidate, Trial
 from e5ref.terminal.progress import progress_bar
@@ -46,6 +46,7 @@ def diagnose(
 
     Raises:
         ValueError: there are no texts, not one vector for each, a value that is not finite, or a vector of zeros.
+            Numbers whose bytes are in the wrong order are put right first.
         CheckpointError: a model cannot be loaded.
     """
     given = Given.check(texts, vectors)
@@ -64,7 +65,7 @@ def diagnose(
         stages = [candidate.predictions.stages() for candidate in candidates]
         found: set[str] = set()
         for number, stage in enumerate(zip(*stages, strict=True)):
-            # If only coarse rounding explains the vectors, it may be rounding to 8 bits, which the last stage tries.
+            # If only coarse rounding explains the vectors, it may be tanh GELU or 8 bits, which the last stage tries.
             if found and 1 < number < STAGES - 1:
                 continue
             for candidate, hypotheses in zip(candidates, stage, strict=True):
@@ -76,11 +77,18 @@ def diagnose(
                     trials.append(Trial(candidate, hypothesis, given, indices, tried))
                 progress.update(len(hypotheses))
             finalists = [one for one in trials if one.promising and not one.complete]
-            for one in sorted(finalists, key=lambda one: one.fit.median)[:FINALISTS]:
+            # Those that may explain all vectors go before those that may explain a few.
+            for one in sorted(finalists, key=lambda one: (one.rounding[0] == "", one.fit.median))[:FINALISTS]:
                 one.try_all()
             found = {one.rounding[0] for one in trials if one.explains}
             if found - COARSE:
                 break
+    if not any(one.explains for one in trials):
+        for one in trials:  # some of the texts may be as the card says, and none of the first
+            if not one.deviations:
+                one.try_all()
+    if given.swapped:
+        notes.append("the numbers make sense only with the bytes of each in the opposite order, and were read so")
     if len(texts) > MAX_TEXTS:
         notes.append(f"looked at {MAX_TEXTS} of the {len(texts)} texts")
     return conclude(trials, notes)

@@ -5,14 +5,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from e5ref import numpy_model
 from e5ref.checkpoint import read_checkpoint
 from e5ref.encoder import E5
 from e5ref.engines.batching import pad_ids
 from e5ref.operations.similarity import dots
-from e5ref.parity.altered.models import round_params, round_to, rounded_model
+from e5ref.parity.altered.models import round_params, rounded_model
+from e5ref.parity.diagnosis.given import Given
 
 Floats = NDArray[np.floating]
 
@@ -30,64 +31,6 @@ LEAST = 0.15
 
 # A cautious guess of how many values of a vector are independent, to tell chance from evidence.
 INDEPENDENT = 30
-
-
-@dataclass(frozen=True)
-class Given:
-    """The given vectors, and what their digits show."""
-
-    vectors: Floats  # [n, d], float64
-    directions: Floats  # the same with unit L2 norm
-    norms: Floats  # [n]
-    lengths: NDArray[np.int64]  # characters of each text
-    stored: str = ""  # how the values were rounded, such as "stored as float16"; "" if not coarser than float32
-    stored_level: float = 0.0  # how far this rounding moves a direction
-
-    @property
-    def width(self) -> int:
-        """The number of dimensions of a vector."""
-        return self.vectors.shape[1]
-
-    @classmethod
-    def check(cls, texts: Sequence[str], vectors: ArrayLike) -> "Given":
-        """Check the vectors; raise `ValueError` if there is not a finite one other than zero for each text."""
-        array = np.asarray(vectors)
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise ValueError("texts must be a list of str")
-        if array.ndim != 2 or array.dtype.kind not in "fiu" or array.shape[1] < 2:
-            raise ValueError(f"vectors must be numbers [n, d], but are {array.dtype} {list(array.shape)}")
-        if len(array) != len(texts) or not len(texts):
-            raise ValueError(f"there are {len(texts)} texts and {len(array)} vectors; give one vector for each text")
-        array = array.astype(np.float64)
-        bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
-        if len(bad):
-            raise ValueError(f"vectors[{bad[0]}] holds NaN or infinity, and so do {len(bad) - 1} more")
-        norms = np.linalg.norm(array, axis=1)
-        if not norms.all():
-            raise ValueError(f"vectors[{int(np.argmin(norms))}] is all zeros")
-        lengths = np.array([len(text) for text in texts], np.int64)
-        return cls(array, array / norms[:, None], norms, lengths, *_storage(array, norms))
-
-
-def _storage(vectors: Floats, norms: Floats) -> tuple[str, float]:
-    """Find the coarsest rounding that would leave every value as it is, and how far it moves a direction."""
-    uniform = 12**-0.5  # the root mean square of a rounding error, uniform within half a unit
-
-    def cost(unit: Floats | float) -> float:
-        return float(np.median(uniform * np.sqrt(np.sum(np.broadcast_to(unit, vectors.shape) ** 2, axis=1)) / norms))
-
-    if np.abs(vectors).max() <= 255 and np.array_equal(vectors, np.rint(vectors)):
-        return "stored as int8", cost(1.0)
-    for decimals in range(1, 8):
-        # float32 itself rounds the decimal number.
-        if (np.abs(vectors - np.round(vectors, decimals)) <= 6.1e-8 * np.abs(vectors)).all():
-            return f"rounded to {decimals} decimals", cost(0.1**decimals)
-    powers = 2.0 ** np.floor(np.log2(np.abs(vectors) + 1e-30))
-    if np.array_equal(vectors, round_to(vectors, "bfloat16")):
-        return "stored as bfloat16", cost(powers * 2.0**-7)
-    if np.abs(vectors).max() < 65504 and np.array_equal(vectors, round_to(vectors, "float16")):
-        return "stored as float16", cost(powers * 2.0**-10)
-    return "", 0.0
 
 
 @dataclass(frozen=True)
@@ -238,11 +181,11 @@ def tell_apart(one: Fit, other: Fit) -> bool:
 
     Let δ be the distance between the two predictions. If the first is right, the squared distance to the other is
     larger by δ² on average; if the other is right, it is smaller by δ². Chance moves this by about 2 r / (δ √(n · d)),
-    with r the distance to the first.
+    with r the distance to the first. Evidence beyond 2 δ² is no sign of either: what is left has its own direction.
     """
     gap = float(np.sum(np.linalg.norm(one.predicted - other.predicted, axis=1) ** 2))
     if gap <= 1e-12 * len(one.distances):
         return False
     evidence = float(np.sum(other.distances**2 - one.distances**2)) / gap
     chance = 2 * float(np.sqrt(np.sum(one.distances**2) / gap / (len(one.distances) * INDEPENDENT)))
-    return evidence >= 0.5 and chance <= 0.25
+    return 0.5 <= evidence <= 2 and chance <= 0.25

@@ -4,10 +4,10 @@ A `Hypothesis` is one such way; `Predictions` computes the vectors that it leads
 each sequence of ids, and all poolings are taken from them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from itertools import product
+from itertools import chain, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +15,18 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.normalizers import BertNormalizer
 
 from e5ref import numpy_model
-from e5ref.checkpoint.prompts import E5_PROMPTS, find_prompt
 from e5ref.encoder import E5
 from e5ref.engines.batching import pad_ids, token_batches
-from e5ref.parity.altered.changes import DENSE_LEFT_OUT, DENSE_MISTAKES
-from e5ref.parity.altered.models import int8_model, padded_model
+from e5ref.parity.altered.changes import DENSE_LEFT_OUT, DENSE_MISTAKES, tanh_gelu
+from e5ref.parity.altered.models import int8_model, model_copy, padded_model
+from e5ref.parity.diagnosis.texts import Chunks, TextVariant, cleaned_variants, text_variants
 from e5ref.tokenizer import read_tokenizer
 
 Floats = NDArray[np.floating]
 TextIds = tuple[int, ...]  # the ids of one text
 
 BATCH_TOKENS = 2048
-STAGES = 5
+STAGES = 6
 LENGTHS = (64, 128, 256, 384, 512)
 
 
@@ -36,6 +36,7 @@ class Computation(Enum):
     PLAIN = auto()  # in float32, without padding
     PADDED = auto()  # padding was computed, and hidden from attention as usual
     UNMASKED = auto()  # padding was computed, and attended to
+    TANH_GELU = auto()  # as PLAIN, with GELU's approximation by tanh
     INT8_ONNXRUNTIME = auto()
     INT8_ONNXRUNTIME_BY_CHANNEL = auto()
     INT8_TORCH = auto()
@@ -66,15 +67,6 @@ OVER_PADDING = {
 
 
 @dataclass(frozen=True)
-class TextVariant:
-    """The texts that the tokenizer got, with the card's prefix or something else."""
-
-    prefix: str  # for people to read
-    deviation: str | None  # how it departs from the card; None if it does not
-    texts: tuple[str, ...]  # one for each of the user's texts
-
-
-@dataclass(frozen=True)
 class TokenVariant:
     """How the tokenizer was used."""
 
@@ -84,6 +76,8 @@ class TokenVariant:
     lower: bool = False  # whether texts are lower-cased before the tokenizer, if it keeps case
     cls: bool = True  # whether [CLS] stands before a text
     sep: bool = True  # whether [SEP] stands after it
+    marked: bool = False  # whether each word has "▁" before it, as SentencePiece has it
+    ends: tuple[int, int] | None = None  # the ids that stand for [CLS] and [SEP]; None for the tokenizer's
 
 
 @dataclass(frozen=True)
@@ -96,6 +90,7 @@ class Hypothesis:
     length: int = 0  # the length that texts are padded to; 0 for the longest of them
     pooling: str = "mean"  # a key of POOLINGS or of OVER_PADDING
     dense: str | None = None  # a key of DENSE_MISTAKES; None if a Dense layer is as the card says
+    chunks: Chunks | None = None  # how long texts were cut; None if they were not
 
     def deviations(self, pooling: str, longest: int) -> tuple[str, ...]:
         """Name what departs from the card, given the card's pooling and the length that texts are padded to."""
@@ -104,60 +99,11 @@ class Hypothesis:
         pooled = (POOLINGS | OVER_PADDING)[self.pooling] if self.pooling != pooling else None
         if pooled and self.computation is Computation.PADDED:
             pooled += padding
-        int8 = "int8" if self.computation in INT8_KINDS else None
-        return tuple(filter(None, (self.text.deviation, self.token.deviation, unmasked, pooled, self.dense, int8)))
-
-
-def text_variants(texts: Sequence[str], prompts: Mapping[str, str], prompt_name: str | None) -> list[TextVariant]:
-    """List the prefixes that the texts may have got. They may or may not bring their prefixes already.
-
-    Args:
-        texts: the user's texts.
-        prompts: the checkpoint's prompts, by name.
-        prompt_name: the prompt that the user believes was used; None if any of them will do.
-
-    Returns:
-        Variants that differ in at least one text; those that follow the card (without `deviation`) first.
-    """
-    known = tuple(dict.fromkeys(filter(None, prompts.values())))
-    variants: list[TextVariant] = []
-
-    def add(prefix: str, deviation: str | None, changed: Iterator[str]) -> None:
-        new = TextVariant(prefix, deviation, tuple(changed))
-        if all(new.texts != variant.texts for variant in variants):
-            variants.append(new)
-
-    if not known:
-        add("no prefix", None, iter(texts))
-        for prompt in E5_PROMPTS.values():
-            add(repr(prompt), f"{prompt!r} before every text", (prompt + text for text in texts))
-        return variants
-
-    own = [next((prompt for prompt in known if text.startswith(prompt)), "") for text in texts]
-    bare = [text.removeprefix(prompt) for text, prompt in zip(texts, own, strict=True)]
-    # Name → the prefix of each text, for every choice of prefixes that follows the card.
-    if prompt_name is not None:
-        prompt = find_prompt(prompts, prompt_name, None)
-        right = {repr(prompt): [prompt] * len(texts)}
-    elif all(own):
-        name = repr(own[0]) if len(set(own)) == 1 else "each text's own prefix"
-        right = {name: own}
-    else:
-        right = {repr(prompt): [mine or prompt for mine in own] for prompt in known}
-
-    def each(prompts: Sequence[str], change: Callable[[str], str] = str) -> Iterator[str]:
-        return (change(prompt) + text for prompt, text in zip(prompts, bare, strict=True))
-
-    for name, given in right.items():
-        add(name, None, each(given))
-    add("no prefix", "prefix missing", iter(bare))
-    for prompt in known:
-        add(repr(prompt), f"always {prompt!r}", each([prompt] * len(bare)))
-    for name, given in right.items():
-        for prompt in known:
-            add(f"{prompt!r} and {name}", "prefix twice", (prompt + text for text in each(given)))
-        add(f"{name} without its space", "no space after the colon", each(given, str.rstrip))
-    return variants
+        inside = "tanh GELU" if self.computation is Computation.TANH_GELU else None
+        if self.computation in INT8_KINDS:
+            inside = "int8"
+        text = (self.text.deviation, *self.text.cleaned, *(self.chunks.deviations if self.chunks else ()))
+        return tuple(filter(None, (*text, self.token.deviation, unmasked, pooled, self.dense, inside)))
 
 
 class Predictions:
@@ -176,12 +122,15 @@ class Predictions:
         self._text = read_tokenizer(encoder.checkpoint.folder)[1].to_str()
         self._tokenizers: dict[tuple[tuple[str, bool], ...], FastTokenizer] = {}
         self.tokens = self._token_variants()
+        self._whole: dict[tuple[TextVariant, TokenVariant], list[list[int]]] = {}
         self._ids: dict[tuple[TextVariant, TokenVariant], list[TextIds]] = {}
+        self._parts: dict[tuple[TextVariant, int, bool], list[tuple[TextIds, ...]]] = {}
         self._pooled: dict[tuple[Computation, int, TextIds], dict[str, Floats]] = {}
         self._models = {
             Computation.PLAIN: numpy_model,
             Computation.PADDED: padded_model(),
             Computation.UNMASKED: numpy_model,
+            Computation.TANH_GELU: model_copy(gelu=tanh_gelu),
         } | {computation: int8_model(kind) for computation, kind in INT8_KINDS.items()}
 
     def _token_variants(self) -> list[TokenVariant]:
@@ -196,11 +145,18 @@ class Predictions:
                 variants.append(TokenVariant("accents kept", card, (("strip_accents", False),)))
         else:
             variants.append(TokenVariant("lower-cased", card, (("lowercase", True),)))
+            variants.append(TokenVariant("lower-cased", card, lower=True))  # beforehand: accents are kept
         variants += [
             TokenVariant(f"truncated at {length}", length)
             for length in LENGTHS
             if length != card and length <= self.config.max_tokens
         ]
+        if self._tokenizer(()).token_to_id("▁") is None:  # 0 and 2 are XLM-RoBERTa's, seen in a published engine
+            mark = '"▁" before each word'
+            variants.append(
+                TokenVariant(f"{mark}, no [CLS] and no [SEP]", card, cls=False, sep=False, marked=True),
+            )
+            variants.append(TokenVariant(f"{mark}, ids 0 and 2 for [CLS] and [SEP]", card, marked=True, ends=(0, 2)))
         return [
             *variants,
             TokenVariant("no [CLS]", card, cls=False),
@@ -226,16 +182,47 @@ class Predictions:
         """Return the ids that the encoder gets for each text."""
         key = (text, token)
         if key not in self._ids:
-            tokenizer = self._tokenizer(token.normalizer)
-            cls, sep = (tokenizer.encode("").ids * 2)[:2]
-            before, after = (cls,) * token.cls, (sep,) * token.sep
-            texts = [text.lower() if token.lower else text for text in text.texts]
+            before, after = self._ends(token)
             room = token.max_length - len(before) - len(after)
             self._ids[key] = [
-                (*before, *encoding.ids[:room], *after) or (self.encoder.tokenizer.pad_id,)
-                for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)
+                (*before, *whole[:room], *after) or (self.encoder.tokenizer.pad_id,)
+                for whole in self._whole_ids(text, token)
             ]
         return self._ids[key]
+
+    def _ends(self, token: TokenVariant) -> tuple[TextIds, TextIds]:
+        """Return the ids before and after every text."""
+        cls, sep = token.ends or (self._tokenizer(token.normalizer).encode("").ids * 2)[:2]
+        return (cls,) * token.cls, (sep,) * token.sep
+
+    def _whole_ids(self, text: TextVariant, token: TokenVariant) -> list[list[int]]:
+        """Return the ids of each text without truncation and ends."""
+        key = (text, replace(token, deviation=None, max_length=0, cls=True, sep=True, ends=None))
+        if key not in self._whole:
+            texts = [text.lower() if token.lower else text for text in text.texts]
+            if token.marked:
+                texts = [" ".join(f"▁{word}" for word in text.split()) for text in texts]
+            encodings = self._tokenizer(token.normalizer).encode_batch(texts, add_special_tokens=False)
+            self._whole[key] = [encoding.ids for encoding in encodings]
+        return self._whole[key]
+
+    def parts(self, hypothesis: Hypothesis) -> list[tuple[TextIds, ...]]:
+        """Return what the encoder gets for each text: its ids, or those of its chunks."""
+        text, token, chunks = hypothesis.text, hypothesis.token, hypothesis.chunks
+        if chunks is None:
+            return [(ids,) for ids in self.ids(text, token)]
+        key = (text, chunks.tokens, chunks.prefixed)
+        if key not in self._parts:
+            before, after = self._ends(token)
+            tokenizer = self._tokenizer(token.normalizer)
+            self._parts[key] = []
+            for prefix, whole in zip(text.prefixes, self._whole_ids(text, token), strict=True):
+                count = len(tokenizer.encode(prefix, add_special_tokens=False).ids) if chunks.prefixed else 0
+                first, rest = whole[:count], whole[count:]
+                step = chunks.tokens - len(before) - len(after) - count
+                starts = range(0, max(len(rest), 1), step)
+                self._parts[key].append(tuple((*before, *first, *rest[at : at + step], *after) for at in starts))
+        return self._parts[key]
 
     def longest(self, hypothesis: Hypothesis) -> int:
         """Return the number of tokens that the texts of a hypothesis have with padding."""
@@ -247,13 +234,13 @@ class Predictions:
         missing: dict[tuple[Computation, int, TextVariant | None], dict[TextIds, None]] = {}
         for hypothesis, indices in wanted:
             computation, length = hypothesis.computation, self._padded_length(hypothesis)
-            ids = self.ids(hypothesis.text, hypothesis.token)
+            parts = self.parts(hypothesis)
             # In 8 bits a whole batch shares one scale, so it must hold these texts and no others.
             together = hypothesis.text if computation in INT8_KINDS else None
             new = missing.setdefault((computation, length, together), {})
-            for index in indices:
-                if (computation, length, ids[index]) not in self._pooled:
-                    new[ids[index]] = None
+            for ids in chain.from_iterable(parts[index] for index in indices):
+                if (computation, length, ids) not in self._pooled:
+                    new[ids] = None
         for (computation, length, together), new in missing.items():
             texts = list(new)
             lengths = np.array([length or len(ids) for ids in texts])
@@ -263,12 +250,23 @@ class Predictions:
     def __call__(self, hypothesis: Hypothesis, indices: Sequence[int]) -> Floats:
         """Predict the vectors of some texts, not normalised. -> [len(indices), `width`], float64."""
         self.prepare([(hypothesis, indices)])
-        ids = self.ids(hypothesis.text, hypothesis.token)
+        parts, chunks = self.parts(hypothesis), hypothesis.chunks
         key = hypothesis.computation, self._padded_length(hypothesis)
-        vectors = np.stack([self._pooled[*key, ids[index]][hypothesis.pooling] for index in indices])
+        parts = [parts[index] for index in indices]
+        vectors = np.stack([self._pooled[*key, ids][hypothesis.pooling] for ids in chain.from_iterable(parts)])
         dense = self.encoder.checkpoint.params.dense
         compute = numpy_model.dense if hypothesis.dense is None else DENSE_MISTAKES[hypothesis.dense]
-        return compute(dense, vectors) if dense else vectors
+        vectors = compute(dense, vectors) if dense else vectors
+        if chunks is None:
+            return vectors
+        if chunks.normalized:
+            vectors = numpy_model.l2_normalize(vectors)
+        averages, start = [], 0
+        for of_text in parts:
+            weights = [max(len(ids) - 2, 1) if chunks.weighted else 1 for ids in of_text]
+            averages.append(np.average(vectors[start : start + len(of_text)], axis=0, weights=weights))
+            start += len(of_text)
+        return np.stack(averages)
 
     def width(self, hypothesis: Hypothesis) -> int:
         """Return how many dimensions the vectors of a hypothesis have."""
@@ -292,7 +290,7 @@ class Predictions:
         """Yield hypotheses to try together, the cheap and likely ones first, each with all poolings that apply.
 
         The stages: the card's way; one change to texts, to tokens or to a Dense layer; padding; changes to texts and
-        tokens; 8 bits.
+        tokens; texts cleaned beforehand or cut into chunks; tanh GELU and 8 bits.
         """
         card = self.tokens[0]
         right = [text for text in self.texts if text.deviation is None]
@@ -318,10 +316,37 @@ class Predictions:
         ]
         yield [one for one in padded if one.length == 0 or self.longest(replace(one, length=0)) < one.length]
         yield plain(product([text for text in self.texts if text not in right], self.tokens[1:]))
+        lower = [token for token in self.tokens if token.deviation in (None, "lower-cased")]
+        yield plain(product(self._cleaned(likely), lower)) + self._chunked(likely)
         yield [
             Hypothesis(text, card, computation, 0, pooling)
-            for text, computation, pooling in product(likely, INT8_KINDS, POOLINGS)
+            for text, computation, pooling in product(likely, (Computation.TANH_GELU, *INT8_KINDS), POOLINGS)
         ]
+
+    def _cleaned(self, texts: Iterable[TextVariant]) -> Iterator[TextVariant]:
+        """Yield texts that were cleaned beforehand, if that changes their tokens."""
+        card = self.tokens[0]
+        for text in texts:
+            seen = [self.ids(text, card)]
+            for cleaned in cleaned_variants(text):
+                if (ids := self.ids(cleaned, card)) not in seen:
+                    seen.append(ids)
+                    yield cleaned
+
+    def _chunked(self, texts: Iterable[TextVariant]) -> list[Hypothesis]:
+        """List the ways of averaging over chunks that cut at least one text."""
+        card = self.tokens[0]
+        found = []
+        for text in texts:
+            longest = max(map(len, self._whole_ids(text, card))) + sum(map(len, self._ends(card)))
+            sizes = {size for size in (*LENGTHS, card.max_length) if size < longest and size <= self.config.max_tokens}
+            for size, prefixed, *rest in product(sorted(sizes), (False, True), (False, True), (False, True)):
+                if not prefixed or any(text.prefixes):
+                    chunks = Chunks(size, prefixed, *rest)
+                    found.append(
+                        Hypothesis(text, card, pooling=self.encoder.checkpoint.settings.pooling, chunks=chunks)
+                    )
+        return found
 
 
 def _poolings(states: Floats, real: int, padded: bool) -> dict[str, Floats]:

@@ -6,8 +6,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from e5ref import numpy_model
-from e5ref.parity.diagnosis.fitting import FACTORS, LEAST, STORED_FACTORS, Fit, Given, Levels, fit, measure_levels
+from e5ref.parity.diagnosis.fitting import FACTORS, LEAST, STORED_FACTORS, Fit, Levels, fit, measure_levels, tell_apart
+from e5ref.parity.diagnosis.given import Given
 from e5ref.parity.diagnosis.hypotheses import INT8_KINDS, WITH_PADDING, Computation, Hypothesis, Predictions
 
 # Texts that every hypothesis is tried on first: the shortest, which cost least and show most, and one of middle length.
@@ -88,18 +88,20 @@ class Candidate:
         if hypothesis.computation in INT8_KINDS:
             return self.shortest
         chosen = self.shortest[:1]
-        if hypothesis.computation is Computation.PLAIN:  # the middle one too: short texts may all be queries
+        if hypothesis.computation not in WITH_PADDING:  # the middle one too: short texts may all be queries
             chosen = sorted({*self.shortest[: FIRST_TEXTS - 1], self.shortest[len(self.shortest) // 2]})
-        if hypothesis.token.deviation is None:
+        if hypothesis.token.deviation is None and not hypothesis.text.cleaned and hypothesis.chunks is None:
             return chosen
         differing = self.differing(hypothesis)
         return sorted({*chosen, *differing[:1]}) if differing else []
 
     def differing(self, hypothesis: Hypothesis) -> list[int]:
-        """List the texts, the shortest first, whose tokens differ from those that the card gives."""
-        ids = self.predictions.ids(hypothesis.text, hypothesis.token)
-        card = self.predictions.ids(hypothesis.text, self.predictions.tokens[0])
-        return [index for index in self.shortest if ids[index] != card[index]]
+        """List the texts, the shortest first, whose tokens differ from those that the card gives with this prefix."""
+        predictions, text = self.predictions, hypothesis.text
+        if text.cleaned:
+            text = next(one for one in predictions.texts if one.prefixes == text.prefixes)
+        parts, card = predictions.parts(hypothesis), predictions.ids(text, predictions.tokens[0])
+        return [index for index in self.shortest if parts[index] != (card[index],)]
 
 
 class Trial:
@@ -142,16 +144,23 @@ class Trial:
         if self.fit.median > FAR:
             return "", self.given.stored_level
         if self.hypothesis.computation not in INT8_KINDS:
-            return self.candidate.levels.explain(self.fit, self.given)
+            rounding = self.candidate.levels.explain(self.fit, self.given)
+            if self.hypothesis.computation is Computation.TANH_GELU and tell_apart(self._plain_fit(), self.fit):
+                return "", rounding[1]  # rounding would have to undo what tanh does
+            return rounding
         # 8 bits move vectors far, but in a direction that can be computed.
-        unrounded = self.candidate.predictions(replace(self.hypothesis, computation=Computation.PLAIN), self.texts)
-        plain = numpy_model.l2_normalize(unrounded[:, : self.given.width])
+        plain = self._plain_fit().predicted
         simulated = self.fit.predicted - plain
         found = self.given.directions[self._given_indices] - plain
         cost, moved = np.linalg.norm(simulated, axis=1), np.linalg.norm(found, axis=1)
         agreement = float(np.median(np.sum(simulated * found, axis=1) / np.maximum(cost * moved, 1e-12)))
         alike = (moved <= INT8_MOST * cost.max()) & (moved >= LEAST * cost)
         return ("int8" if agreement >= INT8_AGREEMENT and alike.all() else ""), float(np.median(cost))
+
+    def _plain_fit(self) -> Fit:
+        """Return the fit of the same hypothesis, computed in float32 with the right GELU."""
+        plain = replace(self.hypothesis, computation=Computation.PLAIN)
+        return fit(self.candidate.predictions(plain, self.texts), self.given, self._given_indices)
 
     @property
     def explains(self) -> bool:
@@ -180,6 +189,7 @@ class Trial:
         longest = self.candidate.predictions.longest(self.hypothesis)
         names += self.hypothesis.deviations(self.candidate.pooling, longest)
         names += self.fit.deviations(self.candidate.normalize)
+        names += ("wrong byte order",) * self.given.swapped
         rounding = self.rounding[0]
         return names if rounding in ("", "float32", *names) else (*names, rounding)
 

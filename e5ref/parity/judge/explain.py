@@ -20,7 +20,8 @@ from e5ref.encoder import E5
 from e5ref.operations import Ids
 from e5ref.operations.blas import blas
 from e5ref.parity.altered.mistakes import MISTAKES, Mistake
-from e5ref.parity.diagnosis.hypotheses import Predictions, TextVariant
+from e5ref.parity.diagnosis.hypotheses import Predictions
+from e5ref.parity.diagnosis.texts import TextVariant
 from e5ref.parity.identify.identify import Identification, described_points, identify
 from e5ref.parity.judge.comparison import Comparison, PointVerdict, compare
 from e5ref.parity.runs.rounding import FACTOR, UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, token_values

@@ -218,7 +218,8 @@ def chart(verdicts: Sequence[PointVerdict]) -> str:
         dot = f'cx="{x(index):.1f}" cy="{y(ours[index]):.1f}" r="3" fill="{colour}"'
         parts.append(f"<circle {dot}><title>{said}</title></circle>")
     return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="Drift of the error, point by point">{"".join(parts)}</svg>'
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="Drift of the error, point by point">'
+        f"{''.join(parts)}</svg>"
         "<p>The largest absolute error of each point, layer by layer (blue; red if the point fails), and the largest "
         "error that passes (dashed).</p>"
     )

@@ -1,154 +1,19 @@
 """Every mistake is made with transformers, and must be ranked first; right vectors are right, others are unknown."""
 
 import json
-import shutil
-import unicodedata
-import warnings
-from dataclasses import dataclass
-from functools import cache, partial
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from tokenizers import Tokenizer
-from transformers import AutoModel, AutoTokenizer
 
 import e5ref
 from e5ref.bench.prepare import write_exports
-from e5ref.checkpoint.hub import BUNDLED_CHECKPOINT, weights_folder
 from e5ref.parity import diagnose
+from tests.parity.diagnosis.peers import renormalized
 from tests.tools.checkpoints import edit_json, write_random_bert
 from tests.tools.processes import fails
 from tests.tools.processes import run as run_cli
-from tests.tools.texts import EVERYDAY, LICENSE
-
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A checkpoint in E5's way, 20 texts, the most tokens that it takes, and how many the longest text has."""
-
-    model: str | Path
-    folder: Path
-    texts: list[str]
-    most: int
-    longest: int
-
-
-def case_of(model: str | Path, folder: Path, texts: list[str]) -> Case:
-    encoder = e5ref.load(model)
-    longest = int(encoder.tokenizer([f"query: {text}" for text in texts]).n_tokens.max())
-    case = Case(model, folder, texts, encoder.tokenizer.max_length, longest)
-    assert len(texts) == 20
-    assert case.most / 2 < longest < case.most  # so that truncation and both ways of padding make a difference
-    return case
-
-
-def real_texts(folder: Path) -> list[str]:
-    """Queries and passages in the manner of MS MARCO, in the files' order: the first 8 queries, the first 6 passages,
-    the next 4 with letters that have an accent, and then two made of passages that follow, 3 and 5 of them.
-    """
-    queries, passages = (
-        [json.loads(line)["text"] for line in (folder / file).read_bytes().splitlines()]
-        for file in ("queries.jsonl", "corpus.jsonl")
-    )
-    accented = [text for text in passages[6:] if unicodedata.normalize("NFD", text) != text]
-    joined = [" ".join(passages[500:503]), " ".join(passages[503:508])]
-    return [*queries[:8], *passages[:6], *accented[:4], *joined]
-
-
-@pytest.fixture(scope="module", params=["nano", "random", "real"])
-def case(request, tmp_path_factory) -> Case:
-    """e5ref-nano, with texts of ours; where a developer has real data, for the time it takes, also random weights of
-    other sizes that take 512 tokens, and real texts with all-MiniLM-L6-v2's weights, 512 tokens and E5's prompts.
-    """
-    if request.param == "nano":
-        folder = weights_folder() / BUNDLED_CHECKPOINT
-        return case_of(BUNDLED_CHECKPOINT, folder, [*EVERYDAY[:-2], LICENSE[:500], LICENSE])
-    shared = request.getfixturevalue("shared")
-    texts = real_texts(shared / "msmarco") if request.param == "real" else EVERYDAY
-    minilm = request.getfixturevalue("minilm")
-    folder = tmp_path_factory.mktemp("diagnose") / request.param
-    if request.param == "random":
-        write_random_bert(folder, vocab_size=30522, hidden_size=96, max_position_embeddings=512, initializer_range=0.1)
-    folder.mkdir(exist_ok=True)
-    for file in FILES:
-        if not (folder / file).exists() or file == "tokenizer.json":
-            shutil.copy(minilm / file, folder / file)
-    return case_of(folder, folder, texts)
-
-
-@pytest.fixture(scope="module")
-def peer(case):
-    return partial(peer_vectors, case)
-
-
-@cache
-def peer_model(folder: Path, dtype: str):
-    return AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype), add_pooling_layer=False).eval()
-
-
-def peer_tokenizer(folder: Path, **options: bool):
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    backend: Tokenizer = tokenizer.backend_tokenizer
-    normalizer = backend.normalizer
-    for name, value in options.items():
-        setattr(normalizer, name, value)
-    backend.normalizer = normalizer
-    return tokenizer
-
-
-def peer_vectors(
-    case,
-    texts=None,
-    prompt="query: ",
-    *,
-    dtype="float32",
-    pool="mean",
-    normalize=True,
-    kept=1.0,
-    padding=True,
-    attend_to_padding=False,
-    special_tokens=True,
-    quantize=False,
-    **tokenizer_options,
-):
-    """The model card's code, with every step open to change; of the tokens that a text may have, a share is kept."""
-    batch = peer_tokenizer(case.folder, **tokenizer_options)(
-        [prompt + text for text in texts or case.texts],
-        padding=padding,
-        truncation=True,
-        max_length=int(kept * case.most),
-        return_tensors="pt",
-        add_special_tokens=special_tokens,
-    )
-    mask = batch["attention_mask"][..., None]
-    if attend_to_padding:
-        batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
-    model = peer_model(case.folder, dtype)
-    if quantize:
-        with warnings.catch_warnings():  # torch calls its own quantisation deprecated
-            warnings.simplefilter("ignore")
-            model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
-    with torch.inference_mode():
-        states = model(**batch).last_hidden_state
-    pools = {
-        "mean": lambda: (states * mask).sum(1) / mask.sum(1),
-        "cls": lambda: states[:, 0],
-        "max": lambda: states.masked_fill(mask == 0, -1e4).amax(1),
-        "last": lambda: states[torch.arange(len(mask)), mask.sum(1)[:, 0] - 1],
-        "mean over padding": lambda: states.mean(1),
-    }
-    vectors = pools[pool]()
-    if normalize:
-        vectors = torch.nn.functional.normalize(vectors, dim=1)
-    return vectors.float().numpy()
-
-
-def renormalized(vectors):
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+from tests.tools.texts import EVERYDAY
 
 
 def shuffled(rows):
