@@ -166,8 +166,8 @@ def check_multi_head(answer: object) -> str | None:
         multi_head,
         [(*TOKENS, 2), (*TOKENS, 4)],
         {
-            "This is one head of size D: split query, key and value into heads of D / N numbers first (64 is right only "
-            "for e5ref-nano).": lambda q, k, v, _: attend(q, k, v),
+            "This is one head of size D: split query, key and value into heads first, of D / N numbers each. (That "
+            "is 64 in e5ref-nano, but not here.)": lambda q, k, v, _: attend(q, k, v),
             "The scale is √D: take the root of a head's size, H = D / N.": scaled_by_hidden_size,
             "The scale is left out: divide the scores by √H.": lambda q, k, v, heads: multi_head(
                 q * math.sqrt(q.shape[1] // heads), k, v, heads
