@@ -65,7 +65,11 @@ def check_softmax(answer: object) -> str | None:
             answer,
             softmax,
             [(WIDE,), (WIDE * 1000,)],
-            {"exp overflows for scores of 1000: subtract each row's maximum first.": plain_softmax},
+            {
+                "exp overflows for scores of 1000: subtract each row's maximum first.": plain_softmax,
+                "The maximum of all scores is subtracted, and a row far below it becomes 0 / 0: subtract each row's "
+                "own.": lambda scores: plain_softmax(scores - scores.max()),
+            },
         )
 
 
@@ -94,6 +98,9 @@ def check_attend(answer: object) -> str | None:
             "The scores are divided by H: the scale is its root, √H.": lambda q, k, v: attend(q, k, v, 1 / size),
             "The scale is √T: take the root of a head's size H, not of the number of tokens.": lambda q, k, v: attend(
                 q, k, v, 1 / math.sqrt(tokens)
+            ),
+            "The scores are divided by 2, which is √H for vectors of 4 numbers alone.": lambda q, k, v: attend(
+                q, k, v, 1 / 2
             ),
             "The scores are multiplied by √H: divide by it.": lambda q, k, v: attend(q, k, v, root),
             "The scale comes after the softmax: divide the scores before it.": lambda q, k, v: (
@@ -140,6 +147,13 @@ def inside_out(query: Array, key: Array, value: Array, heads: int) -> Array:
     return np.stack(contexts, axis=2).reshape(query.shape)
 
 
+def overlapping(query: Array, key: Array, value: Array, heads: int) -> Array:
+    """Attention whose head n begins at number n instead of n · H."""
+    size = query.shape[1] // heads
+    parts = [slice(n, n + size) for n in range(heads)]
+    return np.concatenate([attend(query[:, part], key[:, part], value[:, part]) for part in parts], axis=1)
+
+
 def scaled_by_hidden_size(query: Array, key: Array, value: Array, heads: int) -> Array:
     """Attention of all heads, scaled as if there were one."""
     return multi_head(query / math.sqrt(heads), key, value, heads)
@@ -152,9 +166,8 @@ def check_multi_head(answer: object) -> str | None:
         multi_head,
         [(*TOKENS, 2), (*TOKENS, 4)],
         {
-            "This is one head of size D: split query, key and value into heads first.": lambda q, k, v, _: attend(
-                q, k, v
-            ),
+            "This is one head of size D: split query, key and value into heads first, of D / N numbers each. (That "
+            "is 64 in e5ref-nano, but not here.)": lambda q, k, v, _: attend(q, k, v),
             "The scale is √D: take the root of a head's size, H = D / N.": scaled_by_hidden_size,
             "The scale is left out: divide the scores by √H.": lambda q, k, v, heads: multi_head(
                 q * math.sqrt(q.shape[1] // heads), k, v, heads
@@ -164,6 +177,10 @@ def check_multi_head(answer: object) -> str | None:
                 merged_by_reshape
             ),
             "Head n takes every N-th number: it should take H neighbours, from n · H on.": inside_out,
+            "Head n begins at number n: it should begin at n · H.": overlapping,
+            "Each head has N numbers: there should be N heads, of D / N numbers each.": lambda q, k, v, heads: (
+                multi_head(q, k, v, q.shape[1] // heads)
+            ),
             "The heads are below each other: put them side by side, [T, D].": lambda q, k, v, heads: np.concatenate(
                 np.split(multi_head(q, k, v, heads), heads, axis=1)
             ),

@@ -41,6 +41,9 @@ def average(answer: Any) -> str | None:
         "You divide by the number of tokens of the whole batch; each text has its own number.": (
             lambda states, mask: real(states, mask).sum(axis=1) / mask.sum()
         ),
+        "You take the mask, 0 and 1, as row numbers: to pick the tokens, write states[mask == 1].": (
+            lambda states, mask: np.stack([rows[which].mean(axis=0) for rows, which in zip(states, mask, strict=True)])
+        ),
         "That is the state of the first token, [CLS]; E5 averages all of them.": lambda states, mask: states[:, 0],
         "[CLS] and [SEP] are left out; E5 averages them, too.": (
             lambda states, mask: numpy_model.average_pool(states, words(mask))
@@ -107,6 +110,17 @@ def gap(answer: Any) -> str | None:
         ),
         "You count n wrong passages, but one of the n is the right one.": lambda n, t, p: lead(n + 1, t, p),
         "The odds of the right passage are p / (1 - p); you turn them over.": lambda n, t, p: lead(n, t, 1 - p),
+        "The p before n - 1 is lost: multiplying by the denominator gives p e^(g/t) + p (n - 1).": (
+            lambda n, t, p: lead(n, t, p) - t * np.log(p)
+        ),
+        "The 1 - p is lost: bring both e^(g/t) to one side, and divide by 1 - p.": (
+            lambda n, t, p: lead(n, t, p) + t * np.log(1 - p)
+        ),
+        "The n - 1 wrong passages make the gap larger: multiply by n - 1 inside the logarithm, don't divide.": (
+            lambda n, t, p: t * np.log(p / (1 - p) / (n - 1))
+        ),
+        "That is e^(g/t) times t: take the logarithm first.": lambda n, t, p: t * (n - 1) * p / (1 - p),
+        "That is the logarithm of a negative number: divide by 1 - p, not by p - 1.": lambda n, t, p: np.nan,
         "The probability is missing: that gap gives the right passage one half.": lambda n, t, p: lead(n, t, 0.5),
         "You compare with one wrong passage; there are n - 1.": lambda n, t, p: lead(2, t, p),
         "Softmax is made of powers of e: take the natural logarithm, np.log, not log10.": (

@@ -57,6 +57,12 @@ def every_nth(q, k, v, n):
     return result
 
 
+def overlapping(q, k, v, n):
+    size = q.shape[1] // n
+    parts = [[x[:, head : head + size] for x in (q, k, v)] for head in range(n)]
+    return np.hstack([softmax(a @ b.T / math.sqrt(size)) @ c for a, b, c in parts])
+
+
 @pytest.mark.parametrize(
     ("exercise", "answer"),
     [("3.1", softmax), ("3.2", one_head), ("3.3", several), ("3.1", lambda scores: softmax(scores.astype(np.float32)))],
@@ -79,6 +85,7 @@ def test_right(exercise, answer, capsys):
         ("3.1", lambda s: np.exp(s) / np.exp(s).sum(axis=-1), "sum with keepdims=True"),
         ("3.1", lambda s: softmax(s - s.max(axis=-1)), "find them with keepdims=True"),
         ("3.1", overflowing, "exp overflows"),
+        ("3.1", lambda s: np.exp(s - s.max()) / np.exp(s - s.max()).sum(axis=-1, keepdims=True), "becomes 0 / 0"),
         ("3.1", changing, "changes the array"),
         ("3.1", lambda s: None, "lacks a `return`"),
         ("3.1", lambda s: softmax(s)[0], r"has the shape [3], but should have [3, 3]"),
@@ -91,6 +98,7 @@ def test_right(exercise, answer, capsys):
         ("3.2", lambda q, k, v: softmax(q @ k.T) @ v, "The scale is left out"),
         ("3.2", lambda q, k, v: softmax(q @ k.T / 8) @ v, "divided by H"),
         ("3.2", lambda q, k, v: softmax(q @ k.T / math.sqrt(5)) @ v, "The scale is √T"),
+        ("3.2", lambda q, k, v: softmax(q @ k.T / 2) @ v, "vectors of 4 numbers alone"),
         ("3.2", lambda q, k, v: softmax(q @ k.T * math.sqrt(8)) @ v, "multiplied by √H"),
         ("3.2", lambda q, k, v: softmax(q @ k.T) / math.sqrt(8) @ v, "after the softmax"),
         ("3.2", lambda q, k, v: softmax(q @ k.T / math.sqrt(8), 0) @ v, "runs over the queries"),
@@ -105,6 +113,8 @@ def test_right(exercise, answer, capsys):
         ("3.3", by_one_reshape, "mixes tokens"),
         ("3.3", lambda q, k, v, n: contexts(q, k, v, n).reshape(5, 8), "put together wrongly"),
         ("3.3", every_nth, "every N-th number"),
+        ("3.3", overlapping, "begins at number n"),
+        ("3.3", lambda q, k, v, n: several(q, k, v, 8 // n), "Each head has N numbers"),
         ("3.3", lambda q, k, v, n: contexts(q, k, v, n).reshape(5 * n, -1), "below each other"),
         ("3.3", contexts, "not put together"),
         ("3.3", lambda q, k, v, n: contexts(q, k, v, n).sum(axis=0), "added up"),
