@@ -130,8 +130,11 @@ def forward(
 
     Args:
         params: the weights, of NumPy or JAX; layers as a tuple, or stacked beforehand by `stack_layers`.
-        input_ids, attention_mask, config: as in `numpy_model.forward`, [B, T].
-        tap: as there, too. Under `jax.jit` it must keep what it gets for the caller to return.
+        input_ids: token ids, [B, T], any integer dtype.
+        attention_mask: [B, T], as in `numpy_model.forward`.
+        config: the sizes and constants.
+        tap: called as `tap(name, array)` at every named point, with the names, shapes and order of
+            `numpy_model.forward`. Under `jax.jit` it must keep what it gets for the caller to return.
 
     Returns:
         The last hidden states, [B, T, D], in the dtype of the weights' matrices; 0 at padding.
@@ -207,7 +210,15 @@ def embed(
 ) -> Array:
     """Token ids in, vectors out, as `numpy_model.embed`. `compiled_embed` is this under `jax.jit`.
 
-    `params` and `tap` are as in `forward`, the other arguments and the points as in `numpy_model.embed`.
+    Args:
+        params: as in `forward`.
+        input_ids: token ids, [B, T].
+        attention_mask: [B, T], as in `forward`.
+        config: the sizes and constants.
+        pooling: "mean" (E5) or "cls".
+        normalize: whether to scale the vectors to unit L2 norm (E5 does).
+        texts_per_row: K, the most texts of a row.
+        tap: as in `forward`; also gets "pooled" [B · K, D] and, if computed, "dense" and "normalized" [B · K, E].
 
     Returns:
         The vectors, [B · K, E]: float32, or float64 if the weights are. The k-th text of row b is at b · K + k - 1.

@@ -31,9 +31,16 @@ from e5ref.extras import require
 from e5ref.terminal.progress import progress_bar
 
 
-def bench(model: str | Path | Mapping[str, int], contenders: Sequence[str], **options: Any) -> dict[str, Any]:
+def bench(
+    model: str | Path | Mapping[str, int],
+    contenders: Sequence[str],
+    *,
+    texts: Sequence[str] = (),
+    lengths: Sequence[int] = (64, 128, 512),
+    rounds: int = 5,
+) -> dict[str, Any]:
     """Do what `bench_step_by_step` does, and return all results at the end."""
-    *_, result = bench_step_by_step(model, contenders, **options)
+    *_, result = bench_step_by_step(model, contenders, texts=texts, lengths=lengths, rounds=rounds)
     return result
 
 

@@ -33,7 +33,7 @@ def check(exercise: str, answer: Any) -> None:
     try:
         wrong = exercises[exercise](answer)
     except Exception as error:  # the answer is the reader's code, which may do anything
-        wrong = f"your code raises {type(error).__name__}: {error}"
+        wrong = f"Your code raises {type(error).__name__}: {error}"
     print(f"{exercise}: right" if wrong is None else f"{exercise}: not yet. {wrong}")
 
 

@@ -92,7 +92,7 @@ def test_right(exercise, answer, capsys):
         ("3.1", lambda s: s * np.nan, "holds nan or infinity"),
         ("3.1", lambda s: softmax(s) + 0.1 * np.eye(*s.shape), "but should be"),
         ("3.1", lambda s: s.astype(str), "instead of numbers"),
-        ("3.1", lambda s: softmax(s, 7), "your code raises AxisError"),
+        ("3.1", lambda s: softmax(s, 7), "Your code raises AxisError"),
         ("3.1", np.ones((3, 3)), "wants a function, but got an array of shape [3, 3]"),
         ("3.1", 0.5, "wants a function, but got float"),
         ("3.2", lambda q, k, v: softmax(q @ k.T) @ v, "The scale is left out"),

@@ -60,7 +60,7 @@ def test_right(exercise, answer, capsys):
         ("4.1", lambda x: x * (1 + erf(x)) / 2, "erf wants x / √2"),
         ("4.1", lambda x: x * (1 + erf(x / math.sqrt(2))), "This is twice GELU"),
         ("4.1", lambda x: x * erf(x / math.sqrt(2)) / 2, "This lacks the 1"),
-        ("4.1", lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2, "your code raises TypeError"),
+        ("4.1", lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2, "Your code raises TypeError"),
         ("4.1", lambda x: np.array([gelu(number) for number in x.ravel()]), "should have [4, 4]"),
         ("4.2", lambda x, u, b, d, c: feed_forward(x, u.T, b, d.T, c), "The weights are [out, in]"),
         ("4.2", lambda x, u, b, d, c: feed_forward(x, u.T, b, d, c), "The weight of the first layer"),

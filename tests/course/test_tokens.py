@@ -113,7 +113,7 @@ def test_what_is_right_is_what_the_tokenizer_does(text):
         ("1.3", lambda t, n: batch(t, n + 1), "one token more"),
         ("1.3", lambda t, n: batch(t, n + 2), "two tokens more"),
         ("1.3", lambda t, n: batch(t, n - 1), "too short"),
-        ("1.3", lambda t, n: (t, batch(t, n)[1]), "your code raises ValueError"),
+        ("1.3", lambda t, n: (t, batch(t, n)[1]), "Your code raises ValueError"),
     ],
 )
 def test_a_mistake_is_named(exercise, answer, sentence, capsys):
