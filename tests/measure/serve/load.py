@@ -4,6 +4,7 @@
 
 TEXTS has a text a line. Every vector that comes back is compared with the one of `encode`, bit by bit. CPU is the
 processor time of a text in `encode` over that of one in the service, HTTP and all: a busy machine changes it little.
+sentence-transformers stands behind the same kind of server beside it (tests/measure/serve/peer.py).
 Last comes overload: clients send three times what the queue holds, until SIGTERM ends the service under load.
 """
 
@@ -14,6 +15,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -93,8 +95,21 @@ async def drive(url: str, texts: Texts, clients: int, seconds: float) -> Load:
 
 def serve(model: str, *options: str) -> tuple[subprocess.Popen, str]:
     """Start the service on a free port."""
+    return start("-m", "e5ref", "serve", "--model", model, "--port", "0", *options)
+
+
+def serve_peer(model: str, threads: int) -> tuple[subprocess.Popen, str]:
+    """Start sentence-transformers behind a server, on a free port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    folder = str(e5ref.read_checkpoint(model).folder)
+    return start("-m", "tests.measure.serve.peer", folder, str(port), str(threads))
+
+
+def start(*options: str) -> tuple[subprocess.Popen, str]:
+    """Start a server; return it and its address once it says that it serves."""
     log = tempfile.NamedTemporaryFile("r", suffix=".log")  # noqa: SIM115
-    command = [sys.executable, "-m", "e5ref", "serve", "--model", model, "--port", "0", *options]
+    command = [sys.executable, *options]
     process = subprocess.Popen(command, stderr=open(log.name, "w"))  # noqa: SIM115
     while not (found := re.search(r"^Serving .* at (\S+) ", Path(log.name).read_text(), re.MULTILINE)):
         if process.poll() is not None:
@@ -127,6 +142,13 @@ def run_encode(model: e5ref.E5, texts: list[str], size: int, seconds: float) -> 
     return count / passed, (time.process_time() - cpu) / count
 
 
+def measured(url: str, texts: Texts, clients: int, seconds: float) -> tuple[Load, float]:
+    """Drive a service; return what came back, and texts per second."""
+    begin = time.perf_counter()
+    load = asyncio.run(drive(url, texts, clients, seconds))
+    return load, load.texts / (time.perf_counter() - begin)
+
+
 @click.command()
 @click.argument("model")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
@@ -143,26 +165,32 @@ def main(
     encoder = e5ref.load(model, threads=threads)
     vectors = encoder.encode(texts, truncation="allow", show_progress_bar=False)
     name = Path(model).name
-    click.echo("| clients | texts each | encode, texts/s | served, texts/s | share | CPU | p50, ms | p99, ms |")
-    click.echo("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    click.echo(
+        "| clients | texts each | encode, texts/s | served, texts/s | share | CPU | p50, ms | p99, ms "
+        "| sentence-transformers served, texts/s | p50, ms | p99, ms |"
+    )
+    click.echo("| ---: " * 11 + "|")
     process, url = serve(model, "--threads", str(threads))
+    peer, peer_url = serve_peer(model, threads)
     try:
+        asyncio.run(drive(peer_url, Texts(texts, vectors, name, 1), 1, seconds / 2))  # its first call takes longer
         for size, number in itertools.product(map(int, per_request.split(",")), map(int, clients.split(","))):
             # One client waits for each answer, as a loop over `encode` does; many are what `encode` gets as a list.
             together = size if number == 1 else min(1024, len(texts))
             base, base_cpu = run_encode(encoder, texts, together, seconds / 2)
             before = cpu_seconds(process)
-            begin = time.perf_counter()
-            load = asyncio.run(drive(url, Texts(texts, vectors, name, size), number, seconds))
-            served = load.texts / (time.perf_counter() - begin)
+            load, served = measured(url, Texts(texts, vectors, name, size), number, seconds)
             cpu = (cpu_seconds(process) - before) / load.texts
             assert not load.wrong, f"{load.wrong} vectors are not those of their texts"
+            theirs, served_by_peer = measured(peer_url, Texts(texts, vectors, name, size), number, seconds / 2)
             click.echo(
                 f"| {number} | {size} | {base:,.0f} | {served:,.0f} | {served / base:.2f} | {base_cpu / cpu:.2f} "
-                f"| {load.quantile(0.5):.1f} | {load.quantile(0.99):.1f} |"
+                f"| {load.quantile(0.5):.1f} | {load.quantile(0.99):.1f} "
+                f"| {served_by_peer:,.0f} | {theirs.quantile(0.5):.1f} | {theirs.quantile(0.99):.1f} |"
             )
     finally:
         process.kill()
+        peer.kill()
 
     process, url = serve(model, "--threads", str(threads), "--max-waiting", "256")
     try:
