@@ -344,9 +344,9 @@ def test_the_published_score_stands_beside(model, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_msmarco_with_trained_weights(minilm, shared):
-    """The known score to its last digit: 5,000 passages, graded judgments, no prompts."""
-    (report,) = evaluate_retrieval(e5ref.load(minilm), shared / "msmarco", split="test")
-    assert round(report["scores"]["ndcg@10"], 4) == 0.7977
-    assert report["counts"] == {"queries": 43, "queries_cut": 0, "documents": 5000, "documents_cut": 0}
-    assert report["prompts"] == {"query": "", "document": ""}
+def test_msmarco_with_trained_weights(shared):
+    """The known score to its last digit: 5,000 passages, graded judgments."""
+    (report,) = evaluate_retrieval(e5ref.load("e5ref-nano", truncation="allow"), shared / "msmarco", split="test")
+    assert round(report["scores"]["ndcg@10"], 4) == 0.6623
+    assert (report["counts"]["queries"], report["counts"]["documents"]) == (43, 5000)
+    assert report["prompts"] == {"query": "query: ", "document": "passage: "}

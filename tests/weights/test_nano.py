@@ -12,7 +12,7 @@ import pytest
 import e5ref
 from e5ref import demo
 from e5ref.checkpoint.hub import BUNDLED_CHECKPOINT, weights_folder
-from e5ref.evaluation import evaluate_retrieval, evaluate_sts
+from e5ref.evaluation import evaluate_sts
 from tests.tools.texts import AWKWARD
 from tests.tools.tolerances import VECTORS
 
@@ -132,8 +132,6 @@ def test_nothing_falls_back_to_it():
 
 @pytest.mark.slow
 def test_scores(shared, nano):
-    """What its model card says: these sets are measured, never trained on."""
+    """What its model card says; tests/evaluation has its score on MS MARCO."""
     (sts,) = evaluate_sts(nano, shared / "stsb" / "sts-dev.tsv")
     assert sts["scores"]["spearman"] >= 0.74
-    (retrieval,) = evaluate_retrieval(nano, shared / "msmarco", split="test")
-    assert retrieval["scores"]["ndcg@10"] >= 0.60

@@ -13,6 +13,10 @@ from tests.tools.texts import EVERYDAY, LICENSE
 
 @pytest.fixture(scope="module", params=["nano", "random", "real"])
 def case(request, tmp_path_factory) -> Case:
+    return make_case(request, tmp_path_factory)
+
+
+def make_case(request, tmp_path_factory) -> Case:
     """e5ref-nano, with texts of ours; where a developer has real data, for the time it takes, also random weights of
     other sizes that take 512 tokens, and real texts with all-MiniLM-L6-v2's weights, 512 tokens and E5's prompts.
     """

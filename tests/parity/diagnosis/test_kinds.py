@@ -13,8 +13,15 @@ from transformers import AutoTokenizer
 import e5ref
 from e5ref.parity import diagnose
 from e5ref.parity.diagnosis.given import Given
+from tests.parity.diagnosis.conftest import make_case
 from tests.parity.diagnosis.peers import chunk_ids, marked_ids, mean_vectors, peer_vectors, renormalized, write_revision
 from tests.tools.checkpoints import edit_json, write_random_bert, write_unigram
+
+
+@pytest.fixture(scope="module", params=["nano", "random"])
+def case(request, tmp_path_factory):
+    """Real texts and all-MiniLM-L6-v2 take minutes; `python -m tests.measure.parity.diagnosed` has them."""
+    return make_case(request, tmp_path_factory)
 
 
 def deviations(case, vectors) -> list[str]:
@@ -195,7 +202,8 @@ def test_neighbours_of_these_kinds_are_unknown(case, peer):
     ]
     unexpected = [
         np.stack(chunked),
-        peer(activation="quick_gelu"),
+        # With random weights it moves vectors as far, and as evenly, as bfloat16, whose name it then gets.
+        *([] if case.folder.name == "random" else [peer(activation="quick_gelu")]),
         mean_vectors(case, [[cls, *ids[:50], sep] for ids in marked_ids(case, False)]),
         renormalized(peer() + 2e-6 * np.random.default_rng(0).standard_normal(peer().shape)),
     ]
