@@ -27,10 +27,12 @@ class Engine(Protocol):
     Attributes:
         first_texts: the most texts of the first window of a list: enough to begin with.
         window_texts: the most texts of any window: enough to fill every batch well, few enough to hold.
+        is_accelerator: whether a device computes while the host makes the next batches ready.
     """
 
     first_texts: int
     window_texts: int
+    is_accelerator: bool
 
     def run(self, windows: Iterable[Window], *, normalize: bool, max_texts: int | None) -> Iterator[int]:
         """Compute the vectors of windows, batch by batch, and write each to its place.

@@ -117,6 +117,7 @@ class JaxEngine:
 
         devices = jax.local_devices()
         self.platform = devices[0].platform
+        self.is_accelerator = self.platform != "cpu"
         self._product = PRECISIONS["highest"][1] if self._float64 else product_precision(precision, devices[0])
         self.shapes = batch_shapes(self.platform, max_length, len(devices))
         # An accelerator begins soon, and has work until the next, longer window is tokenized.

@@ -45,6 +45,7 @@ class NumpyEngine:
     """
 
     first_texts = window_texts = 1024
+    is_accelerator = False
 
     def __init__(self, checkpoint: Checkpoint, *, threads: int | None = None) -> None:
         """Run the weights of `checkpoint`.

@@ -25,6 +25,12 @@ Wanted = Literal["normalized", "pooled", "hidden states"]
 # computed the longest first, so a query waits for its whole window: this bounds how long.
 WINDOW_TOKENS = 8
 
+# Whoever was answered may ask again at once. So that one window does for all clients, the next waits this many seconds,
+# or this share of the last one's time if that is more, until as many texts are there, or so many tokens that more texts
+# would not be faster together.
+LINGER_SECONDS, LINGER_SHARE = 0.002, 0.25
+ENOUGH_TOKENS = 512
+
 
 class FullError(Exception):
     """Too many texts wait.
@@ -105,6 +111,7 @@ class Batcher:
         self._jobs: deque[Job] = deque()
         self._texts = self._tokens = 0  # of the jobs, those that wait
         self._tokens_done, self._seconds = 0, 0.0  # what the engine has done, and in what time
+        self._expected, self._linger_until = 0, 0.0  # texts, and a time of `time.perf_counter`
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="e5ref-batcher", daemon=True)
@@ -198,9 +205,19 @@ class Batcher:
                 begun.append(parts)
                 yield Window(tokens, vectors)
 
+        engine = self._model.engine
+        # An accelerator has the next window at hand while it computes one. A CPU takes what waits once it is done: a
+        # window that is made later has more texts, and many small ones cost more than a large one.
+        runs = [windows()] if engine.is_accelerator else ([window] for window in windows())
+        start = time.perf_counter()
         try:
-            for window in finished_windows(self._model.engine, windows(), normalize=wanted == "normalized"):
-                self._hand_over(begun.popleft(), window.vectors)
+            for run in runs:
+                for window in finished_windows(engine, run, normalize=wanted == "normalized"):
+                    self._hand_over(begun.popleft(), window.vectors)
+                    self._expected = self._texts + len(window.vectors)
+                    end = time.perf_counter()
+                    self._linger_until = end + max(LINGER_SECONDS, LINGER_SHARE * (end - start))
+                    start = end
         except Exception as error:  # it is theirs who wait; the next run may go well
             for job in jobs:
                 self._drop(job)
@@ -213,6 +230,9 @@ class Batcher:
         texts = self._model.engine.window_texts
         tokens = texts * WINDOW_TOKENS
         with self._changed:
+            if not self._model.engine.is_accelerator:
+                left = self._linger_until - time.perf_counter()
+                self._changed.wait_for(self._is_enough, max(0.0, left))
             while self._jobs and self._jobs[0].wanted == wanted and texts > 0 and tokens > 0:
                 job = self._jobs[0]
                 offsets, start = job.tokens.offsets, job.begun
@@ -227,6 +247,9 @@ class Batcher:
                 if stop == len(job.vectors):
                     self._jobs.popleft()
         return parts
+
+    def _is_enough(self) -> bool:
+        return self._closed or self._texts >= self._expected or self._tokens >= ENOUGH_TOKENS
 
     def _hand_over(self, parts: list[Part], vectors: NDArray[np.floating]) -> None:
         """Give a window's vectors to its jobs."""

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from e5ref.serve import batcher as batcher_module
 from e5ref.serve.batcher import WINDOW_TOKENS, Batcher, FullError
 from e5ref.serve.metrics import Metrics
 from e5ref.tokenizer import TokenIds
@@ -17,6 +18,8 @@ TEXTS = [f"query: {'how do plants eat ' * (n % 7)}{n}" for n in range(60)]
 
 class Engine:
     """Gives as the vector of a text the sum of its ids, once `begin` is set; notes the windows."""
+
+    is_accelerator = False
 
     def __init__(self, window_texts: int = 1000) -> None:
         self.window_texts = window_texts
@@ -147,6 +150,37 @@ def test_at_the_end_what_waits_is_computed():
         assert not batcher.is_alive
 
     asyncio.run(serve())
+
+
+@pytest.mark.parametrize("is_accelerator", [False, True])
+def test_a_cpu_waits_a_moment_for_who_was_answered_just_now(is_accelerator, monkeypatch):
+    monkeypatch.setattr(batcher_module, "LINGER_SECONDS", 0.5)
+
+    async def serve():
+        engine = Engine()
+        engine.is_accelerator = is_accelerator
+        engine.begin.set()
+        batcher = batcher_of(engine)
+        both = batcher.submit(tokens(1, 2), "normalized")
+        await both.done
+        one = batcher.submit(tokens(3), "normalized")
+        await asyncio.sleep(0.05)
+        other = batcher.submit(tokens(4), "normalized")
+        await asyncio.gather(one.done, other.done)
+        begin = asyncio.get_running_loop().time()
+        await batcher.submit(tokens(5, 6), "normalized").done  # as many as were answered: nobody is waited for
+        seconds = asyncio.get_running_loop().time() - begin
+        lonely = batcher.submit(tokens(7), "normalized")
+        await lonely.done  # the others stay away
+        await asyncio.to_thread(batcher.close)
+        return engine.windows, seconds
+
+    windows, seconds = asyncio.run(serve())
+    if is_accelerator:
+        assert windows == [[1, 2], [3], [4], [5, 6], [7]]
+    else:
+        assert windows == [[1, 2], [3, 4], [5, 6], [7]]
+    assert seconds < 0.4
 
 
 async def served_together(nano, batcher: Batcher) -> list[np.ndarray]:

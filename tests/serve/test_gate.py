@@ -20,7 +20,7 @@ class HeldEngine:
     """Computes nothing before it is let go."""
 
     def __init__(self, engine) -> None:
-        self.engine, self.window_texts = engine, engine.window_texts
+        self.engine, self.window_texts, self.is_accelerator = engine, engine.window_texts, engine.is_accelerator
         self.go = threading.Event()
 
     def run(self, windows, **options):
