@@ -17,10 +17,12 @@ KEY = "a key"
 
 
 class HeldEngine:
-    """Computes nothing before it is let go."""
+    """Computes nothing before it is let go, and takes no texts off the queue until then."""
+
+    is_accelerator = True
 
     def __init__(self, engine) -> None:
-        self.engine, self.window_texts, self.is_accelerator = engine, engine.window_texts, engine.is_accelerator
+        self.engine, self.window_texts = engine, engine.window_texts
         self.go = threading.Event()
 
     def run(self, windows, **options):
