@@ -1,9 +1,10 @@
 """Mistakes that ports were reported to make, written down before the judge could identify an operation.
 
 Each was read in an issue of a port, or is the nearest thing to one that a BERT encoder can have. They are edits of the
-forward pass's source or of the weights. None is in `e5ref.parity.altered.mistakes`.
+forward pass's statements or of the weights. None is in `e5ref.parity.altered.mistakes`.
 """
 
+import ast
 import inspect
 import types
 from collections.abc import Callable
@@ -26,7 +27,7 @@ class Reported:
         source: a report of it, or of a mistake in the same operation.
         point: the point where it shows first.
         says: a pattern that the judge's words must hold if it has found the cause.
-        edits: (source, mistake) pairs for the text of numpy_model.
+        edits: (statements, mistake) pairs for numpy_model, as `ast.unparse` writes it.
         weights: a change of the weights.
     """
 
@@ -40,7 +41,8 @@ class Reported:
 
 def planted(*mistakes: Reported, checkpoint: Checkpoint, input_ids: np.ndarray) -> tuple[types.ModuleType, Checkpoint]:
     """The forward pass and the checkpoint with these mistakes in them."""
-    source, params = inspect.getsource(numpy_model), checkpoint.params
+    # Parsed and written again: comments, spacing and line breaks do not matter.
+    source, params = ast.unparse(ast.parse(inspect.getsource(numpy_model))), checkpoint.params
     for mistake in mistakes:
         for old, new in mistake.edits:
             assert old in source, f"{mistake.name}: the forward pass has changed, or two mistakes edit the same line"
@@ -135,17 +137,17 @@ def noisy(layer, index, _params, _checkpoint) -> dict[str, Affine]:
 
 POSITIONS = "embeddings += params.position[positions[real]]"
 GELU = "    magnitude = np.clip(x, -40, 40)"
-LINEAR = "    result = matmul_rows(x, weight)  # [m, in], [out, in] -> [m, out]\n    result += bias"
+LINEAR = "    result = matmul_rows(x, weight)\n    result += bias"
 SOFTMAX = "        probabilities = softmax(scores).swapaxes(-1, -2)"
 SCALE = "        scores *= 1 / math.sqrt(config.head_size)"
 CONTEXT = "np.matmul(probabilities, heads(value, block), out=heads(context, block))"
 ATTENTION_NORM = "attention = layer_norm(attention, *params.attention_layer_norm, config.layer_norm_eps)"
 OUTPUT_NORM = "output = layer_norm(output, *params.output_layer_norm, config.layer_norm_eps)"
 AVERAGE = "np.add.reduceat(states, first, dtype=np.float64) / counts[is_there, None]"
-NORM = "    norms = np.sqrt(np.sum(vectors * vectors, axis=-1, keepdims=True))  # [B, 1]\n"
+NORM = "    norms = np.sqrt(np.sum(vectors * vectors, axis=-1, keepdims=True))\n"
 NORM += "    return vectors / np.maximum(norms, 1e-12)"
-QUERY = "    query = linear(hidden_states, *params.query)  # [R, D]"
-UP = "    activation = gelu(linear(hidden_states, *params.feed_forward_up))  # [R, F]"
+QUERY = "    query = linear(hidden_states, *params.query)"
+UP = "    activation = gelu(linear(hidden_states, *params.feed_forward_up))"
 MASKED = "        at = np.arange(block.length)\n        scores += np.where({}, 0, -np.inf).astype(scores.dtype)\n"
 GITHUB = "https://github.com/"
 
@@ -610,7 +612,7 @@ REPORTED = [
                 "        hidden_states = encoder_layer(layer, hidden_states,",
                 "        before = hidden_states\n        hidden_states = encoder_layer(layer, hidden_states.copy(),",
             ),
-            ('    record(tap, "last_hidden_state"', '    hidden_states = before\n    record(tap, "last_hidden_state"'),
+            ("    record(tap, 'last_hidden_state'", "    hidden_states = before\n    record(tap, 'last_hidden_state'"),
         ),
     ),
     Reported(
@@ -618,7 +620,7 @@ REPORTED = [
         GITHUB + "abetlen/llama-cpp-python/pull/2205",
         "pooled",
         "text.*(before|shift|order|permut)",
-        (("    return vectors\n\n\ndef cls_pool", "    return np.roll(vectors, 1, axis=0)\n\n\ndef cls_pool"),),
+        (("    return vectors\n\ndef cls_pool", "    return np.roll(vectors, 1, axis=0)\n\ndef cls_pool"),),
     ),
     Reported(
         "divided by the norm plus 0.01",
