@@ -127,7 +127,7 @@ class Batcher:
         """Raise `FullError` if no room is left for more texts."""
         with self._changed:
             if self._jobs and self._texts + texts > self._max_waiting:
-                tokens_per_second = self._tokens_done / self._seconds if self._tokens_done else math.inf
+                tokens_per_second = self._tokens_done / self._seconds if self._seconds else math.inf
                 raise FullError(max(1, math.ceil(self._tokens / tokens_per_second)))
 
     def submit(self, tokens: TokenIds, wanted: Wanted) -> Job:
@@ -187,10 +187,8 @@ class Batcher:
                 wanted, crowded = self._jobs[0].wanted, max(jobs_before, len(self._jobs)) > 1
             # All threads of the BLAS compute a query that is alone, as in `encode`. Between many small requests they
             # would wait for the core that the event loop has.
-            start = time.perf_counter()
             with blas.at_most(1 if crowded else blas.threads):
                 jobs_before = self._run_hidden_states() if wanted == "hidden states" else self._run(wanted)
-            self._seconds += time.perf_counter() - start
 
     def _run(self, wanted: Wanted) -> int:
         """Run the engine as long as texts wait of which this is wanted; return the number of jobs."""
@@ -216,6 +214,7 @@ class Batcher:
                     self._hand_over(begun.popleft(), window.vectors)
                     self._expected = self._texts + len(window.vectors)
                     end = time.perf_counter()
+                    self._seconds += end - start
                     self._linger_until = end + max(LINGER_SECONDS, LINGER_SHARE * (end - start))
                     start = end
         except Exception as error:  # it is theirs who wait; the next run may go well
@@ -278,7 +277,9 @@ class Batcher:
             for ids in job.tokens.texts():
                 if job.done.cancelled():
                     break
+                start = time.perf_counter()
                 job.hidden_states.append(hidden_states(self._model.checkpoint, ids))
+                self._seconds += time.perf_counter() - start
                 self._count_done(1, len(ids))
                 loop.call_soon_threadsafe(job.finish, 1)
         except Exception as error:

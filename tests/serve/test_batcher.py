@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import threading
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -148,6 +149,29 @@ def test_at_the_end_what_waits_is_computed():
         await asyncio.to_thread(batcher.close)
         await job.done
         assert not batcher.is_alive
+
+    asyncio.run(serve())
+
+
+@pytest.mark.parametrize("is_accelerator", [False, True])
+def test_a_queue_that_is_never_empty_says_when_to_come_again(is_accelerator, monkeypatch):
+    """The first run of the engine may go on for hours; its windows tell how fast it is."""
+    monkeypatch.setattr(batcher_module, "LINGER_SECONDS", 0)
+
+    async def serve():
+        engine = Engine(window_texts=1)
+        engine.is_accelerator = is_accelerator
+        batcher = batcher_of(engine, max_waiting=1)
+        engine.begin.set()
+        for _ in range(50):
+            job = batcher.submit(tokens(1), "normalized")
+            with suppress(FullError):  # there is no room for a third
+                batcher.submit(tokens(2), "normalized")
+                batcher.submit(tokens(3), "normalized")
+            with suppress(FullError):
+                batcher.check_room(2)
+            await job.done
+        await asyncio.to_thread(batcher.close)
 
     asyncio.run(serve())
 
