@@ -1,9 +1,10 @@
 """Kill drivers and actors of a job on a Ray cluster of two nodes on this machine, which one node leaves and joins.
 
-python -m tests.measure.corpus.ray_kills ROWS KILLS
+pip install psutil; python -m tests.measure.corpus.ray_kills ROWS KILLS
 """
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -18,6 +19,8 @@ import psutil
 
 from e5ref.corpus.writing import find_parts
 from tests.measure.corpus import kills
+
+os.environ["RAY_AUTH_MODE"] = "disabled"  # a cluster of this machine alone
 
 HEAD, NODE = "127.0.0.1:6399", "e5ref_node"
 RAY = [str(Path(sys.executable).with_name("ray")), "start", "--num-cpus=1", "--disable-usage-stats"]
