@@ -191,9 +191,10 @@ class Batcher:
                 jobs_before = self._run_hidden_states() if wanted == "hidden states" else self._run(wanted)
 
     def _run(self, wanted: Wanted) -> int:
-        """Run the engine as long as texts wait of which this is wanted; return the number of jobs."""
+        """Run the engine as long as texts wait of which this is wanted; return the most jobs that were under way."""
         begun: deque[list[Part]] = deque()  # of each window
-        jobs: set[Job] = set()
+        jobs: set[Job] = set()  # those under way: a run may go on for hours
+        most = 0
 
         def windows() -> Iterator[Window]:
             while parts := self._next_parts(wanted):
@@ -211,7 +212,10 @@ class Batcher:
         try:
             for run in runs:
                 for window in finished_windows(engine, run, normalize=wanted == "normalized"):
-                    self._hand_over(begun.popleft(), window.vectors)
+                    parts = begun.popleft()
+                    self._hand_over(parts, window.vectors)
+                    most = max(most, len(jobs))
+                    jobs.difference_update(part.job for part in parts if part.texts.stop == len(part.job.vectors))
                     self._expected = self._texts + len(window.vectors)
                     end = time.perf_counter()
                     self._seconds += end - start
@@ -221,7 +225,7 @@ class Batcher:
             for job in jobs:
                 self._drop(job)
                 job.done.get_loop().call_soon_threadsafe(job.fail, error)
-        return len(jobs)
+        return max(most, len(jobs))
 
     def _next_parts(self, wanted: Wanted) -> list[Part]:
         """Take a window's texts off the queue; none if no text waits, or something else is wanted of the next."""

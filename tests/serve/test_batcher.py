@@ -1,8 +1,10 @@
 """Texts of many requests, computed together: the order, the bits, and what a request may not do to another."""
 
 import asyncio
+import gc
 import itertools
 import threading
+import weakref
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -174,6 +176,28 @@ def test_a_queue_that_is_never_empty_says_when_to_come_again(is_accelerator, mon
         await asyncio.to_thread(batcher.close)
 
     asyncio.run(serve())
+
+
+@pytest.mark.parametrize("is_accelerator", [False, True])
+def test_a_run_that_goes_on_holds_no_finished_job(is_accelerator):
+    async def serve():
+        engine = Engine(window_texts=1)
+        engine.is_accelerator = is_accelerator
+        engine.begin.set()
+        batcher = batcher_of(engine)
+        finished, waiting = [], batcher.submit(tokens(1), "normalized")
+        for number in range(2, 30):
+            job, waiting = waiting, batcher.submit(tokens(number), "normalized")
+            await job.done
+            finished.append(weakref.ref(job))
+            del job
+        gc.collect()
+        held = sum(reference() is not None for reference in finished)
+        await waiting.done
+        await asyncio.to_thread(batcher.close)
+        return held
+
+    assert asyncio.run(serve()) <= 3
 
 
 @pytest.mark.parametrize("is_accelerator", [False, True])
