@@ -120,6 +120,7 @@ def test_a_full_queue(held):
             assert answer.status_code == 429
             assert int(answer.headers["Retry-After"]) >= 1
         held.engine.go.set()
+        wait_for(lambda: metric(url, "e5ref_waiting_texts") == 0)
         threads[1].start()
         for thread in threads:
             thread.join()
