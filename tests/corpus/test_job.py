@@ -208,8 +208,8 @@ def test_a_full_disk_loses_nothing(model, rows, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_kills_lose_nothing(tmp_path):
     """The small version of the measurement in docs/laboratory/corpus.md."""
-    found = kills.measure(tmp_path, rows=1200, kills=2)
-    assert found["kills"] >= 2
+    found = kills.measure(tmp_path, rows=1200, kills=1)
+    assert found["kills"] >= 1
 
 
 def test_a_part_whose_end_is_wrong_is_noticed(model, rows, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 from e5ref.course import CHAPTERS
 from tests.docs.pages import DOCS, PAGES, name
+from tests.tools.texts import takes_minutes
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -29,6 +30,7 @@ def test_a_page_takes_a_quarter_of_an_hour_at_most(page):
     assert words / 200 < 15, f"{words} words, of which a reader takes 200 a minute"
 
 
+@takes_minutes
 @pytest.mark.slow
 def test_the_course_shows_pictures_that_are_drawn_from_the_model():
     pyplot = pytest.importorskip("matplotlib.pyplot", reason="pictures are drawn with pip install '.[docs]'")

@@ -3,8 +3,13 @@
 import os
 from pathlib import Path
 
+import pytest
+
 # Real data, where a developer has it: a tokenizer of e5-small-v2, the Declaration of Human Rights in 388 languages.
 SHARED = Path(os.environ.get("E5REF_SHARED", Path(__file__).parents[3] / "shared")) / "data"
+
+# For what is too long for every change: a developer runs it when the room that it tests has changed.
+takes_minutes = pytest.mark.skipif("E5REF_MINUTES" not in os.environ, reason="takes minutes; E5REF_MINUTES=1 runs it")
 
 
 # What tokenizers and models trip over.

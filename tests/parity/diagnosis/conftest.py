@@ -8,10 +8,10 @@ import pytest
 from e5ref.checkpoint.hub import BUNDLED_CHECKPOINT, weights_folder
 from tests.parity.diagnosis.peers import FILES, Case, case_of, peer_vectors, real_texts
 from tests.tools.checkpoints import write_random_bert
-from tests.tools.texts import EVERYDAY, LICENSE
+from tests.tools.texts import EVERYDAY, LICENSE, takes_minutes
 
 
-@pytest.fixture(scope="module", params=["nano", "random", "real"])
+@pytest.fixture(scope="module", params=["nano", "random", pytest.param("real", marks=takes_minutes)])
 def case(request, tmp_path_factory) -> Case:
     return make_case(request, tmp_path_factory)
 
