@@ -272,9 +272,9 @@ def changed_positions(shift: int) -> Change:
     return changed_embeddings(lambda e: e._replace(position=np.roll(e.position, -shift, axis=0)))
 
 
-def tanh_gelu(x: Array) -> Array:
-    """GELU's approximation by tanh: "gelu_new", and the default of jax.nn.gelu."""
-    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))))
+def tanh_gelu(x: Array, *, root: float = math.sqrt(2 / math.pi), cube: float = 0.044715) -> Array:
+    """GELU's approximation by tanh, with its two constants: "gelu_new", and the default of jax.nn.gelu."""
+    return np.asarray(0.5 * x * (1 + np.tanh(root * (x + cube * x * x * x))))
 
 
 def sigmoid(x: Array) -> Array:

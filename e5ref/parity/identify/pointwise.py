@@ -8,22 +8,15 @@ import numpy as np
 
 from e5ref.operations import Array
 from e5ref.operations.numpy_ops import normal_tail
-from e5ref.parity.altered.changes import sigmoid
+from e5ref.parity.altered.changes import sigmoid, tanh_gelu
 from e5ref.parity.altered.models import round_to
 from e5ref.parity.identify.site import Candidate, Site, gelu
-
-ROOT = math.sqrt(2 / math.pi)
 
 
 def normal(x: Array) -> Array:
     """The probability that a normal number is below x."""
     tail = normal_tail(np.abs(np.clip(x, -40, 40)))
     return np.where(x > 0, 1 - tail, tail)
-
-
-def tanh_gelu(x: Array, *, root: float = ROOT, cube: float = 0.044715) -> Array:
-    """GELU's tanh form, with its two constants."""
-    return x * (1 + np.tanh(root * (x + cube * x**3))) / 2
 
 
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
