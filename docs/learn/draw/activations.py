@@ -19,14 +19,20 @@ def nano() -> e5ref.E5:
 
 def recorded(text: str) -> tuple[list[str], dict[str, Array]]:
     """Run a text; return its tokens, and the array of each named point without the axis of the batch."""
+    ids, _, run = recorded_batch([text])
+    return nano().tokenizer.token_strings(ids[0]), {name: array[0] for name, array in run.items()}
+
+
+def recorded_batch(texts: list[str]) -> tuple[Array, Array, dict[str, Array]]:
+    """Run texts; return ids and mask, [B, T], and the array of each named point."""
     model = nano()
-    batch = model.tokenize([text])
+    batch = model.tokenize(texts)
     run: dict[str, Array] = {}
     numpy_model.embed(
         model.checkpoint.params,
         batch["input_ids"],
         batch["attention_mask"],
         config=model.checkpoint.config,
-        tap=lambda name, array: run.update({name: array[0]}),
+        tap=run.__setitem__,
     )
-    return model.tokenizer.token_strings(batch["input_ids"][0]), run
+    return batch["input_ids"], batch["attention_mask"], run

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from docs.learn.draw.activations import nano
+from docs.learn.draw.activations import nano, recorded_batch
 from docs.learn.draw.canvas import BLUE, INK, MUTED, RED, SIGNED, axes
 from e5ref import numpy_model
 from e5ref.course.training import PAIRS, gradient, through_length
@@ -22,20 +22,10 @@ class Data:
 
     def __init__(self) -> None:
         """Compute the vectors of all pairs."""
-        model = nano()
         self.starts, self.goals = [], []  # each [pairs, D], of questions and of answers
         for prefix, texts in zip(("query: ", "passage: "), zip(*PAIRS, strict=True), strict=True):
-            batch = model.tokenize([prefix + text for text in texts])
-            run: dict[str, Array] = {}
-            numpy_model.embed(
-                model.checkpoint.params,
-                batch["input_ids"],
-                batch["attention_mask"],
-                config=model.checkpoint.config,
-                tap=run.__setitem__,
-            )
-            start = numpy_model.average_pool(run["embeddings"], batch["attention_mask"])
-            self.starts.append(start)
+            _, mask, run = recorded_batch([prefix + text for text in texts])
+            self.starts.append(numpy_model.average_pool(run["embeddings"], mask))
             self.goals.append(run["normalized"])
 
     def cosines(self, W: Array, pairs: Ids) -> Array:
