@@ -37,7 +37,7 @@ from e5ref.files.whole import written_whole
     "--backend",
     default="numpy",
     show_default=True,
-    help="numpy, jax, transformers, sentence-transformers, or onnx:FILE for a graph.",
+    help="numpy, jax, transformers, sentence-transformers, onnx:FILE for a graph, or modules: see below.",
 )
 @click.option(
     "--dtype",
@@ -63,19 +63,27 @@ def record(
 ) -> None:
     """Run texts through a model, and keep every named point inside it for `e5ref compare`.
 
-    docs/port/judge.md describes RUN, so that any program can write one.
+    docs/port/judge.md describes RUN, so that any program can write one. With --backend modules, the model is the
+    folder of any that sentence-transformers or transformers loads, such as ModernBERT, and every module is a point.
     """
+    from e5ref.parity import open_tree, record_modules, write_run
     from e5ref.parity import record as record_run
-    from e5ref.parity import write_run
 
     if output.suffix != ".safetensors":
         raise click.UsageError(f"{output}: the name must end in .safetensors")
     check_output(output, [] if source == "-" else [source], force)
-    checkpoint = e5ref.read_checkpoint(model, revision=revision)
     lines = read_or_given((), source, form, "TEXT")
+    names = only.split(",") if only else None
+    if options["backend"] == "modules":
+        if prompt is not None or revision is not None:
+            raise click.UsageError("with --backend modules, give a folder, and texts with their prompts")
+        write_run(
+            record_modules(open_tree(model), list(lines), dtype=options["dtype"] or "float32", only=names), output
+        )
+        return
+    checkpoint = e5ref.read_checkpoint(model, revision=revision)
     texts = list(warn_of_prompts(lines, checkpoint.settings.prompts, prompt, checkpoint.name))
     prefix = prefix_of(checkpoint, prompt)
-    names = only.split(",") if only else None
     run = record_run(model, texts, revision=revision, prompt=prefix, only=names, **options)
     write_run(run, output)
 
@@ -92,16 +100,24 @@ def record(
     show_default=True,
     help="small holds the states of one layer and the output of each, full every point of every layer.",
 )
-def golden(model: str, output: Path, force: bool, **options: Any) -> None:
+@click.option(
+    "--modules",
+    is_flag=True,
+    help="The model is the folder of any that sentence-transformers or transformers loads: every module is a point.",
+)
+def golden(model: str, output: Path, force: bool, modules: bool, **options: Any) -> None:
     """Write what a port of a model to another language can be tested on: texts, ids, states, vectors, tolerances.
 
     KIT explains itself: see its README.md.
     """
-    from e5ref.parity.golden.kit import KIT, write_kit
+    from e5ref.parity.golden.kit import KIT, write_kit, write_modules_kit
 
     if (output / KIT).exists():
         check_output(output / KIT, [], force)
-    write_kit(model, output, **options)
+    if modules:
+        write_modules_kit(model, output)
+    else:
+        write_kit(model, output, **options)
     size = sum(path.stat().st_size for path in output.iterdir())
     click.echo(f"{output}: {size / 1e6:.1f} MB; its README.md says what a port has to write, and check.py judges that")
 
@@ -159,6 +175,8 @@ def compare(
     from e5ref.parity.judge.comparison import compare as compare_runs
     from e5ref.parity.judge.explain import explain
     from e5ref.parity.judge.report import html_report, json_report, text_report, worth_showing
+    from e5ref.parity.modules.identify import explain_modules
+    from e5ref.parity.modules.tree import open_tree
     from e5ref.parity.runs.run import read_run
 
     if page is not None:
@@ -168,8 +186,11 @@ def compare(
     explanations = None
     if model is not None:
         start = time.monotonic()
-        checkpoint = e5ref.read_checkpoint(model, dtype="float64")
-        explanations = explain(*runs, checkpoint, comparison, seconds=explain_seconds)
+        if runs[1].modules:
+            explanations = explain_modules(*runs, open_tree(model), comparison, seconds=explain_seconds)
+        else:
+            checkpoint = e5ref.read_checkpoint(model, dtype="float64")
+            explanations = explain(*runs, checkpoint, comparison, seconds=explain_seconds)
         is_late = time.monotonic() - start > explain_seconds
     if as_json:
         click.echo(json.dumps(json_report(comparison, explanations), indent=2, allow_nan=False))

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.docs.pages import LESSONS, PAGES, ROOT, name
+from tests.parity.modules.models import write_model
 from tests.tools.checkpoints import write_random_bert
 from tests.tools.hub import KNOWN, PINNED, Hub, Repo, files_of
 
@@ -78,6 +79,8 @@ def test_block(language, block, environment, tmp_path):
             pytest.importorskip(package, reason=f"{package}, which a page shows, is not installed")
     if any(name in block for name in ("passages.parquet", "crawl/", "vectors/")):
         prepare_corpus(tmp_path, language, environment)
+    if "modernbert/" in block:
+        write_model("modernbert", tmp_path / "modernbert")
     if "pip install -e" in block:
         pytest.skip("this is the command that runs these tests")
     if "pip install ." in block:  # installed as shown, beside what runs the tests, without what it needs from afar

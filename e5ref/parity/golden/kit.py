@@ -2,8 +2,9 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 
 from e5ref.encoder import E5, load
 from e5ref.files.whole import written_whole
-from e5ref.parity.golden.readme import readme
+from e5ref.parity.golden.readme import modules_readme, readme
 from e5ref.parity.judge.comparison import Comparison, compare, expected_errors
+from e5ref.parity.modules.recording import record_modules
+from e5ref.parity.modules.tree import open_tree
 from e5ref.parity.runs import check
 from e5ref.parity.runs.check import DTYPES, matching
 from e5ref.parity.runs.recording import point_shapes, record_reference
@@ -56,6 +59,9 @@ TRAPS = [
 
 # Words of the long texts; neighbours always differ.
 WORDS = ("plants", "need", "light", "and", "water", ",", "how", "much", "protein", "should", "a", "female", "eat", "?")
+
+# Batch → texts, for a tree of modules.
+MODULES_TEXTS = {"alone": ["a"], "ragged": RAGGED, "reversed": RAGGED[::-1], "traps": TRAPS}
 
 # Size of a kit → batch → its points. A mistake inside a layer shows in the first layer. A mistake in how layers are put
 # together shows in a later output. All other mistakes show in the vectors.
@@ -107,10 +113,43 @@ def write_kit(
     """
     if size not in POINTS:
         raise ValueError(f"size is {size!r}, but must be one of {', '.join(POINTS)}")
-    if folder.exists() and any(folder.iterdir()) and not (folder / KIT).exists():
-        raise ValueError(f"{folder}: holds files that are not a golden kit; give a new folder, or an empty one")
+    _check_folder(folder)
     encoder = load(model_name_or_path, revision=revision, dtype="float64", truncation="allow")
     texts = kit_texts(encoder)
+    runs = {batch: partial(_truth, encoder, texts[batch], patterns) for batch, patterns in POINTS[size].items()}
+    start, *_, end = encoder.tokenizer.token_strings(encoder.tokenizer(["a"]).ids)
+    _write(folder, size, runs, lambda kit: readme(kit, encoder.checkpoint, start, end))
+
+
+def write_modules_kit(model_folder: str | Path, folder: Path) -> None:
+    """Write a golden kit of any model that sentence-transformers or transformers loads; every module is a point.
+
+    Texts without a token are left out: not every tokenizer puts tokens of its own around a text.
+
+    Args:
+        model_folder: as `open_tree`.
+        folder: as in `write_kit`.
+
+    Raises:
+        ModuleNotFoundError: as `open_tree`.
+        ValueError: as `open_tree`, or the folder holds other files.
+    """
+    _check_folder(folder)
+    tree = open_tree(model_folder)
+    runs: dict[str, Run] = {}
+    for batch, texts in MODULES_TEXTS.items():
+        # The last point of all is the vectors, or the states that they are made from.
+        only = None if batch in ("alone", "ragged") else list(runs["alone"].points)[-1:]
+        some = [text for text in texts if tree.inputs(text)["input_ids"].shape[1]]
+        runs[batch] = record_modules(tree, some, only=only)
+    made = {batch: partial(_stored, run) for batch, run in runs.items()}
+    _write(folder, "small", made, lambda kit: modules_readme(kit, runs["alone"]))
+
+
+def _write(
+    folder: Path, size: Size, runs: Mapping[str, Callable[[], Run]], describe: Callable[[Mapping[str, Any]], str]
+) -> None:
+    """Write a kit: batch → what computes its run; and what writes the README, given kit.json."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as files:  # the files get their names together, once all are written
 
@@ -118,24 +157,26 @@ def write_kit(
             return files.enter_context(written_whole(folder.resolve() / name))
 
         batches: dict[str, dict[str, Any]] = {}
-        points = POINTS[size].items()
-        bar = files.enter_context(progress_bar(len(points), "golden", "batch"))
-        for batch, patterns in points:
-            run = _truth(encoder, texts[batch], patterns)
+        bar = files.enter_context(progress_bar(len(runs), "golden", "batch"))
+        for batch, compute in runs.items():
+            run = compute()
             write_run_content(run, new_file(f"{batch}.safetensors"))
             bar.update()
             batches[batch] = {
-                "texts": texts[batch],
+                "texts": run.texts,
                 "tokens": run.input_ids.shape[1],
                 "points": list(run.points),
                 "tolerances": _tolerances(run),
             }
         kit = {"format": FORMAT, "size": size, "factor": FACTOR, "reference": run.provenance, "batches": batches}
         new_file(KIT).write((json.dumps(kit, ensure_ascii=False, indent=1) + "\n").encode())
-        start, *_, end = encoder.tokenizer.token_strings(encoder.tokenizer(["a"]).ids)
-        text = readme(kit, encoder.checkpoint, start, end)
-        new_file("README.md").write(text.encode())
+        new_file("README.md").write(describe(kit).encode())
         new_file("check.py").write(Path(check.__file__).read_bytes())
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()) and not (folder / KIT).exists():
+        raise ValueError(f"{folder}: holds files that are not a golden kit; give a new folder, or an empty one")
 
 
 def check_kit(kit: Path, runs: Path, *, only: Sequence[str] | None = None) -> dict[str, Comparison | RunError]:
@@ -184,11 +225,15 @@ def check_kit(kit: Path, runs: Path, *, only: Sequence[str] | None = None) -> di
 
 
 def _truth(encoder: E5, texts: list[str], patterns: Sequence[str]) -> Run:
-    """Run a batch in float64, and store it in float32: that rounding is small beside a whole forward pass's."""
+    """Run a batch in float64."""
     points = point_shapes(encoder.checkpoint, *encoder.tokenize(texts)["input_ids"].shape)
-    run = record_reference(encoder, texts, matching(points, patterns))
+    return _stored(record_reference(encoder, texts, matching(points, patterns)))
+
+
+def _stored(run: Run) -> Run:
+    """Return a run in float32: that rounding is small beside a whole forward pass's."""
     provenance = run.provenance
-    if not provenance["revision"]:  # a folder on this machine
+    if not provenance.get("revision"):  # a folder on this machine
         provenance["model"] = Path(provenance["model"]).resolve().name
     arrays: dict[str, NDArray[Any]] = {name: array.astype(np.float32) for name, array in run.points.items()}
     ids = {"input_ids": run.input_ids.astype(np.int32), "attention_mask": run.attention_mask.astype(np.int32)}

@@ -281,13 +281,18 @@ def described(chosen: Array, name: str) -> str:
 def measured(site: Site) -> str:
     """Say what the difference from the reference's product looks like, if nothing explains it."""
     product = linear(site.x, site.affine)
-    difference = np.concatenate(site.recorded.values(site.point)) - product
-    size = np.sqrt(np.mean(difference**2) / np.mean((product - site.affine.bias) ** 2))
+    run = np.concatenate(site.recorded.values(site.point))
+    return describe_difference(run - product, product - site.affine.bias)
+
+
+def describe_difference(difference: Array, product: Array) -> str:
+    """Say what the difference from a product of inputs and weight looks like. [R, n] both."""
+    size = np.sqrt(np.mean(difference**2) / np.mean(product**2))
     singular = np.linalg.svd(difference, compute_uv=False)
     rank = int((singular > 1e-4 * singular[0]).sum())
     limit = min(difference.shape)
     if rank <= min(LOW_RANK, limit // 4):
-        return f"W′ − W has rank {rank}, as far as {len(site.x)} tokens tell; it changes the product by {size:.2%}"
+        return f"W′ − W has rank {rank}, as far as {len(product)} tokens tell; it changes the product by {size:.2%}"
     return (
         f"the product is that of a weight which differs by noise of relative size {size:.1%}, without structure: "
         "a different revision, or fewer bits"

@@ -1,17 +1,17 @@
 """Compare a run with the reference: a verdict per point, the first departure, and the points that feed it."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.parity.runs.check import difference_in_ids, matching
 from e5ref.parity.runs.rounding import FACTOR, UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, token_values
-from e5ref.parity.runs.run import FEEDS, Run, RunError, forward_order, read_run
+from e5ref.parity.runs.run import FEEDS, Run, RunError, read_run
 
 # The number of worst tokens that are kept for each point.
 WORST = 5
@@ -91,6 +91,7 @@ class Comparison:
     dtype: str
     verdicts: tuple[PointVerdict, ...]
     layers: int = field(repr=False, default=0)
+    modules: Mapping[str, Mapping[str, Any]] = field(repr=False, default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -106,6 +107,8 @@ class Comparison:
     def feeds(self, name: str) -> dict[str, Verdict | None]:
         """Return the points that a point is computed from: name → verdict, or None if it was not compared."""
         found = {verdict.name: verdict.verdict for verdict in self.verdicts}
+        if self.modules:
+            return {feed: found.get(feed) for feed in self.modules.get(name, {"from": []})["from"]}
         return {feed: found.get(feed) for feed in feeds(name, self.layers, has_dense="dense" in found)}
 
 
@@ -143,15 +146,15 @@ def compare(run: Run | str | Path, reference: Run | str | Path, *, only: Sequenc
             "the reference must be a run of e5ref in float64 that says what rounding costs; record one with "
             "e5ref record MODEL -i TEXTS --dtype float64 -o REFERENCE"
         )
-    names = _chosen({*run.points, *reference.points}, only)
+    names = _chosen(reference.in_order({*run.points, *reference.points}), only)
     layers = 1 + max((int(name.split(".")[1]) for name in reference.points if name.startswith("layers.")), default=-1)
     if difference := difference_in_ids(run, reference):
-        return Comparison(run.dtype, (PointVerdict("input_ids", "DIFF", difference),), layers)
-    return Comparison(run.dtype, tuple(_judge(name, run, reference) for name in names), layers)
+        return Comparison(run.dtype, (PointVerdict("input_ids", "DIFF", difference),), layers, reference.modules)
+    verdicts = tuple(_judge(name, run, reference) for name in names)
+    return Comparison(run.dtype, verdicts, layers, reference.modules)
 
 
-def _chosen(names: Iterable[str], only: Sequence[str] | None) -> list[str]:
-    ordered = sorted(names, key=forward_order)
+def _chosen(ordered: list[str], only: Sequence[str] | None) -> list[str]:
     for pattern in only or ():
         if not matching(ordered, [pattern]):
             raise RunError(f"neither run has a point {pattern!r}; they have {', '.join(ordered)}")

@@ -88,7 +88,10 @@ def summary(comparison: Comparison) -> list[str]:
     )
     lines.append(f"First departure: {first.name}: {reason}.")
     feeds = comparison.feeds(first.name)
-    if not feeds:
+    if first.name.endswith(".input") and first.name in comparison.modules:
+        # Of a tree of modules, what stands between two of them is not known.
+        lines.append(f"No module gives it: look at what goes into {first.name.removesuffix('.input')}.")
+    elif not feeds:
         lines.append("It is computed from input_ids and the weights alone.")
     right = [name for name, verdict in feeds.items() if verdict == "OK"]
     unknown = [name for name, verdict in feeds.items() if verdict != "OK"]

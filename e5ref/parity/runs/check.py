@@ -90,6 +90,7 @@ ENTRIES = {
     "tokens": ("a list of lists of strings", lambda texts: isinstance(texts, list) and all(map(are_strings, texts))),
     "rounding": ("an object of dtype → point → max and rms", are_costs),
     "provenance": ("an object", lambda value: isinstance(value, dict)),
+    "modules": ("an object of point → kind and from", lambda value: isinstance(value, dict)),
 }
 
 

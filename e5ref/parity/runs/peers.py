@@ -54,7 +54,7 @@ def transformers_points(
     require("parity", "backend 'transformers'", "torch", "transformers")
     torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
     options = {"add_pooling_layer": False, "attn_implementation": attention_form(names), "local_files_only": True}
-    with _quiet():
+    with quiet():
         network = transformers.AutoModel.from_pretrained(checkpoint.folder, dtype=getattr(torch, dtype), **options)
     watched = Watched(names)
     watched.network(network.eval())
@@ -91,7 +91,7 @@ def sentence_transformers_runner(encoder: E5, names: Collection[str], dtype: str
     folder, settings = encoder.checkpoint.folder, encoder.checkpoint.settings
     form = attention_form(names)
     options = {"dtype": getattr(torch, dtype), "attn_implementation": form, "add_pooling_layer": False}
-    with _quiet():
+    with quiet():
         if (folder / "modules.json").exists():
             model = package.SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs=options)
             model = model.to(options["dtype"]).eval()  # a Dense too
@@ -218,7 +218,7 @@ def _facts(backend: str, attention: str | None = None) -> dict[str, str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' messages and progress bars off the terminal while it loads."""
     logging = importlib.import_module("transformers.utils.logging")
     verbosity = logging.get_verbosity()

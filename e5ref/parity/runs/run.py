@@ -4,6 +4,7 @@ The format is safetensors, so that a program in any language can write it. docs/
 """
 
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -82,8 +83,17 @@ class Run(check.Run):
     @cached_property
     def points(self) -> dict[str, NDArray[Any]]:
         """All arrays but ids and mask, in the forward pass's order; unknown names last."""
-        names = self.arrays.keys() - {"input_ids", "attention_mask"}
-        return {name: self.arrays[name] for name in sorted(names, key=forward_order)}
+        return {name: self.arrays[name] for name in self.in_order(self.arrays.keys() - {"input_ids", "attention_mask"})}
+
+    @cached_property
+    def modules(self) -> dict[str, dict[str, Any]]:
+        """Of a tree of modules: point → "kind" of its module and the points it is made "from", in order; else empty."""
+        return self.entry("modules") or {}
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """Put points in the order in which they are computed; unknown names come last."""
+        place = {name: index for index, name in enumerate(self.modules)}
+        return sorted(names, key=lambda name: (place.get(name, len(place)), forward_order(name)))
 
     @cached_property
     def provenance(self) -> dict[str, str]:

@@ -1,0 +1,318 @@
+"""Trees of PyTorch modules as references: what is recorded, what rounding costs, and what a port of one did wrong."""
+
+import copy
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from functools import cache, partial
+
+import numpy as np
+import pytest
+
+from e5ref.parity.golden.kit import check_kit, write_modules_kit
+from e5ref.parity.judge.comparison import compare
+from e5ref.parity.judge.report import text_report
+from e5ref.parity.modules.identify import explain_modules
+from e5ref.parity.modules.recording import record_modules
+from e5ref.parity.modules.tree import open_tree, tree_of
+from e5ref.parity.runs.run import write_run
+from tests.parity.modules.models import ARCHITECTURES, write_model
+from tests.tools.processes import fails
+
+torch = pytest.importorskip("torch")
+
+TEXTS = ["query: how do plants eat", f"passage: {'leaves turn light into sugar ' * 8}", "a", "Café 日本 🙂"]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Architecture → its tree, and the reference."""
+    folder = tmp_path_factory.mktemp("models")
+
+    @cache
+    def of(name):
+        tree = open_tree(write_model(name, folder / name))
+        return tree, record_modules(tree, TEXTS)
+
+    return of
+
+
+def port(tree, change):
+    """Make a tree whose modules were changed, as a port computes it."""
+
+    def build(dtype):
+        module = tree.build(dtype)
+        with torch.no_grad():
+            change(module)
+        return module
+
+    return dataclasses.replace(tree, build=build)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_right_port_passes(recorded, name, dtype):
+    tree, reference = recorded(name)
+    assert compare(record_modules(tree, TEXTS[::-1], dtype=dtype), record_modules(tree, TEXTS[::-1])).passed
+    comparison = compare(record_modules(tree, TEXTS, dtype=dtype), reference)
+    assert comparison.passed, text_report(comparison)
+    assert len(comparison.verdicts) == len(reference.modules) >= 30
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_reference_is_float64_throughout(recorded, name):
+    """The norms of Qwen and Gemma ask for float32, and positions are computed before the first text."""
+    _, reference = recorded(name)
+    assert {array.dtype for point, array in reference.points.items()} == {np.dtype(np.float64)}
+    for point, array in reference.points.items():
+        if "Embedding" not in reference.modules[point]["kind"] or "Rotary" in reference.modules[point]["kind"]:
+            assert np.mean(array != array.astype(np.float32)) > 0.1, point
+
+
+def no_bias(path, module):
+    module.get_submodule(path).bias.zero_()
+
+
+def weight_of(path, other, module):
+    module.get_submodule(path).weight.copy_(module.get_submodule(other).weight)
+
+
+def activation(path, made, module):
+    parent, _, name = path.rpartition(".")
+    setattr(module.get_submodule(parent), name, made)
+
+
+def set_attribute(path, name, value, module):
+    setattr(module.get_submodule(path), name, value)
+
+
+def rows_in_order(path, order, module):
+    weight = module.get_submodule(path).weight
+    parts = weight.chunk(len(order))
+    weight.copy_(torch.cat([parts[part].clone() for part in order]))
+
+
+def rounded(path, bits, module):
+    weight = module.get_submodule(path).weight
+    scale = weight.abs().amax(dim=1, keepdim=True) / (2 ** (bits - 1) - 1)
+    weight.copy_((weight / scale).round() * scale)
+
+
+MLP = "encoder.layer.1.intermediate"
+PLANTED = [
+    (
+        "mpnet",
+        "encoder.layer.1.attention.attn.q",
+        partial(no_bias, "encoder.layer.1.attention.attn.q"),
+        "the bias is missing",
+    ),
+    (
+        "mpnet",
+        "encoder.layer.0.attention.attn.k",
+        partial(weight_of, "encoder.layer.0.attention.attn.k", "encoder.layer.0.attention.attn.v"),
+        "the weight of encoder.layer.0.attention.attn.v is used",
+    ),
+    (
+        "mpnet",
+        f"{MLP}.intermediate_act_fn",
+        partial(activation, f"{MLP}.intermediate_act_fn", torch.nn.GELU(approximate="tanh")),
+        "the activation is GELU in its tanh form",
+    ),
+    (
+        "mpnet",
+        "encoder.layer.0.output.LayerNorm",
+        partial(set_attribute, "encoder.layer.0.output.LayerNorm", "eps", 1e-3),
+        "LayerNorm has epsilon 1e-3",
+    ),
+    (
+        "modernbert",
+        "layers.0.attn.Wqkv",
+        partial(rows_in_order, "layers.0.attn.Wqkv", (1, 0, 2)),
+        "the thirds of the rows are in the order 2, 1, 3",
+    ),
+    (
+        "modernbert",
+        "layers.1.mlp.Wi",
+        partial(rows_in_order, "layers.1.mlp.Wi", (1, 0)),
+        "the halves of the rows are in the order 2, 1",
+    ),
+    (
+        "modernbert",
+        "layers.1.mlp.Wo",
+        partial(rounded, "layers.1.mlp.Wo", 8),
+        "the weight is in 8-bit whole numbers with one scale for each row",
+    ),
+    (
+        "qwen3",
+        "layers.1.self_attn.q_norm",
+        partial(weight_of, "layers.1.self_attn.q_norm", "layers.0.self_attn.k_norm"),
+        "the norm has the weight of layers.0.self_attn.k_norm",
+    ),
+    (
+        "qwen3",
+        "layers.0.mlp.act_fn",
+        partial(activation, "layers.0.mlp.act_fn", torch.nn.GELU()),
+        "the activation is GELU with erf",
+    ),
+    (
+        "gemma3",
+        "layers.0.mlp.act_fn",
+        partial(activation, "layers.0.mlp.act_fn", torch.nn.GELU()),
+        "the activation is GELU with erf",
+    ),
+    (
+        "gemma3",
+        "embed_tokens",
+        partial(set_attribute, "embed_tokens", "embed_scale", torch.tensor(1.0)),
+        "the rows are multiplied by 0.125",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "path", "change", "says"), PLANTED, ids=[f"{one[0]} {one[1]}" for one in PLANTED])
+def test_what_was_planted_is_identified(recorded, name, path, change, says):
+    tree, reference = recorded(name)
+    run = record_modules(port(tree, change), TEXTS, dtype="float32")
+    comparison = compare(run, reference)
+    assert comparison.first_departure.name == path
+    found = explain_modules(run, reference, tree, comparison)
+    assert [one.mistake for one in found] == [f"{path}: {says}"]
+
+
+BETWEEN = [
+    ("modernbert", "rotary_emb.full_attention", lambda module: module.rotary_emb.full_attention_inv_freq.mul_(1.01)),
+    (
+        "qwen3",
+        "layers.0.self_attn.o_proj.input",
+        lambda module: set_attribute("layers.0.self_attn", "scaling", 0.2, module),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "point", "change"), BETWEEN, ids=[one[1] for one in BETWEEN])
+def test_what_stands_between_modules_is_located_and_not_named(recorded, name, point, change):
+    tree, reference = recorded(name)
+    run = record_modules(port(tree, change), TEXTS, dtype="float32")
+    comparison = compare(run, reference)
+    assert comparison.first_departure.name == point
+    assert explain_modules(run, reference, tree, comparison) == []
+
+
+def test_noise_is_measured_and_not_named(recorded):
+    tree, reference = recorded("mpnet")
+    path = "encoder.layer.1.output.dense"
+
+    def noise(module):
+        weight = module.get_submodule(path).weight
+        weight += 0.01 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+
+    run = record_modules(port(tree, noise), TEXTS, dtype="float32")
+    (found,) = explain_modules(run, reference, tree, compare(run, reference))
+    assert not found.explains
+    noise_of = f"{re.escape(path)}: the product is that of a weight which differs by noise of relative size (0.9|1.0)%"
+    assert re.match(noise_of, found.mistake)
+
+
+def test_any_module(recorded):
+    """A tree that transformers knows nothing of."""
+    ids = {"a": [5, 6, 7], "b": [8]}
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.linear, self.gelu = torch.nn.Embedding(10, 6), torch.nn.Linear(6, 4), torch.nn.GELU()
+
+        def forward(self, input_ids):
+            return self.gelu(self.linear(self.words(input_ids))).mean(dim=1)
+
+    net = Net()
+    tree = tree_of(net, lambda text: {"input_ids": torch.tensor([ids[text]])})
+    reference = record_modules(tree, ["a", "b"])
+    assert list(reference.modules) == ["words", "linear", "gelu"]
+    assert reference.modules["linear"] == {"kind": "Linear", "from": ["words"]}
+    assert reference.points["linear"].shape == (2, 3, 4)
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.linear.bias *= 2
+    run = record_modules(dataclasses.replace(tree_of(other, tree.inputs)), ["a", "b"], dtype="float32")
+    (found,) = explain_modules(run, reference, tree, compare(run, reference))
+    assert found.mistake == "linear: the bias is added twice"
+    assert next(net.parameters()).dtype == torch.float32
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    """A folder with modules.json: Qwen3, its last token, and a norm."""
+    folder = tmp_path_factory.mktemp("sentences")
+    package = pytest.importorskip("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    transformer = modules.Transformer(str(write_model("qwen3", folder / "network")))
+    pooling = modules.Pooling(transformer.get_embedding_dimension(), "lasttoken")
+    model = package.SentenceTransformer(modules=[transformer, pooling, modules.Normalize()], device="cpu")
+    model.save(str(folder / "model"))
+    return folder / "model", model.encode(TEXTS)
+
+
+def test_sentence_transformers_modules(sentences):
+    folder, vectors = sentences
+    reference = record_modules(open_tree(folder), TEXTS)
+    *_, pooling, norm = reference.points
+    assert (pooling, norm) == ("1", "2")
+    np.testing.assert_allclose(reference.points[norm], vectors, atol=5e-7)
+    assert json.loads(reference.metadata["provenance"])["backend"] == "sentence-transformers modules"
+
+
+def test_a_kit(sentences, tmp_path):
+    """The kit's own checker and e5ref's pass what the modules give in float32, and fail a port without its norm."""
+    folder, _ = sentences
+    write_modules_kit(folder, tmp_path / "kit")
+    tree, content = open_tree(folder), json.loads((tmp_path / "kit" / "kit.json").read_text())
+    wrong = port(tree, partial(activation, "2", torch.nn.Identity()))
+    for name, one in (("right", tree), ("wrong", wrong)):
+        (tmp_path / name).mkdir()
+        for batch, entry in content["batches"].items():
+            run = record_modules(one, entry["texts"], dtype="float32")
+            write_run(run, tmp_path / name / f"{batch}.safetensors")
+    assert {one.passed for one in check_kit(tmp_path / "kit", tmp_path / "right").values()} == {True}
+    assert not any(one.passed for one in check_kit(tmp_path / "kit", tmp_path / "wrong").values())
+    for name, code in (("right", 0), ("wrong", 1)):
+        command = [sys.executable, str(tmp_path / "kit" / "check.py"), str(tmp_path / name)]
+        assert subprocess.run(command, capture_output=True, check=False).returncode == code
+    readme = (tmp_path / "kit" / "README.md").read_text()
+    assert "| `0.model.layers.0.self_attn.q_proj` | [B, T, 64] | Linear |" in readme
+    assert "--only 2` judges only the vectors" in readme
+    assert len(content["batches"]["traps"]["points"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nowhere"], "nowhere: holds no model; give a folder with config.json, or modules.json"),
+        (["e5ref-nano", "--prompt", "query"], "give a folder, and texts with their prompts"),
+    ],
+)
+def test_the_command_says_what_it_wants(arguments, says, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a\n")
+    output = ["-o", str(tmp_path / "run.safetensors")]
+    assert says in fails("record", *arguments, "-i", str(texts), "--backend", "modules", *output)
+
+
+def test_a_folder_that_cannot_be_loaded(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "unheard of"}')
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        open_tree(tmp_path)
+
+
+def test_unknown_points_dtypes_and_no_texts(recorded):
+    tree, _ = recorded("mpnet")
+    for arguments, says in (
+        ((["a"], {"only": ["layers.*"]}), "there is no point 'layers\\.\\*'; this model has embeddings"),
+        ((["a"], {"dtype": "int8"}), "dtype is 'int8', but must be one of float64"),
+        (([], {}), "there are no texts to record"),
+    ):
+        texts, options = arguments
+        with pytest.raises(ValueError, match=says):
+            record_modules(tree, texts, **options)
