@@ -93,9 +93,8 @@ class Best:
         with np.errstate(over="ignore", invalid="ignore"):  # a product that is not finite decides nothing
             rounded = queries @ documents.T  # [q, D] @ [D, n] -> [q, n]
             score = np.finfo(np.float32)
-            squares = (np.vecdot(vectors, vectors, dtype=np.float64) for vectors in (queries, documents))
-            norms = (math.sqrt(square.max(initial=0)) for square in squares)
             roundings = queries.shape[1] * np.finfo(rounded.dtype).eps + score.eps
+            norms = (_greatest_norm(vectors) for vectors in (queries, documents))
             error = roundings * math.prod(norms) + score.tiny
             is_far = rounded < (self._floors(rounded, floor) - 2 * error)[:, None]
         return np.flatnonzero(~is_far.all(axis=0))
@@ -121,6 +120,14 @@ class Best:
             }
             for query, kept in zip(self.queries, self._kept, strict=True)
         }
+
+
+def _greatest_norm(vectors: NDArray[np.floating]) -> float:
+    """Return a number that is a little greater than any vector's L2 norm. [n, D]."""
+    greatest = float(np.vecdot(vectors, vectors, dtype=np.float32).max(initial=0))
+    if not 1e-30 < greatest < 1e30:  # for all others float64 would take as long as the rest of a search
+        greatest = float(np.vecdot(vectors, vectors, dtype=np.float64).max(initial=0))
+    return math.sqrt(greatest * (1 + 2 * vectors.shape[1] * float(np.finfo(np.float32).eps)))
 
 
 def _blocks(dataset: Dataset, rule: Rule) -> Iterator[tuple[list[str], list[str]]]:
