@@ -10,7 +10,7 @@ import importlib.util
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +29,7 @@ from e5ref.parity.runs import peers
 from e5ref.parity.runs.recording import choose_points, point_shapes
 from e5ref.parity.runs.runners import Runner, jax_runner, numpy_runner
 from e5ref.terminal.table import aligned
+from tests.measure.parity.ports import ports
 from tests.tools.runs import reference_run, run_of
 from tests.tools.texts import SHARED
 
@@ -71,7 +72,7 @@ def real_texts(shared: Path, count: int) -> dict[str, list[str]]:
 def candidates(folder: Path, names: list[str], graph: Path) -> Iterator[tuple[str, str, Load, int]]:
     """Yield what must pass: its name, the dtype it is judged as, what loads it, and on how many threads it runs.
 
-    onnxruntime is left out where it, or what writes graphs for it, is not installed.
+    onnxruntime, and the `ports`, are left out if they, or what writes graphs for them, are not installed.
     """
     encoder = e5ref.load(folder)
     for threads in (1, 2):
@@ -87,6 +88,7 @@ def candidates(folder: Path, names: list[str], graph: Path) -> Iterator[tuple[st
     if all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):
         write_graph(folder, names, graph)
         yield "onnxruntime", "float32", partial(peers.onnx_runner, encoder, graph, names, "float32"), 1
+        yield from ports(folder, names, graph.parent)
 
 
 def write_graph(folder: Path, names: list[str], file: Path) -> None:
@@ -130,14 +132,26 @@ def _rounded(ids: np.ndarray) -> int:
 
 
 def comparisons(
-    folder: Path, texts: list[str], points: list[str], tokens: int = TOKENS
+    folder: Path, texts: list[str], points: list[str], tokens: int = TOKENS, only: Sequence[str] = ()
 ) -> Iterator[tuple[str, str, int, Comparison]]:
     """Yield library, dtype, threads and what the judge says, for each batch of texts and each candidate."""
     encoder = e5ref.load(folder)
     names, _ = choose_points(point_shapes(encoder.checkpoint, 1, 1), points)
     with TemporaryDirectory() as exports:
         right = candidates(folder, names, Path(exports, "model.onnx"))
-        loaded = [(name, dtype, load(), threads) for name, dtype, load, threads in right]
+        chosen = [one for one in right if not only or one[0] in only]
+        loaded = [(name, dtype, load(), threads) for name, dtype, load, threads in chosen]
+        yield from _judged(folder, encoder, texts, names, tokens, loaded)
+
+
+def _judged(
+    folder: Path,
+    encoder: e5ref.E5,
+    texts: list[str],
+    names: list[str],
+    tokens: int,
+    loaded: list[tuple[str, str, Runner, int]],
+) -> Iterator[tuple[str, str, int, Comparison]]:
     for ids, mask in batches(encoder, texts, tokens):
         reference = reference_run(folder, ids, mask, only=names)
         for name, dtype, runner, threads in loaded:
@@ -153,12 +167,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--texts", type=int, default=TEXTS, help="how many of each of the two sets")
+    parser.add_argument("--only", action="append", default=[], metavar="LIBRARY", help="these alone; may be repeated")
     arguments = parser.parse_args()
     rows = []
     for folder in arguments.folders:
         for source, texts in real_texts(SHARED, arguments.texts).items():
             how = (["*"], 0) if source == ALONE else (POINTS, TOKENS)
-            judged = tqdm(comparisons(folder, texts, *how), desc=f"{folder.name}, {source}")
+            judged = tqdm(comparisons(folder, texts, *how, only=arguments.only), desc=f"{folder.name}, {source}")
             rows += table(f"{folder.name}, {len(texts)} {source}", judged)
     print(aligned(rows))
 
