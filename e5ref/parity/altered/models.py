@@ -196,19 +196,9 @@ def int8_model(kind: str) -> ModuleType:
     Kinds are "onnxruntime" (states of 8 bits; one scale for each weight and embedding), "onnxruntime by channel" (one
     scale for each output of a weight) and "torch" (states of 7 bits; embeddings as they are).
     """
-    steps = 127 if kind == "torch" else 255
-
-    def rounded(x: Array) -> Array:  # one scale and one zero point for the whole array
-        low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
-        step = (high - low) / steps
-        zero = round(low / step)
-        return (np.clip(np.rint(x / step), zero, zero + steps) * step).astype(x.dtype)
 
     def linear(x: Array, weight: Array, bias: Array) -> Array:
-        axis = 1 if kind == "onnxruntime by channel" else None
-        scale = np.abs(weight).max(axis=axis, keepdims=True) / (127.5 if kind == "torch" else 127)
-        whole = np.clip(np.rint(weight / scale), -128, 127)
-        return numpy_model.linear(rounded(x), (whole * scale).astype(x.dtype), bias)
+        return int8_linear(kind, x, weight, bias, batch=x)
 
     if kind == "torch":
         return model_copy(linear=linear)
@@ -216,8 +206,25 @@ def int8_model(kind: str) -> ModuleType:
 
     def embed_tokens(params: Embeddings, *args: Ids, config: BertConfig) -> Array:
         if id(params) not in tables:
-            word, position, token_type = (rounded(table) for table in params[:3])
+            word, position, token_type = (in_steps(table, 255, table) for table in params[:3])
             tables[id(params)] = Embeddings(word, position, token_type, params.layer_norm)
         return numpy_model.embed_tokens(tables[id(params)], *args, config=config)
 
     return model_copy(linear=linear, embed_tokens=embed_tokens)
+
+
+def int8_linear(kind: str, x: Array, weight: Array, bias: Array, *, batch: Array) -> Array:
+    """A linear layer of 8 bits, as in `int8_model`; the least and greatest number of a `batch` set the scale of x."""
+    axis = 1 if kind == "onnxruntime by channel" else None
+    scale = np.abs(weight).max(axis=axis, keepdims=True) / (127.5 if kind == "torch" else 127)
+    whole = np.clip(np.rint(weight / scale), -128, 127)
+    rounded = in_steps(x, 127 if kind == "torch" else 255, batch)
+    return numpy_model.linear(rounded, (whole * scale).astype(x.dtype), bias)
+
+
+def in_steps(x: Array, steps: int, batch: Array) -> Array:
+    """Round to whole numbers of steps between the least and greatest number of a batch, 0 among them."""
+    low, high = min(float(batch.min()), 0.0), max(float(batch.max()), 0.0)
+    step = (high - low) / steps
+    zero = round(low / step)
+    return (np.clip(np.rint(x / step), zero, zero + steps) * step).astype(x.dtype)

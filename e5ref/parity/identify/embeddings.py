@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.operations import Array
-from e5ref.parity.altered.models import round_to
+from e5ref.parity.altered.models import in_steps, round_to
 from e5ref.parity.identify import layer_norm as norms
 from e5ref.parity.identify.linear import on_grid
 from e5ref.parity.identify.site import Candidate, Site, layer_norm
@@ -46,6 +46,7 @@ def candidates(site: Site) -> Iterator[Candidate]:
                 f"word embeddings are {bits}-bit whole numbers with {each}{' and a minimum' * minimum}",
                 lambda site, grid=grid: _normed(site, _sum(site, 0, 1, 1) + _on_grid(site, grid)),
             )
+    yield Candidate("all embeddings are of 8 bits, as onnxruntime quantises them", _in_steps)
     for dtype in ("float16", "bfloat16"):
         yield Candidate(
             f"word embeddings are in {dtype}",
@@ -85,6 +86,14 @@ def _on_grid(site: Site, grid: Callable[[Array], Array]) -> Array:
     word = site.recorded.params.embeddings.word
     extremes = [int(word.argmin()) // word.shape[1], int(word.argmax()) // word.shape[1]]
     return grid(word[[*site.recorded.ids, *extremes]])[: len(site.recorded.ids)]
+
+
+def _in_steps(site: Site) -> Array:
+    """Round each table of embeddings to 8 bits, with one scale and one zero."""
+    tables, recorded = site.recorded.params.embeddings, site.recorded
+    total = in_steps(tables.word[recorded.ids], 255, tables.word)
+    total = total + in_steps(tables.position[recorded.positions], 255, tables.position)
+    return _normed(site, total + in_steps(tables.token_type[0], 255, tables.token_type))
 
 
 def _nearest(site: Site, made: Array, row: Array) -> tuple[int, float]:

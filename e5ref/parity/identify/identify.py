@@ -168,6 +168,10 @@ def _explained(site: Site, before: float, stop: float, found: Sequence[Candidate
 def _candidates(site: Site, found: Sequence[Candidate]) -> Iterator[Candidate]:
     """Yield all candidates of a site, the simplest first."""
     is_composite = site.kind in NORM or site.kind == "feed_forward_activation"
+    # What was done in one place is likely to have been done in others.
+    yield from found
+    if is_composite:
+        yield from map(_ended, found)
     yield from _whole(site)
     part = wrong_part(site)
     if part is not None:

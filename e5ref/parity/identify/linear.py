@@ -7,7 +7,7 @@ import numpy as np
 from e5ref.checkpoint.config import BertConfig
 from e5ref.checkpoint.params import Affine
 from e5ref.operations import Array
-from e5ref.parity.altered.models import int8_model, round_to
+from e5ref.parity.altered.models import int8_linear, round_to
 from e5ref.parity.identify.site import LINEAR, Candidate, Site, layer_norm, linear
 
 # Site → the weights that were used.
@@ -197,10 +197,11 @@ def _inputs(site: Site) -> Iterator[Candidate]:
             ),
         )
     for kind in ("onnxruntime", "onnxruntime by channel", "torch"):
-        model = int8_model(kind)
         yield Candidate(
             f"input and weight are of 8 bits, as {kind} quantises them",
-            lambda site, model=model: model.linear(site.x, *site.affine),
+            lambda site, kind=kind: int8_linear(
+                kind, site.x, *site.affine, batch=site.recorded.run.points[site.feeds[0]]
+            ),
         )
     for count in (1, 2, 4, 8, 16, 32):
         yield Candidate(

@@ -81,12 +81,13 @@ def measured(site: Site) -> str:
     order = np.argsort(x, kind="stable")
     x, run = x[order], run[order]
     guessed = np.interp(x[1::2], x[::2], run[::2])
-    difference = np.abs(run - gelu(x))
+    right = gelu(x[None])[0]  # a row for each number would take a loop of Python
+    difference = np.abs(run - right)
     worst = int(difference.argmax())
     left = np.median(np.abs(run[1::2] - guessed))
     if left > 0.01 * np.median(difference[difference > 0]):
         return "the activation is no function of x W + b alone: the linear layer before it may be wrong"
     return (
         f"the activation is an unknown function of x W + b: it departs from GELU most at {x[worst]:.4g}, where it is "
-        f"{run[worst]:.6g} instead of {gelu(x[worst : worst + 1])[0]:.6g}"
+        f"{run[worst]:.6g} instead of {right[worst]:.6g}"
     )
