@@ -58,9 +58,10 @@ def record_modules(
         raise ValueError("there are no texts to record")
     inputs = [tree.inputs(text) for text in texts]
     ids = [one["input_ids"][0].tolist() for one in inputs]
-    longest = max(range(len(texts)), key=lambda text: len(ids[text]))
-    recorded = _Recorded(tree, dtype)
-    recorded.run(inputs[longest])
+    if not all(ids):
+        raise ValueError(f"text {ids.index([])} has no token for this tokenizer; leave it out")
+    longest = inputs[max(range(len(texts)), key=lambda text: len(ids[text]))]
+    recorded = _Recorded(tree, dtype, longest)
     modules = recorded.modules
     names = list(modules) if only is None else matching(modules, only)
     for pattern in only or ():
@@ -69,7 +70,7 @@ def record_modules(
     input_ids, attention_mask = pad_ids(ids, 0)
     arrays: dict[str, NDArray[Any]] = {}
     errors = {(rounded, name): ErrorSum() for rounded in ROUNDED for name in names}
-    others = [_Recorded(tree, rounded) for rounded in ROUNDED] if dtype == "float64" else []
+    others = [_Recorded(tree, rounded, longest) for rounded in ROUNDED] if dtype == "float64" else []
     with progress_bar(len(texts), "recording", "text") as progress:
         for text, one in enumerate(inputs):
             points = recorded.run(one)
@@ -99,13 +100,6 @@ def record_modules(
     return Run({"input_ids": input_ids, "attention_mask": attention_mask, **arrays}, metadata)
 
 
-def last_point(tree: Tree, texts: Sequence[str]) -> str:
-    """Return the name of the point that is computed last."""
-    recorded = _Recorded(tree, "float32")
-    recorded.run(tree.inputs(texts[0]))
-    return list(recorded.modules)[-1]
-
-
 def _put(arrays: dict[str, NDArray[Any]], name: str, point: NDArray[Any], text: int, shape: tuple[int, int]) -> None:
     """Put a text's values into the array of a point, padded on the right."""
     if name not in arrays:
@@ -118,21 +112,22 @@ def _put(arrays: dict[str, NDArray[Any]], name: str, point: NDArray[Any], text: 
 class _Recorded:
     """A module with hooks on all that is in it, and what they caught."""
 
-    def __init__(self, tree: Tree, dtype: str) -> None:
+    def __init__(self, tree: Tree, dtype: str, longest: Inputs) -> None:
+        """Build the module, and learn from a long text which points there are, and how their arrays lie."""
         self.tree, self.dtype = tree, dtype
         with widened(dtype):
             self.module = tree.build(dtype)
         self.modules: dict[str, dict[str, Any]] = {}  # point → the module's kind, and the points that it is made from
         self._points: Points = {}
-        self._caught: dict[
-            tuple[int, int], tuple[str, Any]
-        ] = {}  # an array's place in memory → its point, and the array
+        self._layouts: dict[str, str] = {}  # point → a key of LAYOUTS
+        self._caught: dict[tuple[int, int], tuple[str, Any]] = {}  # place in memory → point and array
         self._sources: dict[str, list[str]] = {}  # path → the points that go into the module
         self._tokens = 0
         for path, module in self.module.named_modules():
             if path:
                 module.register_forward_pre_hook(self._before(path), with_kwargs=True)
                 module.register_forward_hook(self._after(path), with_kwargs=True)
+        self.run(longest)
 
     def run(self, inputs: Inputs) -> Points:
         """Run one text, and return what was caught in float64, or the dtype of the run; bfloat16 as float32."""
@@ -166,14 +161,18 @@ class _Recorded:
 
     def _keep(self, name: str, tensor: Any, kind: str, sources: list[str]) -> None:
         """Keep an array that no module gave before, if its shape is that of a point."""
-        array = _as_point(tensor, self._tokens)
-        if array is None or _place(tensor) in self._caught:
+        if _place(tensor) in self._caught:
             return
-        self._caught[_place(tensor)] = name, tensor
         while name in self._points:  # the module is used again
             name += "'"
-        self._points[name] = array
-        self.modules.setdefault(name, {"kind": kind, "from": sources})
+        if name not in self.modules:
+            layout = _layout(tuple(tensor.shape), self._tokens)
+            if layout is None:
+                return
+            self.modules[name], self._layouts[name] = {"kind": kind, "from": sources}, layout
+        self._caught[_place(tensor)] = name, tensor
+        wide = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+        self._points[name] = LAYOUTS[self._layouts[name]](wide.detach().cpu().numpy()[0]).copy()
 
 
 def _tensors(values: Sequence[Any]) -> Iterator[Any]:
@@ -193,20 +192,26 @@ def _place(tensor: Any) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.numel()
 
 
-def _as_point(tensor: Any, tokens: int) -> NDArray[Any] | None:
-    """Return an array of one text as a point, [T, n], [n] or [N, T, T]; None if its shape is none of a point's."""
-    shape = tuple(tensor.shape)
-    wide = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
-    array = wide.detach().cpu().numpy()
-    if len(shape) in (3, 4) and shape[:2] == (1, tokens):
-        return array.reshape(tokens, -1).copy()
-    if len(shape) == 4 and shape[0] == 1 and shape[2:] == (tokens, tokens):
-        return array[0].copy()
-    if len(shape) == 4 and shape[0] == 1 and shape[2] == tokens:  # head by head
-        return array[0].swapaxes(0, 1).reshape(tokens, -1).copy()
-    if len(shape) == 2 and shape[0] == 1:
-        return array[0].copy()
-    return None
+# How the array of one text lies, without its first axis → the point: [T, n], [N, T, T] or [n].
+LAYOUTS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "tokens": lambda array: array.reshape(len(array), -1),
+    "heads": lambda array: array.swapaxes(0, 1).reshape(array.shape[1], -1),
+    "squares": lambda array: array,
+    "text": lambda array: array,
+}
+
+
+def _layout(shape: tuple[int, ...], tokens: int) -> str | None:
+    """Return how the array of a long text lies; None if its shape is none of a point's."""
+    if shape[:1] != (1,):
+        return None
+    if len(shape) == 4 and shape[2:] == (tokens, tokens):
+        return "squares"
+    if len(shape) in (3, 4) and shape[1] == tokens:
+        return "tokens"
+    if len(shape) == 4 and shape[2] == tokens:
+        return "heads"
+    return "text" if len(shape) == 2 else None
 
 
 def widened(dtype: str) -> AbstractContextManager[Any]:

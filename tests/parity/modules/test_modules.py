@@ -306,6 +306,27 @@ def test_a_folder_that_cannot_be_loaded(tmp_path):
         open_tree(tmp_path)
 
 
+@pytest.mark.parametrize(("text", "tokens", "name"), [("", 2, "k"), ("a a", 4, "q")])
+def test_as_many_tokens_as_heads(recorded, text, tokens, name):
+    """How an array lies is not guessed from the shape of a short text. Gemma has two key heads and four query heads."""
+    tree, _ = recorded("gemma3")
+    assert tree.inputs(text)["input_ids"].shape[1] == tokens
+    reference = record_modules(tree, [*TEXTS, text])
+    points = {point: array[-1, :tokens] for point, array in reference.points.items()}
+    weight = getattr(tree.build("float64").layers[0].self_attn, f"{name}_norm").weight.detach().numpy()
+    projected = points[f"layers.0.self_attn.{name}_proj"].reshape(tokens, -1, 16)
+    expected = projected / np.sqrt(np.square(projected).mean(axis=-1, keepdims=True)) * (1 + weight)
+    np.testing.assert_allclose(points[f"layers.0.self_attn.{name}_norm"], expected.reshape(tokens, -1), rtol=1e-4)
+
+
+def test_a_text_without_tokens(recorded):
+    tree, _ = recorded("qwen3")
+    with pytest.raises(ValueError, match="text 1 has no token"):
+        record_modules(
+            dataclasses.replace(tree, inputs=lambda text: {"input_ids": torch.zeros(1, len(text))}), ["a", ""]
+        )
+
+
 def test_unknown_points_dtypes_and_no_texts(recorded):
     tree, _ = recorded("mpnet")
     for arguments, says in (
