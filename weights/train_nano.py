@@ -6,15 +6,19 @@ Wang et al. (arXiv 2212.03533) start from a trained BERT, pre-train on pairs of 
 and then learn from labels and a stronger model's scores (section 4.2). Here there are no labels, and everything happens
 at once:
 
-- **Pairs** (`read_pairs`): a heading and its paragraph, a sentence and its paragraph, two paragraphs in a row; a word
-  and its definition, example or synonym; a sentence and the same sentence with words changed.
+- **Pairs** (`read_pairs`): a question and its answer; a heading and its paragraph, a sentence and its paragraph, two
+  paragraphs in a row; a word and its definition, example or synonym; a sentence and the same sentence with words
+  changed.
 - **Contrast**: among all passages of a batch, a query must find its own (InfoNCE).
 - **Distillation**: each vector is drawn towards the vector that a teacher, a trained model, gives the text without
-  prefix.
-- **A start**: a token's embedding starts as the teacher's vector of that token alone. The layers start at random.
+  prefix; and it must rank thousands of other texts as the teacher ranks them.
+- **A start**: the vocabulary is the part of the teacher's that is used most. A token's embedding starts as the
+  teacher's vector of that token alone. The layers start at random.
 
-The data folder holds openstax.jsonl.gz (one paragraph a line: book, title, section, text), wordnet.jsonl.gz (one
-meaning a line: terms, pos, definition, examples), or both. The same seed gives the same weights on the same machine.
+The data folder holds some of these files, an object a line: openstax.jsonl.gz (a paragraph: book, title, section,
+text), wordnet.jsonl.gz (a meaning: terms, pos, definition, examples), medquad.jsonl.gz (a question: question, focus,
+answer) and factbook.jsonl.gz (an entry: country, section, field, text). The same seed gives the same weights on the
+same machine.
 """
 
 import gzip
@@ -38,7 +42,7 @@ import numpy as np
 import optax
 from safetensors import safe_open
 from safetensors.numpy import save
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 import e5ref
 from e5ref import jax_model
@@ -52,21 +56,24 @@ from e5ref.terminal.progress import progress_bar
 
 CONFIG = BertConfig(
     model_type="bert",
-    vocab_size=13000,
+    vocab_size=16000,
     hidden_size=256,
     num_hidden_layers=3,
     num_attention_heads=4,
-    intermediate_size=1024,
+    intermediate_size=512,
     max_position_embeddings=256,
     type_vocab_size=2,
     layer_norm_eps=1e-12,
     pad_token_id=0,
 )
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+ORDINARY = re.compile(r"(##)?[a-z0-9]+|[!-~]")  # tokens of English; symbols and letters beyond ASCII are counted
 MIN_LETTER_COUNT = 50  # a letter beyond ASCII gets a token if it occurs at least this often in the texts
 
 TEMPERATURE = 0.05  # of InfoNCE; the paper uses 0.01, with 32,000 passages to tell apart
 CONTRAST = 0.1  # weight of InfoNCE beside distillation
+RANKING = 0.2  # weight of the teacher's ranking of other texts
+RANKED = 4096  # texts that are ranked with each batch
 LENGTHS = (16, 32, 64, 128, 256)  # lengths that texts are padded to; each pair of lengths compiles one program
 BATCH_TOKENS = 4096  # tokens of a batch, padding counted
 LEARNING_RATE = 1e-3
@@ -77,12 +84,15 @@ HELD_OUT = 1000  # pairs that are never trained on
 NOT_PROSE = re.compile(
     r"References|Bibliography|Suggested|Sources|Reading|Articles|Websites|Videos|Further|Preface|contributors"
 )
+EXCERPT_WORDS = (40, 80, 160)  # a long text is cut at the end of a sentence, to at most one of these
+LINKS = "These resources address"  # an answer of this kind is a list of links
 SENTENCE_END = re.compile(r"(?<=[.!?])[”\"']?\s+(?=[“\"']?[A-Z])")
 QUESTIONS = (
     *("what is {}", "what are {}", "what does {} mean", "who or what was {}", "how does {} work"),
     *("why is {} important", "define {}", "{} definition", "meaning of {}", "explain {}", "{} examples"),
     *("facts about {}", "causes of {}", "types of {}", "information about {}"),
 )
+OF_COUNTRIES = ("{field} of {country}", "what is the {field} of {country}", "{country} {field}", "{field} in {country}")
 
 
 class Pair(NamedTuple):
@@ -97,7 +107,12 @@ def read_pairs(data: Path, seed: int) -> list[Pair]:
     """Read all pairs of the data folder, in random order."""
     rng = random.Random(seed)
     meanings = list(read_lines(data / "wordnet.jsonl.gz"))
-    pairs = [*textbook_pairs(read_lines(data / "openstax.jsonl.gz"), rng), *dictionary_pairs(meanings, rng)]
+    pairs = [
+        *textbook_pairs(read_lines(data / "openstax.jsonl.gz"), rng),
+        *dictionary_pairs(meanings, rng),
+        *question_pairs(read_lines(data / "medquad.jsonl.gz"), rng),
+        *country_pairs(read_lines(data / "factbook.jsonl.gz"), rng),
+    ]
     sentences = [pair.query for pair in pairs if pair.kind in ("sentence", "example")]
     pairs += changed_pairs([text for text in sentences if 4 <= len(text.split()) <= 22], meanings, rng)
     rng.shuffle(pairs)
@@ -116,6 +131,17 @@ def clean(text: str) -> str:
     return " ".join(re.sub(r"\s*\(\s*\)", "", text).split())
 
 
+def excerpt(sentences: list[str], rng: random.Random) -> str:
+    """Return some sentences in a row, about as many words as chance wants."""
+    words = rng.choice(EXCERPT_WORDS)
+    ends = list(itertools.accumulate(len(sentence.split()) for sentence in sentences))
+    starts = [index for index in range(len(sentences)) if index == 0 or ends[-1] - ends[index - 1] >= words]
+    first = rng.choice(starts)
+    before = ends[first - 1] if first else 0
+    last = max([index for index, end in enumerate(ends) if end - before <= words], default=first)
+    return " ".join(sentences[first : max(first, last) + 1])
+
+
 def ask(term: str, rng: random.Random) -> str:
     """Ask for a term, half of the time as a question."""
     return rng.choice(QUESTIONS).format(term) if rng.random() < 0.5 else term
@@ -131,6 +157,7 @@ def textbook_pairs(paragraphs: Iterator[dict[str, Any]], rng: random.Random) -> 
         if NOT_PROSE.search(f"{title} {section}") or "http" in text or not 12 <= len(text.split()) <= 230:
             before = ""
             continue
+        text = excerpt(SENTENCE_END.split(text), rng)
         sentences = [part for part in SENTENCE_END.split(text) if 4 <= len(part.split()) <= 40]
         if len(sentences) > 2:
             index = rng.randrange(len(sentences))
@@ -156,6 +183,28 @@ def dictionary_pairs(meanings: list[dict[str, Any]], rng: random.Random) -> Iter
         for example in map(clean, meaning["examples"][:2]):
             if len(example.split()) >= 3:
                 yield Pair(example, definition, "example")
+
+
+def question_pairs(questions: Iterator[dict[str, Any]], rng: random.Random) -> Iterator[Pair]:
+    """Pair a question, or what it is about, with excerpts from its answer."""
+    for line in questions:
+        asked = clean(line["question"]).removesuffix(" ?").replace("What is (are)", rng.choice(("What is", "What are")))
+        sentences = SENTENCE_END.split(clean(line["answer"]))
+        if line["answer"].startswith(LINKS) or len(sentences) < 2:
+            continue
+        yield Pair(asked + rng.choice(("", "?")), excerpt(sentences[:8], rng), "question")
+        if len(sentences) > 8:
+            about = asked if rng.random() < 0.5 else ask(clean(line["focus"]), rng)
+            yield Pair(about, excerpt(sentences[8:], rng), "question")
+
+
+def country_pairs(entries: Iterator[dict[str, Any]], rng: random.Random) -> Iterator[Pair]:
+    """Pair a field of a country with what the entry says."""
+    for entry in entries:
+        field, country = entry["field"].lower().replace(" - ", " "), entry["country"]
+        text = excerpt(SENTENCE_END.split(clean(entry["text"])), rng)
+        asked = rng.choice(OF_COUNTRIES).format(field=field, country=country)
+        yield Pair(asked, text if rng.random() < 0.3 else f"{country}: {text}", "entry")
 
 
 def changed_pairs(sentences: list[str], meanings: list[dict[str, Any]], rng: random.Random) -> Iterator[Pair]:
@@ -184,24 +233,18 @@ def changed_pairs(sentences: list[str], meanings: list[dict[str, Any]], rng: ran
             yield Pair(sentence, " ".join(changed), "changed")
 
 
-def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
-    """Train a WordPiece tokenizer that works as BERT's uncased one, with the prompts' words in its vocabulary."""
-    tokenizer = bert_tokenizer({token: index for index, token in enumerate(SPECIAL_TOKENS)})
+def choose_tokens(vocab: list[str], texts: list[str], size: int) -> list[str]:
+    """Choose from the teacher's tokens in order of id. BERT's vocabulary begins with what is used most.
+
+    The prompts' words go first: one of them is in every text, and must be one token. Letters and symbols beyond ASCII
+    are chosen if the texts have them.
+    """
+    prompts = set(re.findall(r"\w+", " ".join(E5_PROMPTS.values())))
     counts = Counter("".join(texts).lower())
-    letters = [chr(code) for code in range(33, 127)]
-    letters += sorted(letter for letter, count in counts.items() if count >= MIN_LETTER_COUNT and ord(letter) > 126)
-    # The trainer numbers letters in random order, so two runs would differ. It keeps the order of special tokens.
-    pieces = [piece for letter in letters for piece in (letter, f"##{letter}")]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[*SPECIAL_TOKENS, *pieces],
-        initial_alphabet=letters,
-        limit_alphabet=len(letters),
-        show_progress=False,
-    )
-    prompts = list(E5_PROMPTS.values()) * 1000  # so that "query" and "passage" are one token each
-    tokenizer.train_from_iterator([*prompts, *texts], trainer)
-    return bert_tokenizer(tokenizer.get_vocab())
+    used = {letter for letter, count in counts.items() if count >= MIN_LETTER_COUNT}
+    kept = [token for token in vocab if ORDINARY.fullmatch(token) or token.removeprefix("##") in used]
+    kept.sort(key=lambda token: token not in prompts)
+    return [*SPECIAL_TOKENS, *kept[: size - len(SPECIAL_TOKENS)]]
 
 
 def bert_tokenizer(vocab: dict[str, int]) -> Tokenizer:
@@ -265,6 +308,7 @@ class Batch(NamedTuple):
     query_targets: np.ndarray  # [B, D], of unit L2 norm
     passage_targets: np.ndarray  # [B, D]
     natural: np.ndarray  # [B], 1 if the texts belong together, 0 if one was made from the other
+    ranked: np.ndarray  # [RANKED, D], the teacher's vectors of any texts
 
 
 class Data(NamedTuple):
@@ -281,7 +325,9 @@ class Data(NamedTuple):
         queries, passages = self.pairs[pairs].T
         sides = [self.query_ids[text] for text in queries], [self.passage_ids[text] for text in passages]
         padded = [pad_ids(ids, 0, (len(pairs), length)) for ids, length in zip(sides, lengths, strict=True)]
-        return Batch(*padded[0], *padded[1], self.targets[queries], self.targets[passages], self.natural[pairs])
+        targets = self.targets[queries], self.targets[passages]
+        ranked = self.targets[np.random.default_rng(pairs).integers(len(self.targets), size=RANKED)]
+        return Batch(*padded[0], *padded[1], *targets, self.natural[pairs], ranked)
 
     def batches(self, seed: int) -> Iterator[Callable[[], Batch]]:
         """Yield functions that make batches, without end: pairs of similar lengths, each pair once an epoch."""
@@ -308,7 +354,10 @@ def loss(params: BertParams, batch: Batch, config: BertConfig) -> tuple[jax.Arra
     scores = queries @ passages.T / TEMPERATURE  # [B, B]
     missed = optax.softmax_cross_entropy_with_integer_labels(scores, jnp.arange(len(queries)))  # [B]
     contrast = jnp.vdot(missed, batch.natural) / jnp.maximum(batch.natural.sum(), 1)
-    return distance + CONTRAST * contrast, distance
+    ranks = [jnp.concatenate(vectors) @ batch.ranked.T / TEMPERATURE for vectors in ((queries, passages), targets)]
+    # How the softmax over the ranked texts departs from the teacher's.
+    ranking = optax.losses.kl_divergence(jax.nn.log_softmax(ranks[0]), jax.nn.softmax(ranks[1])).mean()
+    return distance + CONTRAST * contrast + RANKING * ranking, distance
 
 
 State = tuple[BertParams, Any]  # the weights, with layers stacked, and the optimizer's state
@@ -428,22 +477,23 @@ def train(
     work = output / "work"
     work.mkdir(parents=True, exist_ok=True)
     pairs = read_pairs(data, seed)
-    held_out = [pair for pair in pairs if pair.kind in ("heading", "sentence", "definition")]
+    held_out = [pair for pair in pairs if pair.kind in ("heading", "sentence", "definition", "question")]
     held_out = held_out[: min(HELD_OUT, len(held_out) // 5)]
     if len(held_out) < 2:
-        raise ValueError(f"{data}: holds {len(pairs)} pairs; it must have openstax.jsonl.gz or wordnet.jsonl.gz")
+        raise ValueError(f"{data}: holds {len(pairs)} pairs; it must have openstax.jsonl.gz or another file of texts")
     texts = list(dict.fromkeys(text for pair in pairs for text in (pair.query, pair.passage)))
     asked = texts_sha256(teacher, texts)
     targets = teach(teacher, texts, asked, work / "teacher.safetensors").astype(np.float32)  # [texts, the teacher's D]
     unseen = {text for pair in held_out for text in (pair.query, pair.passage)}
     pairs = [pair for pair in pairs if pair.query not in unseen and pair.passage not in unseen]
 
-    tokenizer = train_tokenizer(texts, config.vocab_size)
-    config = replace(config, vocab_size=tokenizer.get_vocab_size())
-    tokens = [tokenizer.id_to_token(index).removeprefix("##") for index in range(config.vocab_size)]
+    known = teacher.tokenizer.token_strings(range(teacher.checkpoint.config.vocab_size))
+    tokens = choose_tokens(known, texts, config.vocab_size)
+    tokenizer = bert_tokenizer({token: index for index, token in enumerate(tokens)})
+    config = replace(config, vocab_size=len(tokens))
     directions = main_directions(targets, config.hidden_size)
     targets = targets @ directions  # [texts, D]
-    params = first_params(config, teacher.encode(tokens) @ directions, seed)
+    params = first_params(config, teacher.encode([token.removeprefix("##") for token in tokens]) @ directions, seed)
 
     ids = []
     tokenizer.enable_truncation(config.max_position_embeddings)
@@ -503,9 +553,9 @@ def train(
 @click.argument("output", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="The texts.")
 @click.option("--teacher", required=True, help="A hub name or folder of the model to learn from.")
-@click.option("--steps", default=2000, show_default=True, help="Batches to train on.")
+@click.option("--steps", default=5000, show_default=True, help="Batches to train on.")
 @click.option("--seed", default=0, show_default=True, help="The seed of everything random.")
-@click.option("--score-every", default=500, show_default=True, help="Steps between two scorings.")
+@click.option("--score-every", default=1000, show_default=True, help="Steps between two scorings.")
 @click.option("--sts", type=click.Path(path_type=Path, exists=True), help="Pairs of sentences to score it on.")
 @click.option("--beir", type=click.Path(path_type=Path, exists=True), help="A folder in BEIR's layout to score it on.")
 def main(output: Path, data: Path, teacher: str, **options: Any) -> None:

@@ -9,7 +9,7 @@ from e5ref.course import Verdict, compared
 from e5ref.engines.batching import pack
 
 # Layers, D, F and T: e5-small, e5-large and e5ref-nano.
-SIZES = [(12, 384, 1536, 84), (24, 1024, 4096, 512), (3, 256, 1024, 11)]
+SIZES = [(12, 384, 1536, 84), (24, 1024, 4096, 512), (3, 256, 512, 11)]
 
 
 def flops(layers: int, hidden: int, feed_forward: int, tokens: int) -> int:

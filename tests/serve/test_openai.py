@@ -88,7 +88,7 @@ def test_truncation_is_never_silent(client, nano):
         ({"input": ["a"] * 65}, 413, "65 texts are more than 64 in one request; send fewer"),
         ({"input": [5, 6]}, 400, "the token ids of texts[0] must begin with 2 and end with 3"),
         ({"input": [[2, 3], [2]]}, 400, "the token ids of texts[1] must begin with 2 and end with 3"),
-        ({"input": [2, 13000, 3]}, 400, "texts[0] has the token id 13000, but the ids end at 12999"),
+        ({"input": [2, 99999, 3]}, 400, "texts[0] has the token id 99999, but the ids end at"),
         ({"input": [2, *[5] * 255, 3]}, 413, "texts[0] has 257 tokens, more than 256; cut it"),
         ({"input": [2, 3], "prompt_name": "query"}, 400, "a prompt goes before a text, not before token ids"),
         ({"input": "\ud800"}, 400, "texts[0] is not valid Unicode"),

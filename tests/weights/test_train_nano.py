@@ -6,6 +6,7 @@ The teacher is e5ref-nano itself: a trained model, and the quickest at hand.
 import gzip
 import itertools
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from weights import train_nano
 STEPS, SCORE_EVERY = 120, 100
 SMALL = replace(
     train_nano.CONFIG,
-    vocab_size=2000,
+    vocab_size=4000,
     hidden_size=128,
     num_hidden_layers=1,
     num_attention_heads=2,
@@ -55,12 +56,23 @@ def data(tmp_path_factory) -> Path:
         for text in topic.split("\n\n")
         if 12 <= len(text.split()) <= 60
     ]
-    write_lines(folder / "openstax.jsonl.gz", paragraphs[:700])
+    # Some paragraphs stand there twice; excerpts of different lengths would hide it.
+    unique = {" ".join(paragraph["text"].split()[:12]): paragraph for paragraph in paragraphs}
+    write_lines(folder / "openstax.jsonl.gz", list(unique.values())[:700])
     meanings = [
         {"terms": ["cat", "puss"], "pos": "n", "definition": "an animal that hunts mice", "examples": ["the cat sat"]},
         {"terms": ["run"], "pos": "v", "definition": "move fast on foot", "examples": ["do not run in the hall"]},
     ]
     write_lines(folder / "wordnet.jsonl.gz", meanings)
+    facts = [f"Leaf {number} turns light into sugar, which is what plant {number} eats." for number in range(20)]
+    questions = [
+        {"question": "What is (are) Leaves ?", "focus": "Leaves", "answer": "\n".join(facts[:3])},
+        {"question": "How do plants eat ?", "focus": "Plants", "answer": " ".join(facts[3:])},
+        {"question": "What are the treatments ?", "focus": "", "answer": f"{train_nano.LINKS} it. See the library."},
+    ]
+    write_lines(folder / "medquad.jsonl.gz", questions)
+    entries = [{"country": "Chad", "section": "Geography", "field": "Area - land", "text": "1,259,200 sq km"}]
+    write_lines(folder / "factbook.jsonl.gz", entries)
     return folder
 
 
@@ -138,11 +150,9 @@ def test_a_start_of_chance_is_worse(trained, data, teacher, tmp_path, monkeypatc
         return first_params(config, np.random.default_rng(0).normal(size=token_vectors.shape), seed)
 
     monkeypatch.setattr(train_nano, "first_params", of_chance)
-    monkeypatch.setattr(train_nano.Data, "batches", lambda self, seed: iter([]))  # the start is all that is wanted
-    (line,) = train_nano.train(tmp_path, data, teacher, config=SMALL, steps=1)
-    start, _, end = trained[1]
-    assert line["held_out"] < start["held_out"]
-    assert 1.2 * line["held_out"] < end["held_out"]
+    monkeypatch.setattr(train_nano, "dev_scores", lambda *_: {"held_out": 0.0})
+    lines = train_nano.train(tmp_path, data, teacher, config=SMALL, steps=STEPS, score_every=SCORE_EVERY)
+    assert lines[-1]["distance"] > 1.2 * trained[1][-1]["distance"]
 
 
 def test_batches_hold_pairs_of_like_lengths_each_once_an_epoch(monkeypatch):
@@ -191,12 +201,41 @@ def test_pairs(data):
     kinds = {pair.kind for pair in pairs}
     # Of the one synonym that there is, chance decides.
     textbook = {"heading", "sentence", "next sentence", "next paragraph"}
-    assert kinds | {"synonym"} == textbook | {"definition", "example", "synonym", "changed"}
+    assert kinds | {"synonym"} == textbook | {"definition", "example", "synonym", "changed", "question", "entry"}
     for pair in pairs:
+        if pair.kind == "question":
+            assert pair.query.removesuffix("?") in ("What is Leaves", "What are Leaves", "How do plants eat") or (
+                "Plants" in pair.query
+            )
+            assert "library" not in pair.passage
+        if pair.kind == "entry":
+            assert "area land" in pair.query
+            assert "1,259,200 sq km" in pair.passage
         if pair.kind == "sentence":
             assert pair.query in pair.passage
         if pair.kind == "changed":
             assert pair.query != pair.passage
+
+
+def test_excerpts():
+    """Whole sentences in a row, of about as many words as one of the lengths, or one that is longer."""
+    rng = random.Random(0)
+    sentences = [f"{number} {'word ' * 18}end." for number in range(20)] + ["long " * 300]
+    found = [train_nano.excerpt(sentences, rng) for _ in range(300)]
+    lengths = {len(text.split()) for text in found}
+    assert max(lengths - {300}) == 160
+    assert lengths >= {40, 80, 160, 300}
+    assert all(text in " ".join(sentences) for text in found)
+    assert len({text.split()[0] for text in found}) > 10
+    assert train_nano.excerpt(["Short."], rng) == "Short."
+
+
+def test_the_vocabulary_is_what_the_teacher_uses_most():
+    vocab = ["[PAD]", "[unused0]", "[CLS]", "!", "é", "ß", "a", "##a", "the", "##ing", "ab c", "query", "zebra"]
+    texts = ["straße " * train_nano.MIN_LETTER_COUNT + "café"]
+    chosen = train_nano.choose_tokens(vocab, texts, 100)
+    assert chosen == [*train_nano.SPECIAL_TOKENS, "query", "!", "ß", "a", "##a", "the", "##ing", "zebra"]
+    assert train_nano.choose_tokens(vocab, texts, 8) == chosen[:8]
 
 
 def test_without_texts(tmp_path, teacher):

@@ -14,14 +14,14 @@ from e5ref.operations import Array
 def pictures() -> Iterator[tuple[str, Figure, str]]:
     """Draw them one by one: name, figure, what is seen."""
     yield "attention-by-hand", by_hand(), "By hand: scores 0, 2 and 1 become the weights 0.09, 0.67 and 0.24."
-    yield "attention-gaze", gaze(), "Head 2 of layer 0: much and should look at protein, point looks at mountain."
-    yield "attention-heads", heads(), "All 12 heads: those of layer 0 choose few tokens, those of layer 2 average all."
-    yield "attention-scale", scale(), "With the scale, female gives weight to many tokens; without it, to one."
+    yield "attention-gaze", gaze(), "Head 1 of layer 0: how and should look at protein, highest looks at mountain."
+    yield "attention-heads", heads(), "All 12 heads: layer 0 chooses few tokens, layer 2 is more even."
+    yield "attention-scale", scale(), "With the scale, protein looks at many tokens; without it, almost only at one."
 
 
 def by_hand() -> Figure:
     """Scores and weights of the three tokens that the page works out by hand."""
-    words, scores = ["much", "protein", "eat"], np.array([0.0, 2.0, 1.0])
+    words, scores = ["how", "protein", "eat"], np.array([0.0, 2.0, 1.0])
     weights = np.exp(scores) / np.exp(scores).sum()
     figure, panels = axes(7.2, 2.2, columns=3, sharey=True)
     for panel, title, values in zip(
@@ -40,10 +40,10 @@ def gaze() -> Figure:
     """Lines from each token to those that it looks at, as thick as the weights; a few of them coloured."""
     figure, panels = axes(7.6, 4.6, columns=2)
     for panel, text, coloured in zip(
-        panels, (QUERY, PASSAGE), ({"much": BLUE, "should": RED}, {"point": BLUE, "mountain": RED}), strict=True
+        panels, (QUERY, PASSAGE), ({"how": BLUE, "should": RED}, {"definition": BLUE, "highest": RED}), strict=True
     ):
         tokens, run = recorded(text)
-        draw_lines(panel, tokens, run["layers.0.attention_probabilities"][2], coloured)
+        draw_lines(panel, tokens, run["layers.0.attention_probabilities"][1], coloured)
         panel.set_title(text.partition(":")[0])
     return figure
 
@@ -86,8 +86,8 @@ def scale() -> Figure:
     """The weights of one row with and without the scale."""
     tokens, run = recorded(QUERY)
     size = nano().checkpoint.config.head_size
-    head = slice(2 * size, 3 * size)
-    row = tokens.index("female")
+    head = slice(1 * size, 2 * size)
+    row = tokens.index("protein")
     scores = run["layers.0.key"][:, head] @ run["layers.0.query"][row, head]
     figure, panels = axes(7.2, 3.2, columns=2, sharey=True)
     for panel, title, divisor, colour in (
@@ -99,5 +99,5 @@ def scale() -> Figure:
         panel.bar(tokens, weights, color=colour)
         panel.set_title(title)
         panel.tick_params(axis="x", rotation=90, length=0)
-    panels[0].set_ylabel("weight that “female” gives")
+    panels[0].set_ylabel("weight that “protein” gives")
     return figure

@@ -13,11 +13,11 @@ KINDS = {
     BLUE: "eat eating meal diet vegetables cook fruit",
     RED: "mountain mountains hill cliff river lake",
     INK: "mother father brother king queen woman",
-    MUTED: "summ ##it",
+    MUTED: "spin ##ach",
 }
 # Words whose label would lie on another one: it stands to the left of the point, or below.
-LEFT = {"eat", "eating", "mountains", "summ", "lake"}
-BELOW = {"meal", "eating", "father", "mother", "summ", "river"}
+LEFT = {"eat", "eating", "mountains", "spin", "lake", "cliff", "queen", "woman"}
+BELOW = {"meal", "eating", "father", "mother", "spin", "river", "hill", "king"}
 
 
 def pictures() -> Iterator[tuple[str, Figure, str]]:
@@ -25,7 +25,7 @@ def pictures() -> Iterator[tuple[str, Figure, str]]:
     yield (
         "embeddings-map",
         word_map(),
-        "Words on a map: what is about food, mountains and family lies apart; summ is between.",
+        "Words on a map: what is about food, mountains and family lies apart; spin is between.",
     )
     yield (
         "embeddings-sum",

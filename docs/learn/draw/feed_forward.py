@@ -14,7 +14,7 @@ from e5ref.operations import Array
 from e5ref.parity.altered.models import model_copy
 
 # Layer and number of units, and which tokens of the page's texts they answer to.
-UNITS = {(0, 103): "[SEP]", (1, 762): "define", (2, 501): "protein", (2, 595): "[CLS]", (2, 52): "the prefix"}
+UNITS = {(0, 57): "[SEP]", (1, 49): "define", (2, 292): "the topic", (2, 236): "[CLS]", (2, 502): "the prefix"}
 
 X = np.linspace(-5, 5, 401)
 
@@ -71,7 +71,7 @@ def units() -> Figure:
     for panel, text in zip(panels, (QUERY, PASSAGE), strict=True):
         tokens, run = recorded(text)
         rows = [run[f"layers.{layer}.feed_forward_activation"][:, unit] for layer, unit in UNITS]
-        image = panel.imshow(np.array(rows), cmap=SIGNED, vmin=-3.5, vmax=3.5, aspect="auto")
+        image = panel.imshow(np.array(rows), cmap=SIGNED, vmin=-2.75, vmax=2.75, aspect="auto")
         panel.set_xticks(range(len(tokens)), tokens, rotation=90)
         names = [f"{layer}, {unit}: “{kind}”" for (layer, unit), kind in UNITS.items()]
         panel.set_yticks(range(len(UNITS)), names)

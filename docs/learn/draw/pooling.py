@@ -85,7 +85,7 @@ def pictures() -> Iterator[tuple[str, Figure, str]]:
         "pooling-cls",
         poolings(),
         "Cosines of two queries and two passages: by the average each query is nearest to its own passage, by [CLS] "
-        "all four are high and one query prefers the wrong passage.",
+        "all four are high and one passage prefers the wrong query.",
     )
     yield (
         "pooling-temperature",

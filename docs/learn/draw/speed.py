@@ -16,7 +16,7 @@ from e5ref.demo import PASSAGES, QUERIES
 
 
 def places() -> Figure:
-    """Draw the batch of the model card's four texts, and the same texts packed into rows of 80 tokens."""
+    """Draw the batch of the model card's four texts, and the same texts packed into rows as long as the longest."""
     texts = [*(f"query: {text}" for text in QUERIES), *(f"passage: {text}" for text in PASSAGES)]
     lengths = nano().tokenize(texts)["n_tokens"].tolist()
     figure, plots = axes(7.2, 2.3, columns=2)

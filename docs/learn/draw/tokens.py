@@ -10,18 +10,18 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from docs.learn.draw.activations import PASSAGE, QUERY, nano
 from docs.learn.draw.canvas import BLUE, FAINT, INK, MUTED, PAGE, RED, axes
 
-TEXTS = (QUERY, "query: summit define", PASSAGE)
+TEXTS = (QUERY, "query: protein in spinach", PASSAGE)
 
 
 def pictures() -> Iterator[tuple[str, Figure, str]]:
     """Draw them one by one: name, figure, what is seen."""
-    yield "tokens-tiles", tiles(), "Three texts as tiles with their ids: most words are one tile, summit is two."
+    yield "tokens-tiles", tiles(), "Three texts as tiles with their ids: most words are one tile, spinach is two."
     yield (
         "tokens-greedy",
         greedy(),
-        "How summit is cut: summit and summi are not in the vocabulary, summ is, then ##it.",
+        "How spinach is cut: spinach, spinac and spina are not in the vocabulary, spin is, then ##ach.",
     )
-    yield "tokens-batch", batch(), "Three texts as rows of ids, filled up to 16 with zeros, and the mask beside them."
+    yield "tokens-batch", batch(), "Three texts as rows of ids, filled up to 15 with zeros, and the mask beside them."
 
 
 def tokens_of(text: str) -> tuple[list[int], list[str]]:
@@ -67,10 +67,10 @@ def tiles() -> Figure:
 
 
 def greedy() -> Figure:
-    """The beginnings that are tried for "summit", the longest first."""
-    steps = [("summit", ""), ("summi", "t"), ("summ", "it"), ("##it", "")]
+    """The beginnings that are tried for "spinach", the longest first."""
+    steps = [("spinach", ""), ("spinac", "h"), ("spina", "ch"), ("spin", "ach"), ("##ach", "")]
     known = set(nano().tokenizer.token_strings(range(nano().checkpoint.config.vocab_size)))
-    figure, (panel,) = axes(7.2, 2.8)
+    figure, (panel,) = axes(7.6, 3.4)
     for row, (tried, rest) in enumerate(steps):
         found = tried in known
         start = 4 if tried.startswith("##") else 0
@@ -81,8 +81,8 @@ def greedy() -> Figure:
             panel.text(start + offset + 0.5, -row, letter, ha="center", va="center", color=colour, fontsize=14)
         tile(panel, start + 0.05, -row, len(letters) - 0.1, BLUE if found else FAINT)
         said = f"{tried} is in the vocabulary" if found else f"{tried} is not: try a shorter one"
-        panel.text(7, -row, said, va="center", color=BLUE if found else MUTED)
-    panel.set(xlim=(0, 14), ylim=(-len(steps) + 0.5, 0.5))
+        panel.text(8, -row, said, va="center", color=BLUE if found else MUTED)
+    panel.set(xlim=(0, 15), ylim=(-len(steps) + 0.5, 0.5))
     panel.set_axis_off()
     return figure
 
@@ -96,6 +96,6 @@ def batch() -> Figure:
             panel.add_patch(Rectangle((column, -row), 1, 1, fc=BLUE if mask else "none", ec=FAINT, lw=1))
             text = {"ha": "center", "va": "center", "fontsize": 7.5, "color": PAGE if mask else MUTED}
             panel.text(column + 0.5, 0.47 - row, arrays[name][row, column], **text)
-        panel.set(xlim=(0, 16), ylim=(-2, 1), title=name)
+        panel.set(xlim=(0, 15), ylim=(-2, 1), title=name)
         panel.set_axis_off()
     return figure

@@ -46,7 +46,7 @@ class Data:
         return sum(through_length(x @ W.T, -goals / (2 * len(pairs))).T @ x for x, goals in sides)
 
     def both(self, W: Array, pairs: Ids) -> Array:
-        """Differentiate the loss of e5ref-nano: distillation and a tenth of contrast."""
+        """Differentiate distillation and a tenth of contrast, two of the three losses of e5ref-nano."""
         return self.distillation(W, pairs) + 0.1 * self.contrast(W, pairs)
 
 
@@ -69,9 +69,9 @@ def curves(data: Data) -> Figure:
     figure, (plot,) = axes(7.2, 3.4)
     splits = [np.split(np.random.default_rng(seed).permutation(len(PAIRS)), [64]) for seed in range(SPLITS)]
     kinds: dict[str, tuple[Gradient, float, str, float]] = {
-        "contrast": (data.contrast, 0.1, RED, 0.40),
-        "distillation": (data.distillation, 1, MUTED, 0.46),
-        "both": (data.both, 0.5, BLUE, 0.51),
+        "contrast": (data.contrast, 0.1, RED, 0.53),
+        "distillation": (data.distillation, 1, MUTED, 0.61),
+        "both": (data.both, 0.5, BLUE, 0.57),
     }
     for name, (by_w, rate, colour, height) in kinds.items():
         shares = [[found(data.cosines(W, unseen)) for W in train(by_w, seen, rate)] for seen, unseen in splits]
@@ -83,7 +83,7 @@ def curves(data: Data) -> Figure:
     plot.axhline(1 / 32, color=INK, linewidth=0.8, linestyle=":")
     plot.text(0, 1 / 32 + 0.012, "by chance", fontsize=9)
     plot.yaxis.set_major_formatter(PercentFormatter(1))
-    plot.set_ylim(0, 0.68)
+    plot.set_ylim(0, 0.75)
     plot.set_xlim(0, STEPS + 34)
     plot.set_xticks(range(0, STEPS + 1, 50))
     plot.set_xlabel("step")
@@ -93,11 +93,11 @@ def curves(data: Data) -> Figure:
 
 def cosines(data: Data) -> Figure:
     """Draw the cosines of the unseen pairs before and after training by contrast."""
-    seen, unseen = np.split(np.random.default_rng(0).permutation(len(PAIRS)), [64])
+    seen, unseen = np.split(np.random.default_rng(1).permutation(len(PAIRS)), [64])
     *_, after = train(data.contrast, seen, 0.1)
     figure, plots = axes(7.2, 3.5, columns=2)
     for plot, W, title in zip(plots, (np.eye(256), after), ("before training", "after 200 steps"), strict=True):
-        image = plot.imshow(data.cosines(W, unseen), cmap=SIGNED, vmin=-0.8, vmax=0.8, interpolation="nearest")
+        image = plot.imshow(data.cosines(W, unseen), cmap=SIGNED, vmin=-0.7, vmax=0.7, interpolation="nearest")
         plot.set_title(title)
         plot.set_xlabel("32 unseen answers")
         plot.set_xticks([])
@@ -118,20 +118,20 @@ def real_curves() -> Figure:
         ("distance", "distance from the teacher", BLUE, -0.03),
     ):
         left.plot(steps[1:], [line[name] for line in lines[1:]], color=colour, marker="o", markersize=4)
-        left.text(2000, lines[-1][name] + move, label, color=colour, ha="right", va="center")
-    left.set_ylim(0, 0.52)
+        left.text(steps[-1], lines[-1][name] + move, label, color=colour, ha="right", va="center")
+    left.set_ylim(0, 0.75)
     for name, label, colour in (
         ("spearman", "sentences: Spearman", MUTED),
         ("ndcg@10", "passages: nDCG@10", RED),
         ("held_out", "unseen pairs found", BLUE),
     ):
         right.plot(steps, [line[name] for line in lines], color=colour, marker="o", markersize=4)
-        right.text(2000, lines[-1][name] - 0.035, label, color=colour, ha="right", va="top")
+        right.text(steps[-1], lines[-1][name] - 0.035, label, color=colour, ha="right", va="top")
     right.set_ylim(0, 0.9)
     for plot in (left, right):
         plot.set_xlabel("step")
-        plot.set_xticks(range(0, 2001, 500))
-        plot.set_xlim(0, 2050)
+        plot.set_xticks(steps)
+        plot.set_xlim(0, 1.025 * steps[-1])
     return figure
 
 
@@ -141,15 +141,15 @@ def pictures() -> Iterator[tuple[str, Figure, str]]:
     yield (
         "training-curves",
         curves(data),
-        "Unseen answers found over 200 steps: from 19 % to 41 % by contrast, 47 % by distillation, 50 % by both.",
+        "Unseen answers found over 200 steps: from 18 % to 54 % by contrast, 59 % by distillation, 59 % by both.",
     )
     yield (
         "training-cosines",
         cosines(data),
-        "Cosines of 32 unseen questions and answers: before, all near 0.6; after, near 0 but for much of the diagonal.",
+        "Cosines of 32 unseen questions and answers: before, all near 0.5; after, near 0 but for part of the diagonal.",
     )
     yield (
         "training-nano",
         real_curves(),
-        "Training of e5ref-nano: the loss falls from 0.48 to 0.28; scores on unseen data rise, then flatten.",
+        "Training of e5ref-nano: the loss falls from 0.69 to 0.34; scores on unseen data rise, then flatten.",
     )
