@@ -34,7 +34,7 @@ STEPS = """\
    that is not `[OK]`.
 
 `--only "{first_points}"` judges only those points, while the rest of the port is not written yet.
-`--only {last_point}` judges only the vectors.
+`--only {last_point}` judges only what comes last.
 
 | batch | texts | tokens | points | for |
 | --- | ---: | ---: | ---: | --- |

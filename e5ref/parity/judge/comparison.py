@@ -147,9 +147,13 @@ def compare(run: Run | str | Path, reference: Run | str | Path, *, only: Sequenc
             "e5ref record MODEL -i TEXTS --dtype float64 -o REFERENCE"
         )
     names = _chosen(reference.in_order({*run.points, *reference.points}), only)
-    layers = 1 + max((int(name.split(".")[1]) for name in reference.points if name.startswith("layers.")), default=-1)
+    numbers = [re.match(r"layers\.(\d+)\.", name) for name in reference.points]
+    layers = 1 + max((int(number[1]) for number in numbers if number), default=-1)
     if difference := difference_in_ids(run, reference):
         return Comparison(run.dtype, (PointVerdict("input_ids", "DIFF", difference),), layers, reference.modules)
+    if reference.modules:  # float16 may overflow in a tree of modules; then nobody is judged in it there
+        measured = reference.rounding.get("float32" if run.dtype == "float64" else run.dtype, {})
+        names = [name for name in names if name not in reference.points or name in measured] or names
     verdicts = tuple(_judge(name, run, reference) for name in names)
     return Comparison(run.dtype, verdicts, layers, reference.modules)
 

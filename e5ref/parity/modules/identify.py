@@ -51,8 +51,12 @@ def explain_modules(
         What each module did, in the order of computation, if that could be identified; if not, what was measured.
     """
     stop = time.monotonic() + seconds
-    with widened("float64"):
+    with widened("float64", loading=True):
         modules = dict(tree.build("float64").named_modules())
+    sites = [_Site(reference, reference, modules, name) for name in reference.points]
+    linear = [site.is_known for site in sites if site.kind == "Linear" and site.source in reference.points]
+    if linear and not any(linear):
+        raise ValueError("the model is not that of the reference: its linear layers give different numbers")
     found = []
     for verdict in comparison.verdicts:
         site = _Site(run, reference, modules, verdict.name)
@@ -101,16 +105,31 @@ class _Site:
     def kind(self) -> str:
         """What the module is: a key of `KINDS`, or ""."""
         name = type(self.module).__name__
+        if self.module is None:
+            return ""
         if getattr(self.module, "weight", None) is None:
             return "activation" if self.source is not None and not list(self.module.children()) else ""
+        if name.endswith("LayerNorm") and getattr(self.module, "eps", None) is None:  # T5's is a RMSNorm
+            return "RMSNorm"
         return next((kind for kind in KINDS if name.endswith(kind)), "")
 
     @property
     def is_known(self) -> bool:
-        """Whether the module is of a known kind, and the run has what goes into it."""
-        if self.module is None or not self.kind:
+        """Whether the module is of a known kind, and gives the reference's point for what the reference puts in.
+
+        A module may take more than one array, or ids that are not the tokens', or its input may be changed in place.
+        """
+        right = _Site(self.reference, self.reference, self.modules, self.name)
+        for run in (self.run, self.reference):
+            if not self.kind or (self.kind != "Embedding" and self.source not in run.points):
+                return False
+        try:
+            given = right.applied()
+        except Exception:  # whatever a module says of an array that is not what it takes
             return False
-        return self.kind == "Embedding" or self.source in self.run.points
+        if given.shape != right.output.shape or not np.allclose(given, right.output, rtol=1e-5, atol=1e-5):
+            return False
+        return self.x.shape[1:] == right.x.shape[1:] and self.output.shape[1:] == right.output.shape[1:]
 
     @cached_property
     def x(self) -> Array:
@@ -188,13 +207,16 @@ def _array(tensor: Any) -> Array:
 def _linear(site: _Site) -> Candidates:
     x, weight, bias = site.x, site.weight, site.bias
     product = x @ weight.T
-    yield "the bias is missing", product
-    yield "the bias is added twice", product + 2 * bias
-    yield "the bias is subtracted", product - bias
+    has_bias = site.module.bias is not None
+    if has_bias:
+        yield "the bias is missing", product
+        yield "the bias is added twice", product + 2 * bias
+        yield "the bias is subtracted", product - bias
     for path, other, its_bias in site.sisters():
-        yield f"weight and bias of {path} are used", x @ other.T + its_bias
         yield f"the weight of {path} is used", x @ other.T + bias
-        yield f"the bias of {path} is used", product + its_bias
+        if has_bias:
+            yield f"weight and bias of {path} are used", x @ other.T + its_bias
+            yield f"the bias of {path} is used", product + its_bias
     transposed = " and not transposed" if weight.shape[0] != weight.shape[1] else ", so it is transposed"
     yield f"the weight is read as [in, out]{transposed}", x @ weight.T.reshape(weight.shape).T + bias
     yield "the rows of weight and bias are in reverse", (product + bias)[:, ::-1]
@@ -232,9 +254,10 @@ def _layer_norm(site: _Site) -> Candidates:
             values[f"LayerNorm has epsilon {power(epsilon)}"] = plain(x, own, epsilon) * own.weight + own.bias
     values |= {says: norm(x, own, eps) for says, norm in NORMS.items()}
     for path, weight, bias in site.sisters():
-        values[f"LayerNorm has the weight and bias of {path}"] = plain(x, own, eps) * weight + bias
         values[f"LayerNorm has the weight of {path}"] = plain(x, own, eps) * weight + own.bias
-        values[f"LayerNorm has the bias of {path}"] = plain(x, own, eps) * own.weight + bias
+        if site.module.bias is not None:
+            values[f"LayerNorm has the weight and bias of {path}"] = plain(x, own, eps) * weight + bias
+            values[f"LayerNorm has the bias of {path}"] = plain(x, own, eps) * own.weight + bias
     for says, rows in values.items():
         yield says, rows.reshape(len(site.x), -1)
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -57,6 +58,8 @@ def record_modules(
     if not texts:
         raise ValueError("there are no texts to record")
     inputs = [tree.inputs(text) for text in texts]
+    if inputs[0]["input_ids"].ndim != 2:
+        raise ValueError("this model's input_ids are not [1, T], so its points cannot be told from each other")
     ids = [one["input_ids"][0].tolist() for one in inputs]
     if not all(ids):
         raise ValueError(f"text {ids.index([])} has no token for this tokenizer; leave it out")
@@ -75,13 +78,16 @@ def record_modules(
         for text, one in enumerate(inputs):
             points = recorded.run(one)
             for name in names:
+                if name not in points:
+                    raise ValueError(f"{name} does not run for text {text}; choose other points with `only`")
                 _put(arrays, name, points[name], text, input_ids.shape)
             if text == 0 and (values := sum(array.size for array in arrays.values())) > DEFAULT_VALUES:
                 raise ValueError(f"{len(names)} points have {values:,} values; choose fewer with `only`")
             for other in others:
                 less_exact = other.run(one)
                 for name in names:
-                    errors[other.dtype, name].add((less_exact[name].astype(np.float64) - points[name]).ravel())
+                    with np.errstate(invalid="ignore"):  # float16 may overflow
+                        errors[other.dtype, name].add((less_exact[name].astype(np.float64) - points[name]).ravel())
             progress.update()
     metadata = {
         "dtype": dtype,
@@ -113,27 +119,36 @@ class _Recorded:
     """A module with hooks on all that is in it, and what they caught."""
 
     def __init__(self, tree: Tree, dtype: str, longest: Inputs) -> None:
-        """Build the module, and learn from a long text which points there are, and how their arrays lie."""
+        """Build the module, and learn from a text of two lengths which points there are, and how their arrays lie."""
         self.tree, self.dtype = tree, dtype
-        with widened(dtype):
+        with widened(dtype, loading=True):
             self.module = tree.build(dtype)
         self.modules: dict[str, dict[str, Any]] = {}  # point → the module's kind, and the points that it is made from
         self._points: Points = {}
-        self._layouts: dict[str, str] = {}  # point → a key of LAYOUTS
-        self._caught: dict[tuple[int, int], tuple[str, Any]] = {}  # place in memory → point and array
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of all arrays of floats, points or not
+        self._layouts: dict[str, str] | None = None  # point → a key of LAYOUTS
+        self._caught: dict[
+            Any, tuple[str, Any, int]
+        ] = {}  # place in memory → point, array, and how often it was changed
         self._sources: dict[str, list[str]] = {}  # path → the points that go into the module
-        self._tokens = 0
         for path, module in self.module.named_modules():
             if path:
                 module.register_forward_pre_hook(self._before(path), with_kwargs=True)
                 module.register_forward_hook(self._after(path), with_kwargs=True)
+        found = []
+        for one in (longest, _of_another_length(longest)):
+            self._shapes = {}
+            self.run(one)
+            found.append(self._shapes)
+        layouts = {name: _layout(shape, found[1].get(name, ())) for name, shape in found[0].items()}
+        self._layouts = {name: layout for name, layout in layouts.items() if layout is not None}
         self.run(longest)
 
     def run(self, inputs: Inputs) -> Points:
         """Run one text, and return what was caught in float64, or the dtype of the run; bfloat16 as float32."""
         torch = importlib.import_module("torch")
-        self._tokens, self._points, self._caught = inputs["input_ids"].shape[1], {}, {}
-        with torch.inference_mode(), widened(self.dtype):
+        self._points, self._caught = {}, {}
+        with torch.no_grad(), widened(self.dtype):  # in inference mode nobody counts changes
             self.tree.call(self.module, inputs)
         points, self._points, self._caught = self._points, {}, {}
         return points
@@ -144,8 +159,8 @@ class _Recorded:
             for tensor in _tensors((*args, *kwargs.values())):
                 if type(module).__name__.endswith(IDENTIFIED) and not sources:
                     self._keep(f"{path}.input", tensor, "", [])
-                known = self._caught.get(_place(tensor))
-                sources += [known[0]] if known and known[0] not in sources else []
+                known = self._known(tensor)
+                sources += [known] if known and known not in sources else []
             self._sources[path] = sources
 
         return hook
@@ -160,19 +175,39 @@ class _Recorded:
         return hook
 
     def _keep(self, name: str, tensor: Any, kind: str, sources: list[str]) -> None:
-        """Keep an array that no module gave before, if its shape is that of a point."""
-        if _place(tensor) in self._caught:
+        """Keep an array that no module gave before, if it is a point."""
+        if self._known(tensor) is not None:
             return
-        while name in self._points:  # the module is used again
+        while name in (self._shapes if self._layouts is None else self._points):  # the module is used again
             name += "'"
-        if name not in self.modules:
-            layout = _layout(tuple(tensor.shape), self._tokens)
-            if layout is None:
-                return
-            self.modules[name], self._layouts[name] = {"kind": kind, "from": sources}, layout
-        self._caught[_place(tensor)] = name, tensor
-        wide = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
-        self._points[name] = LAYOUTS[self._layouts[name]](wide.detach().cpu().numpy()[0]).copy()
+        if self._layouts is None:
+            self._shapes[name] = tuple(tensor.shape)
+        elif name in self._layouts:
+            self.modules.setdefault(name, {"kind": kind, "from": sources})
+            wide = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+            self._points[name] = LAYOUTS[self._layouts[name]](wide.detach().cpu().numpy()[0]).copy()
+        else:
+            return
+        self._caught[_place(tensor)] = name, tensor, tensor._version
+
+    def _known(self, tensor: Any) -> str | None:
+        """Return the point that has this array, unless it was changed in place since."""
+        name, _, version = self._caught.get(_place(tensor), (None, None, 0))
+        return name if version == tensor._version else None
+
+
+def _of_another_length(inputs: Inputs) -> Inputs:
+    """Leave out the last token of a text, or repeat its only one."""
+    torch = importlib.import_module("torch")
+    tokens = inputs["input_ids"].shape[1]
+    return {
+        name: value
+        if getattr(value, "ndim", 0) != 2 or value.shape[1] != tokens
+        else value[:, :-1]
+        if tokens > 1
+        else torch.cat([value, value], dim=1)
+        for name, value in inputs.items()
+    }
 
 
 def _tensors(values: Sequence[Any]) -> Iterator[Any]:
@@ -187,9 +222,9 @@ def _tensors(values: Sequence[Any]) -> Iterator[Any]:
             yield value
 
 
-def _place(tensor: Any) -> tuple[int, int]:
-    """What tells an array from all others, but not from the same numbers in a different shape."""
-    return tensor.data_ptr(), tensor.numel()
+def _place(tensor: Any) -> tuple[Any, ...]:
+    """What tells an array from all others, but not from the same numbers split into heads."""
+    return tensor.data_ptr(), tensor.numel(), tensor.ndim == 2
 
 
 # How the array of one text lies, without its first axis → the point: [T, n], [N, T, T] or [n].
@@ -201,21 +236,22 @@ LAYOUTS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
 }
 
 
-def _layout(shape: tuple[int, ...], tokens: int) -> str | None:
-    """Return how the array of a long text lies; None if its shape is none of a point's."""
-    if shape[:1] != (1,):
+# Number of axes, and those that grow with the text → how the array lies.
+AXES = {(3, (1,)): "tokens", (4, (1,)): "tokens", (4, (2,)): "heads", (4, (2, 3)): "squares", (2, ()): "text"}
+
+
+def _layout(shape: tuple[int, ...], other: tuple[int, ...]) -> str | None:
+    """Return how an array lies, given its shapes for texts of two lengths; None if it is no point."""
+    if len(shape) != len(other) or shape[:1] != (1,):
         return None
-    if len(shape) == 4 and shape[2:] == (tokens, tokens):
-        return "squares"
-    if len(shape) in (3, 4) and shape[1] == tokens:
-        return "tokens"
-    if len(shape) == 4 and shape[2] == tokens:
-        return "heads"
-    return "text" if len(shape) == 2 else None
+    return AXES.get((len(shape), tuple(axis for axis, size in enumerate(shape) if size != other[axis])))
 
 
-def widened(dtype: str) -> AbstractContextManager[Any]:
-    """Compute in float64 what modules ask to have in float32, such as the variance in a RMSNorm; for float64 alone."""
+def widened(dtype: str, *, loading: bool = False) -> AbstractContextManager[Any]:
+    """Compute in float64 what modules ask to have in float32, such as the variance in a RMSNorm; for float64 alone.
+
+    While a model is `loading`, what reads its files is left alone: there float32 says what the bytes are.
+    """
     if dtype != "float64":
         return nullcontext()
     torch = importlib.import_module("torch")
@@ -223,6 +259,9 @@ def widened(dtype: str) -> AbstractContextManager[Any]:
 
     class Widened(overrides.TorchFunctionMode):  # type: ignore[misc,name-defined]
         def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if loading and caller.partition(".")[0] in ("safetensors", "torch"):
+                return function(*args, **(kwargs or {}))
             if function is torch.Tensor.float:
                 function = torch.Tensor.double
             wide = [torch.float64 if value is torch.float32 else value for value in args]

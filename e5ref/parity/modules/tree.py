@@ -89,6 +89,7 @@ def _open_sentence_transformer(folder: Path) -> Tree:
                 package.SentenceTransformer, str(folder), device="cpu", local_files_only=True, model_kwargs=options
             ),
         )
+        _without_pooler(model[0].auto_model)
         return cast(model, dtype)
 
     model = build("float32")
@@ -105,10 +106,15 @@ def _open_sentence_transformer(folder: Path) -> Tree:
 
 def _open_transformer(folder: Path) -> Tree:
     torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
+    config = _loaded(folder, partial(transformers.AutoConfig.from_pretrained, folder, local_files_only=True))
+    # Of a T5, the encoder.
+    kind = transformers.AutoModelForTextEncoding if config.is_encoder_decoder else transformers.AutoModel
 
     def build(dtype: str) -> Any:
-        load = partial(transformers.AutoModel.from_pretrained, folder, dtype=getattr(torch, dtype))
-        return cast(_loaded(folder, partial(load, local_files_only=True)), dtype)
+        load = partial(kind.from_pretrained, folder, dtype=getattr(torch, dtype), local_files_only=True)
+        model = _loaded(folder, load)
+        _without_pooler(model)
+        return cast(model, dtype)
 
     tokenizer = _loaded(folder, partial(transformers.AutoTokenizer.from_pretrained, folder, local_files_only=True))
     return Tree(
@@ -119,12 +125,18 @@ def _open_transformer(folder: Path) -> Tree:
     )
 
 
+def _without_pooler(network: Any) -> None:
+    """Leave out the layer behind [CLS] that no embedding model uses."""
+    if getattr(network, "pooler", None) is not None:
+        network.pooler = None
+
+
 def _loaded(folder: Path, load: Callable[[], Any]) -> Any:
     """Load quietly, and say in one sentence why it failed."""
     try:
         with quiet():
             return load()
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ValueError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:200]})") from None
 
 

@@ -235,6 +235,8 @@ def judge(run: Run, truth: Run, names: list[str], tolerances: Tolerances) -> Ite
         yield "input_ids", "DIFF", difference
         return
     for name in names:
+        if name not in tolerances[run.dtype]:  # too much for this dtype when the kit was made
+            continue
         if name not in run.arrays:
             yield name, "MISSING", ""
             continue

@@ -188,6 +188,7 @@ BETWEEN = [
         "layers.0.self_attn.o_proj.input",
         lambda module: set_attribute("layers.0.self_attn", "scaling", 0.2, module),
     ),
+    ("qwen3", "rotary_emb", lambda module: module.rotary_emb.inv_freq.mul_(1.01)),
 ]
 
 
@@ -213,6 +214,119 @@ def test_noise_is_measured_and_not_named(recorded):
     assert not found.explains
     noise_of = f"{re.escape(path)}: the product is that of a weight which differs by noise of relative size (0.9|1.0)%"
     assert re.match(noise_of, found.mistake)
+
+
+class Doubled(torch.nn.Module):
+    """In the place of the norm."""
+
+    def forward(self, features):
+        return features | {"sentence_embedding": 2 * features["sentence_embedding"]}
+
+
+@pytest.mark.parametrize(
+    ("point", "change"),
+    [
+        ("1", lambda module: setattr(module[1], "pooling_mode", "mean")),
+        ("2.linear", lambda module: module[2].linear.weight.mul_(1.5)),
+        ("3", partial(activation, "3", Doubled())),
+    ],
+    ids=["pooling", "dense", "norm"],
+)
+def test_what_sentence_transformers_adds(sentences, point, change):
+    """Only the Dense layer has a name; nothing is said of the others, and nothing wrong."""
+    folder, _ = sentences
+    tree = open_tree(folder)
+    reference = record_modules(tree, TEXTS)
+    run = record_modules(port(tree, change), TEXTS, dtype="float32")
+    comparison = compare(run, reference)
+    assert comparison.first_departure.name == point
+    found = [one.mistake for one in explain_modules(run, reference, tree, comparison) if one.point == point]
+    assert found == (["2.linear: the weight is multiplied by 1.5"] if point == "2.linear" else [])
+
+
+def test_positions_are_no_token_ids(recorded):
+    """MPNet's positions begin at 2. They are ids of an embedding, but not the text's."""
+    tree, reference = recorded("mpnet")
+
+    def shifted(module):
+        weight = module.embeddings.position_embeddings.weight
+        weight.copy_(weight.roll(1, dims=0))
+
+    run = record_modules(port(tree, shifted), TEXTS, dtype="float32")
+    comparison = compare(run, reference)
+    assert comparison.first_departure.name == "embeddings.position_embeddings"
+    assert explain_modules(run, reference, tree, comparison) == []
+
+
+def test_the_model_must_be_the_references(recorded):
+    (tree, reference), (_, other) = recorded("qwen3"), recorded("gemma3")
+    run = record_modules(port(tree, lambda module: module.norm.weight.mul_(2)), TEXTS, dtype="float32")
+    different = port(tree, lambda module: [layer.self_attn.q_proj.weight.mul_(2) for layer in module.layers])
+    with pytest.raises(ValueError, match="not that of the reference"):
+        explain_modules(
+            run,
+            reference,
+            port(different, lambda module: [one.mul_(2) for one in module.parameters()]),
+            compare(run, reference),
+        )
+    assert other.modules
+
+
+def test_what_changes_in_place(recorded):
+    """The sum is made in the array that the linear layer gave, and the norm's input is the sum."""
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.l, self.n = torch.nn.Embedding(10, 6), torch.nn.Linear(6, 6), torch.nn.LayerNorm(6)
+
+        def forward(self, input_ids):
+            words = self.words(input_ids)
+            states = self.l(words)
+            states += words
+            return self.n(states)
+
+    net = Net()
+    tree = tree_of(net, lambda text: {"input_ids": torch.arange(len(text))[None]})
+    reference = record_modules(tree, ["abc", "abcde"])
+    assert list(reference.modules) == ["words", "l", "n.input", "n"]
+    assert reference.modules["n"]["from"] == ["n.input"]
+    run = record_modules(port(tree, lambda net: net.l.weight.mul_(1.5)), ["abc", "abcde"], dtype="float32")
+    found = [one.mistake for one in explain_modules(run, reference, tree, compare(run, reference))]
+    assert found == ["l: the weight is multiplied by 1.5"]
+
+
+def test_what_overflows_in_float16_is_left_out(tmp_path, recorded):
+    tree, _ = recorded("mpnet")
+    path = "encoder.layer.1.intermediate.dense"
+    large = port(tree, lambda module: module.get_submodule(path).weight.mul_(1e6))
+    reference = record_modules(large, TEXTS)
+    assert path not in reference.rounding["float16"]
+    run = record_modules(large, TEXTS, dtype="bfloat16")
+    assert compare(run, reference).passed
+    half = compare(record_modules(large, TEXTS, dtype="float16"), reference)
+    assert half.passed
+    assert path not in [verdict.name for verdict in half.verdicts]
+
+
+def test_the_last_token_of_a_text_of_one(recorded):
+    """[1, 1, n] and [1, n] are the same place in memory."""
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.last = torch.nn.Embedding(10, 6), Last()
+
+        def forward(self, input_ids):
+            return self.last(self.words(input_ids))
+
+    class Last(torch.nn.Module):
+        def forward(self, states):
+            return states[:, -1]
+
+    tree = tree_of(Net(), lambda text: {"input_ids": torch.arange(len(text))[None]})
+    for texts in (["a"], ["a", "abc"]):
+        assert record_modules(tree, texts).points["last"].shape == (len(texts), 6)
 
 
 def test_any_module(recorded):
@@ -244,13 +358,14 @@ def test_any_module(recorded):
 
 @pytest.fixture(scope="module")
 def sentences(tmp_path_factory):
-    """A folder with modules.json: Qwen3, its last token, and a norm."""
+    """A folder with modules.json: Qwen3, its last token, a Dense, as EmbeddingGemma has, and a norm."""
     folder = tmp_path_factory.mktemp("sentences")
     package = pytest.importorskip("sentence_transformers")
     modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
     transformer = modules.Transformer(str(write_model("qwen3", folder / "network")))
     pooling = modules.Pooling(transformer.get_embedding_dimension(), "lasttoken")
-    model = package.SentenceTransformer(modules=[transformer, pooling, modules.Normalize()], device="cpu")
+    parts = [transformer, pooling, modules.Dense(64, 32), modules.Normalize()]
+    model = package.SentenceTransformer(modules=parts, device="cpu")
     model.save(str(folder / "model"))
     return folder / "model", model.encode(TEXTS)
 
@@ -258,8 +373,8 @@ def sentences(tmp_path_factory):
 def test_sentence_transformers_modules(sentences):
     folder, vectors = sentences
     reference = record_modules(open_tree(folder), TEXTS)
-    *_, pooling, norm = reference.points
-    assert (pooling, norm) == ("1", "2")
+    *_, pooling, dense, _, norm = reference.points
+    assert (pooling, dense, norm) == ("1", "2.linear", "3")
     np.testing.assert_allclose(reference.points[norm], vectors, atol=5e-7)
     assert json.loads(reference.metadata["provenance"])["backend"] == "sentence-transformers modules"
 
@@ -269,7 +384,7 @@ def test_a_kit(sentences, tmp_path):
     folder, _ = sentences
     write_modules_kit(folder, tmp_path / "kit")
     tree, content = open_tree(folder), json.loads((tmp_path / "kit" / "kit.json").read_text())
-    wrong = port(tree, partial(activation, "2", torch.nn.Identity()))
+    wrong = port(tree, partial(activation, "3", torch.nn.Identity()))
     for name, one in (("right", tree), ("wrong", wrong)):
         (tmp_path / name).mkdir()
         for batch, entry in content["batches"].items():
@@ -282,7 +397,7 @@ def test_a_kit(sentences, tmp_path):
         assert subprocess.run(command, capture_output=True, check=False).returncode == code
     readme = (tmp_path / "kit" / "README.md").read_text()
     assert "| `0.model.layers.0.self_attn.q_proj` | [B, T, 64] | Linear |" in readme
-    assert "--only 2` judges only the vectors" in readme
+    assert "--only 3` judges only what comes last" in readme
     assert len(content["batches"]["traps"]["points"]) == 1
 
 
@@ -306,12 +421,13 @@ def test_a_folder_that_cannot_be_loaded(tmp_path):
         open_tree(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "tokens", "name"), [("", 2, "k"), ("a a", 4, "q")])
-def test_as_many_tokens_as_heads(recorded, text, tokens, name):
-    """How an array lies is not guessed from the shape of a short text. Gemma has two key heads and four query heads."""
+@pytest.mark.parametrize(("text", "tokens", "name"), [("", 2, "k"), ("a a", 4, "q"), ("a " * 14, 16, "q")])
+@pytest.mark.parametrize("others", [TEXTS, []], ids=["beside others", "alone"])
+def test_as_many_tokens_as_heads(recorded, text, tokens, name, others):
+    """How an array lies is not guessed from one shape. Gemma has two key heads and four query heads, of 16 numbers."""
     tree, _ = recorded("gemma3")
     assert tree.inputs(text)["input_ids"].shape[1] == tokens
-    reference = record_modules(tree, [*TEXTS, text])
+    reference = record_modules(tree, [*others, text])
     points = {point: array[-1, :tokens] for point, array in reference.points.items()}
     weight = getattr(tree.build("float64").layers[0].self_attn, f"{name}_norm").weight.detach().numpy()
     projected = points[f"layers.0.self_attn.{name}_proj"].reshape(tokens, -1, 16)
