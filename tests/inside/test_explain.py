@@ -114,8 +114,9 @@ def test_command():
     output = run("explain", QUERY, PASSAGE, "--model", "e5ref-nano", "-k", 3).stdout.decode()
     table = output.split("\n\n")[2].splitlines()
     assert len(table) == 2 + 3
-    assert "| [CLS] (0)" in output
     result = json.loads(run("explain", QUERY, PASSAGE, "--model", "e5ref-nano", "--json").stdout)
+    first = result["top"][0]["first"]
+    assert f"| {result['tokens'][0][first]} ({first})" in output
     assert np.sum(result["matrix"]) == pytest.approx(result["cosine"], abs=EXPLAINED["float32"])
     assert len(result["top"]) == 10
     assert f"cosine   {result['cosine']:.6f}" in output
