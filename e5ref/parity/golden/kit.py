@@ -20,7 +20,7 @@ from e5ref.parity.modules.tree import open_tree
 from e5ref.parity.runs import check
 from e5ref.parity.runs.check import DTYPES, matching
 from e5ref.parity.runs.recording import point_shapes, record_reference
-from e5ref.parity.runs.rounding import FACTOR, ErrorSum, token_values
+from e5ref.parity.runs.rounding import FACTOR, ErrorSum, costs_in, token_values
 from e5ref.parity.runs.run import Run, RunError, read_run, write_run_content
 from e5ref.terminal.progress import progress_bar
 
@@ -248,7 +248,7 @@ def _tolerances(run: Run) -> dict[str, dict[str, dict[str, float]]]:
         for text in range(len(array)):
             scale.add(token_values(array, run.attention_mask, text))
         for dtype, points in tolerances.items():
-            if name in run.rounding.get(dtype, {}) or dtype == "float64":
+            if name in costs_in(run.rounding, dtype):
                 largest, rms = expected_errors(run, name, dtype, scale)
                 points[name] = {"max": FACTOR * largest, "rms": FACTOR * rms}
     return tolerances

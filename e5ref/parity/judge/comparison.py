@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5ref.parity.runs.check import difference_in_ids, matching
-from e5ref.parity.runs.rounding import FACTOR, UNIT_ROUNDOFF, ErrorSum, cost_at, least_costs, token_values
+from e5ref.parity.runs.rounding import FACTOR, UNIT_ROUNDOFF, ErrorSum, cost_at, costs_in, least_costs, token_values
 from e5ref.parity.runs.run import FEEDS, Run, RunError, read_run
 
 # The number of worst tokens that are kept for each point.
@@ -152,7 +152,7 @@ def compare(run: Run | str | Path, reference: Run | str | Path, *, only: Sequenc
     if difference := difference_in_ids(run, reference):
         return Comparison(run.dtype, (PointVerdict("input_ids", "DIFF", difference),), layers, reference.modules)
     if reference.modules:  # float16 may overflow in a tree of modules; then nobody is judged in it there
-        measured = reference.rounding.get("float32" if run.dtype == "float64" else run.dtype, {})
+        measured = costs_in(reference.rounding, run.dtype)
         names = [name for name in names if name not in reference.points or name in measured] or names
     verdicts = tuple(_judge(name, run, reference) for name in names)
     return Comparison(run.dtype, verdicts, layers, reference.modules)

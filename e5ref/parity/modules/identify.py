@@ -54,8 +54,8 @@ def explain_modules(
     with widened("float64", loading=True):
         modules = dict(tree.build("float64").named_modules())
     sites = [_Site(reference, reference, modules, name) for name in reference.points]
-    linear = [site.is_known for site in sites if site.kind == "Linear" and site.source in reference.points]
-    if linear and not any(linear):
+    linear = [site for site in sites if site.kind == "Linear" and site.source in reference.points]
+    if linear and not any(site.is_known for site in linear):
         raise ValueError("the model is not that of the reference: its linear layers give different numbers")
     found = []
     for verdict in comparison.verdicts:
@@ -64,7 +64,7 @@ def explain_modules(
             continue
         if time.monotonic() > stop:
             break
-        if (before := site.factor(site.applied())) > FACTOR:
+        if (before := site.factor(site.applied)) > FACTOR:
             found.append(_explained(site, before))
     return found
 
@@ -75,7 +75,7 @@ def _explained(site: "_Site", before: float) -> Explanation:
     for words, values in site.candidates():
         if values.shape == site.output.shape and (factor := site.factor(values)) < best / (1.5 if says else 1):
             best, says = factor, words
-    error = float(np.abs(site.output - site.applied()).max())
+    error = float(np.abs(site.output - site.applied).max())
     check = f"the module {site.name}"
     if says:
         return Explanation(f"{site.name}: {says}", check, site.name, error, error * best / before, True, True)
@@ -124,7 +124,7 @@ class _Site:
             if not self.kind or (self.kind != "Embedding" and self.source not in run.points):
                 return False
         try:
-            given = right.applied()
+            given = right.applied
         except Exception:  # whatever a module says of an array that is not what it takes
             return False
         if given.shape != right.output.shape or not np.allclose(given, right.output, rtol=1e-5, atol=1e-5):
@@ -164,6 +164,7 @@ class _Site:
                 site = _Site(self.run, self.reference, self.modules, path)
                 yield path, site.weight, site.bias
 
+    @cached_property
     def applied(self) -> Array:
         """What the module gives. [R, n]."""
         torch = importlib.import_module("torch")
@@ -189,7 +190,7 @@ class _Site:
 
     def measured(self) -> str:
         """Say what the difference looks like, if nothing explains it."""
-        applied = self.applied()
+        applied = self.applied
         if self.kind == "Linear":
             return describe_difference(self.output - applied, applied - self.bias)
         share = np.linalg.norm(self.output - applied) / np.linalg.norm(applied)
@@ -268,7 +269,7 @@ def _rms_norm(site: _Site) -> Candidates:
     eps: Any = getattr(site.module, "eps", None) or getattr(site.module, "variance_epsilon", 0.0)
     plain = normed(x, mean=False, inside=eps)
     # Some multiply by the weight, some by 1 + weight.
-    factor = np.median(site.applied().reshape(x.shape) / np.where(plain == 0, 1, plain), axis=0)
+    factor = np.median(site.applied.reshape(x.shape) / np.where(plain == 0, 1, plain), axis=0)
     values: dict[str, Array] = {"the norm is left out": x, "the norm has no weight": plain}
     for says, other in (("the weight", weight), ("1 + weight", 1 + weight)):
         if not np.allclose(other, factor):
@@ -291,7 +292,7 @@ def _activation(site: _Site) -> Candidates:
 
 
 def _embedding(site: _Site) -> Candidates:
-    table, ids, applied = site.weight, site.x, site.applied()
+    table, ids, applied = site.weight, site.x, site.applied
     for says, shift in (("one row further is", 1), ("the row before is", -1)):
         yield f"{says} taken", table[(ids + shift) % len(table)]
     for path, other, _ in site.sisters():

@@ -14,7 +14,7 @@ from e5ref.engines.batching import pad_ids
 from e5ref.parity.modules.tree import Inputs, Tree
 from e5ref.parity.runs.check import DTYPES, matching
 from e5ref.parity.runs.recording import DEFAULT_VALUES
-from e5ref.parity.runs.rounding import ROUNDED, Costs, ErrorSum
+from e5ref.parity.runs.rounding import ROUNDED, ErrorSum, costs_of
 from e5ref.parity.runs.run import Run
 from e5ref.terminal.progress import progress_bar
 
@@ -98,11 +98,9 @@ def record_modules(
     if tree.strings is not None:
         metadata["tokens"] = json.dumps([tree.strings(of_text) for of_text in ids], ensure_ascii=False)
     if others:
-        costs: Costs = {rounded: {} for rounded in ROUNDED}
-        for (rounded, name), error in errors.items():
-            if np.isfinite(error.rms):  # float16 may be too small for some models, and nobody can be judged by that
-                costs[rounded][name] = {"max": error.max, "rms": error.rms}
-        metadata["rounding"] = json.dumps(costs)
+        # float16 may be too small for some models, and nobody can be judged by that.
+        finite = {place: error for place, error in errors.items() if np.isfinite(error.rms)}
+        metadata["rounding"] = json.dumps(costs_of(finite))
     return Run({"input_ids": input_ids, "attention_mask": attention_mask, **arrays}, metadata)
 
 
@@ -127,9 +125,8 @@ class _Recorded:
         self._points: Points = {}
         self._shapes: dict[str, tuple[int, ...]] = {}  # of all arrays of floats, points or not
         self._layouts: dict[str, str] | None = None  # point → a key of LAYOUTS
-        self._caught: dict[
-            Any, tuple[str, Any, int]
-        ] = {}  # place in memory → point, array, and how often it was changed
+        # Place in memory → point, array, and how often it was changed.
+        self._caught: dict[Any, tuple[str, Any, int]] = {}
         self._sources: dict[str, list[str]] = {}  # path → the points that go into the module
         for path, module in self.module.named_modules():
             if path:
@@ -200,14 +197,13 @@ def _of_another_length(inputs: Inputs) -> Inputs:
     """Leave out the last token of a text, or repeat its only one."""
     torch = importlib.import_module("torch")
     tokens = inputs["input_ids"].shape[1]
-    return {
-        name: value
-        if getattr(value, "ndim", 0) != 2 or value.shape[1] != tokens
-        else value[:, :-1]
-        if tokens > 1
-        else torch.cat([value, value], dim=1)
-        for name, value in inputs.items()
-    }
+
+    def changed(value: Any) -> Any:
+        if getattr(value, "ndim", 0) != 2 or value.shape[1] != tokens:
+            return value
+        return value[:, :-1] if tokens > 1 else torch.cat([value, value], dim=1)
+
+    return {name: changed(value) for name, value in inputs.items()}
 
 
 def _tensors(values: Sequence[Any]) -> Iterator[Any]:

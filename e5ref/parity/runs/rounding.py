@@ -58,10 +58,20 @@ def rounding_costs(
                     for text in range(len(mask)):
                         error.add(token_values(points[name], mask, text) - token_values(expected, mask, text))
             progress.update(len(ids))
-    costs: Costs = {dtype: {} for dtype, _, _ in rounded}
+    return costs_of(sums)
+
+
+def costs_of(sums: Mapping[tuple[str, str], "ErrorSum"]) -> Costs:
+    """Return the costs of rounding from the errors of each dtype at each point."""
+    costs: Costs = {dtype: {} for dtype in ROUNDED}
     for (dtype, name), error in sums.items():
         costs[dtype][name] = {"max": error.max, "rms": error.rms}
     return costs
+
+
+def costs_in(costs: Mapping[str, Mapping[str, Mapping[str, float]]], dtype: str) -> Mapping[str, Mapping[str, float]]:
+    """Return what was measured for a dtype: point → cost. For float64 that is float32's, which is scaled then."""
+    return costs.get("float32" if dtype == "float64" else dtype, {})
 
 
 def cost_at(costs: Mapping[str, Mapping[str, Mapping[str, float]]], dtype: str, name: str) -> tuple[float, float]:
@@ -73,7 +83,7 @@ def cost_at(costs: Mapping[str, Mapping[str, Mapping[str, float]]], dtype: str, 
     Raises:
         KeyError: the cost was not measured.
     """
-    measured = costs["float32" if dtype == "float64" else dtype][name]
+    measured = costs_in(costs, dtype)[name]
     scale = UNIT_ROUNDOFF["float64"] / UNIT_ROUNDOFF["float32"] if dtype == "float64" else 1.0
     return measured["max"] * scale, measured["rms"] * scale
 
