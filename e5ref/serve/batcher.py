@@ -213,10 +213,11 @@ class Batcher:
             for run in runs:
                 for window in finished_windows(engine, run, normalize=wanted == "normalized"):
                     parts = begun.popleft()
+                    # Counted before the answer: whoever has it may ask again at once, and is then among those expected.
+                    self._expected = self._texts + len(window.vectors)
                     self._hand_over(parts, window.vectors)
                     most = max(most, len(jobs))
                     jobs.difference_update(part.job for part in parts if part.texts.stop == len(part.job.vectors))
-                    self._expected = self._texts + len(window.vectors)
                     end = time.perf_counter()
                     self._seconds += end - start
                     self._linger_until = end + max(LINGER_SECONDS, LINGER_SHARE * (end - start))

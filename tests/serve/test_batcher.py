@@ -4,6 +4,7 @@ import asyncio
 import gc
 import itertools
 import threading
+import time
 import weakref
 from contextlib import suppress
 from types import SimpleNamespace
@@ -203,6 +204,13 @@ def test_a_run_that_goes_on_holds_no_finished_job(is_accelerator):
 @pytest.mark.parametrize("is_accelerator", [False, True])
 def test_a_cpu_waits_a_moment_for_who_was_answered_just_now(is_accelerator, monkeypatch):
     monkeypatch.setattr(batcher_module, "LINGER_SECONDS", 0.5)
+    hand_over = Batcher._hand_over
+
+    def hand_over_and_stop_for_a_moment(batcher, parts, vectors):
+        hand_over(batcher, parts, vectors)
+        time.sleep(0.02)  # the client asks again before the thread goes on
+
+    monkeypatch.setattr(Batcher, "_hand_over", hand_over_and_stop_for_a_moment)
 
     async def serve():
         engine = Engine()
