@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from e5ref.encoder import E5
 from e5ref.engines.engine import Window, finished_windows
 from e5ref.engines.stream import hidden_states
-from e5ref.operations.blas import blas
 from e5ref.serve.metrics import Metrics
 from e5ref.tokenizer import TokenIds
 
@@ -25,11 +24,11 @@ Wanted = Literal["normalized", "pooled", "hidden states"]
 # computed the longest first, so a query waits for its whole window: this bounds how long.
 WINDOW_TOKENS = 8
 
-# Whoever was answered may ask again at once. So that one window does for all clients, the next waits this many seconds,
-# or this share of the last one's time if that is more, until as many texts are there, or so many tokens that more texts
-# would not be faster together.
-LINGER_SECONDS, LINGER_SHARE = 0.002, 0.25
-ENOUGH_TOKENS = 512
+# Whoever was answered may ask again at once. So that one window does for all clients, the next waits as long as texts
+# come at this distance in seconds, or at this share of the last window's time if that is more. It waits at most that
+# window's time, until as many texts are there, or so many tokens that more texts would not be faster together.
+LINGER_SECONDS, LINGER_SHARE = 0.002, 0.1
+ENOUGH_TOKENS = 2048
 
 
 class FullError(Exception):
@@ -111,7 +110,8 @@ class Batcher:
         self._jobs: deque[Job] = deque()
         self._texts = self._tokens = 0  # of the jobs, those that wait
         self._tokens_done, self._seconds = 0, 0.0  # what the engine has done, and in what time
-        self._expected, self._linger_until = 0, 0.0  # texts, and a time of `time.perf_counter`
+        # Texts, a time of `time.perf_counter`, and seconds.
+        self._expected, self._linger_until, self._pause = 0, 0.0, 0.0
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="e5ref-batcher", daemon=True)
@@ -178,23 +178,21 @@ class Batcher:
 
     def _work(self) -> None:
         """Run the engine whenever texts wait."""
-        jobs_before = 0
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs or self._closed)
                 if not self._jobs:
                     return
-                wanted, crowded = self._jobs[0].wanted, max(jobs_before, len(self._jobs)) > 1
-            # All threads of the BLAS compute a query that is alone, as in `encode`. Between many small requests they
-            # would wait for the core that the event loop has.
-            with blas.at_most(1 if crowded else blas.threads):
-                jobs_before = self._run_hidden_states() if wanted == "hidden states" else self._run(wanted)
+                wanted = self._jobs[0].wanted
+            if wanted == "hidden states":
+                self._run_hidden_states()
+            else:
+                self._run(wanted)
 
-    def _run(self, wanted: Wanted) -> int:
-        """Run the engine as long as texts wait of which this is wanted; return the most jobs that were under way."""
+    def _run(self, wanted: Wanted) -> None:
+        """Run the engine as long as texts wait of which this is wanted."""
         begun: deque[list[Part]] = deque()  # of each window
         jobs: set[Job] = set()  # those under way: a run may go on for hours
-        most = 0
 
         def windows() -> Iterator[Window]:
             while parts := self._next_parts(wanted):
@@ -208,25 +206,24 @@ class Batcher:
         # An accelerator has the next window at hand while it computes one. A CPU takes what waits once it is done: a
         # window that is made later has more texts, and many small ones cost more than a large one.
         runs = [windows()] if engine.is_accelerator else ([window] for window in windows())
-        start = time.perf_counter()
         try:
             for run in runs:
+                start = time.perf_counter()
                 for window in finished_windows(engine, run, normalize=wanted == "normalized"):
                     parts = begun.popleft()
                     # Counted before the answer: whoever has it may ask again at once, and is then among those expected.
                     self._expected = self._texts + len(window.vectors)
                     self._hand_over(parts, window.vectors)
-                    most = max(most, len(jobs))
                     jobs.difference_update(part.job for part in parts if part.texts.stop == len(part.job.vectors))
                     end = time.perf_counter()
                     self._seconds += end - start
-                    self._linger_until = end + max(LINGER_SECONDS, LINGER_SHARE * (end - start))
+                    self._pause = max(LINGER_SECONDS, LINGER_SHARE * (end - start))
+                    self._linger_until = end + max(self._pause, end - start)
                     start = end
         except Exception as error:  # it is theirs who wait; the next run may go well
             for job in jobs:
                 self._drop(job)
                 job.done.get_loop().call_soon_threadsafe(job.fail, error)
-        return max(most, len(jobs))
 
     def _next_parts(self, wanted: Wanted) -> list[Part]:
         """Take a window's texts off the queue; none if no text waits, or something else is wanted of the next."""
@@ -235,8 +232,7 @@ class Batcher:
         tokens = texts * WINDOW_TOKENS
         with self._changed:
             if not self._model.engine.is_accelerator:
-                left = self._linger_until - time.perf_counter()
-                self._changed.wait_for(self._is_enough, max(0.0, left))
+                self._linger()
             while self._jobs and self._jobs[0].wanted == wanted and texts > 0 and tokens > 0:
                 job = self._jobs[0]
                 offsets, start = job.tokens.offsets, job.begun
@@ -251,6 +247,13 @@ class Batcher:
                 if stop == len(job.vectors):
                     self._jobs.popleft()
         return parts
+
+    def _linger(self) -> None:
+        """Wait for those who were answered just now, as long as they come one soon after another."""
+        while not self._is_enough() and (left := self._linger_until - time.perf_counter()) > 0:
+            texts = self._texts
+            if not self._changed.wait_for(lambda: self._closed or self._texts > texts, min(left, self._pause)):
+                return
 
     def _is_enough(self) -> bool:
         return self._closed or self._texts >= self._expected or self._tokens >= ENOUGH_TOKENS
@@ -272,7 +275,7 @@ class Batcher:
 
         parts[0].job.done.get_loop().call_soon_threadsafe(finish)  # once for all of them
 
-    def _run_hidden_states(self) -> int:
+    def _run_hidden_states(self) -> None:
         """Compute the next job's hidden states, text by text in the NumPy twin."""
         with self._changed:
             job = self._jobs.popleft()
@@ -289,7 +292,6 @@ class Batcher:
                 loop.call_soon_threadsafe(job.finish, 1)
         except Exception as error:
             loop.call_soon_threadsafe(job.fail, error)
-        return 1
 
     def _count_done(self, texts: int, tokens: int) -> None:
         self._tokens_done += tokens
