@@ -251,8 +251,7 @@ class Batcher:
     def _linger(self) -> None:
         """Wait for those who were answered just now, as long as they come one soon after another."""
         while not self._is_enough() and (left := self._linger_until - time.perf_counter()) > 0:
-            texts = self._texts
-            if not self._changed.wait_for(lambda: self._closed or self._texts > texts, min(left, self._pause)):
+            if not self._changed.wait(min(left, self._pause)):
                 return
 
     def _is_enough(self) -> bool:

@@ -65,16 +65,21 @@ def explain_modules(
         if time.monotonic() > stop:
             break
         if (before := site.factor(site.applied)) > FACTOR:
-            found.append(_explained(site, before))
+            found.append(_explained(site, before, stop))
     return found
 
 
-def _explained(site: "_Site", before: float) -> Explanation:
-    """Name the candidate that is closest, the simpler of two that are equally close; or say what was measured."""
+def _explained(site: "_Site", before: float, stop: float) -> Explanation:
+    """Name the candidate that is closest, the simpler of two that are equally close; or say what was measured.
+
+    After `stop`, of `time.monotonic`, no more candidates are tried.
+    """
     best, says = min(FACTOR, before / LOWERED), ""
     for words, values in site.candidates():
         if values.shape == site.output.shape and (factor := site.factor(values)) < best / (1.5 if says else 1):
             best, says = factor, words
+        if time.monotonic() > stop:
+            break
     error = float(np.abs(site.output - site.applied).max())
     check = f"the module {site.name}"
     if says:

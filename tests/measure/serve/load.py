@@ -2,8 +2,9 @@
 
     python -m tests.measure.serve.load MODEL TEXTS [--clients 1,8,64] [--per-request 1,32] [--seconds 10]
 
-TEXTS has a text a line. Every vector that comes back is compared with the one of `encode`, bit by bit. CPU is the
-processor time of a text in `encode` over that of one in the service, HTTP and all: a busy machine changes it little.
+TEXTS has a text a line. "At once" is `encode` called with as many texts as the clients have under way: the service
+cannot put more of them together. Every vector that comes back is compared with the one of `encode`, bit by bit. CPU is
+the processor time of a text in `encode` over that of one in the service, HTTP and all: a busy machine changes it little.
 sentence-transformers stands behind the same kind of server beside it (tests/measure/serve/peer.py).
 Last comes overload: clients send three times what the queue holds, until SIGTERM ends the service under load.
 """
@@ -166,10 +167,10 @@ def main(
     vectors = encoder.encode(texts, truncation="allow", show_progress_bar=False)
     name = Path(model).name
     click.echo(
-        "| clients | texts each | encode, texts/s | served, texts/s | share | CPU | p50, ms | p99, ms "
-        "| sentence-transformers served, texts/s | p50, ms | p99, ms |"
+        "| clients | texts each | encode, texts/s | at once, texts/s | served, texts/s | share | share of at once "
+        "| CPU | p50, ms | p99, ms | sentence-transformers served, texts/s | p50, ms | p99, ms |"
     )
-    click.echo("| ---: " * 11 + "|")
+    click.echo("| ---: " * 13 + "|")
     process, url = serve(model, "--threads", str(threads))
     peer, peer_url = serve_peer(model, threads)
     try:
@@ -178,13 +179,15 @@ def main(
             # One client waits for each answer, as a loop over `encode` does; many are what `encode` gets as a list.
             together = size if number == 1 else min(1024, len(texts))
             base, base_cpu = run_encode(encoder, texts, together, seconds / 2)
+            at_once, _ = run_encode(encoder, texts, min(size * number, len(texts)), seconds / 2)
             before = cpu_seconds(process)
             load, served = measured(url, Texts(texts, vectors, name, size), number, seconds)
             cpu = (cpu_seconds(process) - before) / load.texts
             assert not load.wrong, f"{load.wrong} vectors are not those of their texts"
             theirs, served_by_peer = measured(peer_url, Texts(texts, vectors, name, size), number, seconds / 2)
             click.echo(
-                f"| {number} | {size} | {base:,.0f} | {served:,.0f} | {served / base:.2f} | {base_cpu / cpu:.2f} "
+                f"| {number} | {size} | {base:,.0f} | {at_once:,.0f} | {served:,.0f} | {served / base:.2f} "
+                f"| {served / at_once:.2f} | {base_cpu / cpu:.2f} "
                 f"| {load.quantile(0.5):.1f} | {load.quantile(0.99):.1f} "
                 f"| {served_by_peer:,.0f} | {theirs.quantile(0.5):.1f} | {theirs.quantile(0.99):.1f} |"
             )

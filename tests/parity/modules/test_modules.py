@@ -2,10 +2,12 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import re
 import subprocess
 import sys
+import time
 from functools import cache, partial
 
 import numpy as np
@@ -214,6 +216,17 @@ def test_noise_is_measured_and_not_named(recorded):
     assert not found.explains
     noise_of = f"{re.escape(path)}: the product is that of a weight which differs by noise of relative size (0.9|1.0)%"
     assert re.match(noise_of, found.mistake)
+
+
+def test_no_candidate_is_tried_when_the_time_is_over(recorded, monkeypatch):
+    tree, reference = recorded("mpnet")
+    path = "encoder.layer.1.output.dense"
+    run = record_modules(port(tree, partial(weight_of, path, "encoder.layer.0.output.dense")), TEXTS, dtype="float32")
+    comparison = compare(run, reference)
+    seconds = itertools.count()
+    monkeypatch.setattr(time, "monotonic", partial(next, seconds))
+    assert not any(found.explains for found in explain_modules(run, reference, tree, comparison, seconds=1.5))
+    assert next(seconds) < 6  # the beginning, one module, one candidate, and the end
 
 
 class Doubled(torch.nn.Module):
