@@ -26,9 +26,8 @@ WINDOW_TOKENS = 8
 
 # Whoever was answered may ask again at once. So that one window does for all clients, the next waits as long as texts
 # come at this distance in seconds, or at this share of the last window's time if that is more. It waits at most that
-# window's time, until as many texts are there, or so many tokens that more texts would not be faster together.
+# window's time, until as many texts are there, or a window is full.
 LINGER_SECONDS, LINGER_SHARE = 0.002, 0.1
-ENOUGH_TOKENS = 2048
 
 
 class FullError(Exception):
@@ -232,7 +231,7 @@ class Batcher:
         tokens = texts * WINDOW_TOKENS
         with self._changed:
             if not self._model.engine.is_accelerator:
-                self._linger()
+                self._linger(tokens)
             while self._jobs and self._jobs[0].wanted == wanted and texts > 0 and tokens > 0:
                 job = self._jobs[0]
                 offsets, start = job.tokens.offsets, job.begun
@@ -248,14 +247,12 @@ class Batcher:
                     self._jobs.popleft()
         return parts
 
-    def _linger(self) -> None:
-        """Wait for those who were answered just now, as long as they come one soon after another."""
-        while not self._is_enough() and (left := self._linger_until - time.perf_counter()) > 0:
-            if not self._changed.wait(min(left, self._pause)):
+    def _linger(self, tokens: int) -> None:
+        """Wait for those who were answered just now, as long as they come one soon after another and there is room."""
+        while self._texts < self._expected and self._tokens < tokens and not self._closed:
+            left = self._linger_until - time.perf_counter()
+            if left <= 0 or not self._changed.wait(min(left, self._pause)):
                 return
-
-    def _is_enough(self) -> bool:
-        return self._closed or self._texts >= self._expected or self._tokens >= ENOUGH_TOKENS
 
     def _hand_over(self, parts: list[Part], vectors: NDArray[np.floating]) -> None:
         """Give a window's vectors to its jobs."""

@@ -4,8 +4,8 @@
 
 TEXTS has a text a line. "At once" is `encode` called with as many texts as the clients have under way: the service
 cannot put more of them together. Every vector that comes back is compared with the one of `encode`, bit by bit. CPU is
-the processor time of a text in `encode` over that of one in the service, HTTP and all: a busy machine changes it little.
-sentence-transformers stands behind the same kind of server beside it (tests/measure/serve/peer.py).
+the processor time of a text in `encode` over that of one in the service, HTTP and all: a busy machine changes it
+little. sentence-transformers stands behind the same kind of server beside it (tests/measure/serve/peer.py).
 Last comes overload: clients send three times what the queue holds, until SIGTERM ends the service under load.
 """
 
