@@ -27,7 +27,7 @@ WINDOW_TOKENS = 8
 # Whoever was answered may ask again at once. So that one window does for all clients, the next waits as long as texts
 # come at this distance in seconds, or at this share of the last window's time if that is more. It waits at most that
 # window's time, until as many texts are there, or a window is full.
-LINGER_SECONDS, LINGER_SHARE = 0.002, 0.1
+LINGER_SECONDS, LINGER_SHARE = 0.002, 0.25
 
 
 class FullError(Exception):
