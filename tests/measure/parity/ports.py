@@ -7,6 +7,7 @@ name the folder in the environment variable E5REF_NODE.
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -70,7 +71,11 @@ def ctranslate2_runner(encoder: e5ref.E5, place: Path) -> Runner:
 
     converted = place / "ctranslate2"
     if not converted.exists():
-        ctranslate2.converters.TransformersConverter(str(encoder.checkpoint.folder)).convert(str(converted))
+        source = shutil.copytree(encoder.checkpoint.folder, place / "source")
+        config = json.loads((source / "config.json").read_text())
+        # The converter asks for it; transformers 5 has no default for it any more.
+        (source / "config.json").write_text(json.dumps({"position_embedding_type": "absolute"} | config))
+        ctranslate2.converters.TransformersConverter(str(source)).convert(str(converted))
     model = ctranslate2.Encoder(str(converted), compute_type="float32", intra_threads=1)
 
     def run(input_ids: Ids, attention_mask: Ids) -> Points:
