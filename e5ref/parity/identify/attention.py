@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,9 @@ from e5ref.parity.altered.changes import (
     split_without_transposing,
 )
 from e5ref.parity.altered.models import round_to
-from e5ref.parity.identify.site import Candidate, Site, heads, joined, scores, softmax
+from e5ref.parity.identify.linear import described
+from e5ref.parity.identify.site import Candidate, Site, departure, heads, joined, plain, scores, softmax
+from e5ref.parity.runs.rounding import FACTOR
 
 # The places of a text's tokens, and how many there are → which keys (across) each query (down) sees.
 Seen = Callable[[NDArray[np.int64], int], NDArray[np.bool_]]
@@ -65,6 +68,7 @@ SOFTMAXES: dict[str, Callable[[Array], Array]] = {
     "a sigmoid takes softmax's place": lambda x: 1 / (1 + np.exp(-x)),
     "softmax is applied twice": lambda x: softmax(softmax(x)),
     "queries and keys are swapped": lambda x: softmax(x.swapaxes(-1, -2)),
+    "the probabilities are transposed": lambda x: softmax(x).swapaxes(-1, -2),
     "keys are in reverse": lambda x: softmax(x[..., ::-1]),
     "scores are rounded to float16": lambda x: softmax(round_to(x, "float16")),
     "scores are rounded to bfloat16": lambda x: softmax(round_to(x, "bfloat16")),
@@ -77,12 +81,10 @@ def _scales(site: Site) -> Iterator[Candidate]:
     """Solve for the scale: the logarithms of a query's probabilities differ as its scores do."""
     top = bottom = 0.0
     for text, run in enumerate(site.recorded.squares(site.point)):
-        right = scores(site, text)
         seen = run > NOTHING
-        if not seen.all():
-            return
-        logs = np.log(run)
-        right, logs = (x - x.mean(axis=-1, keepdims=True) for x in (right, logs))
+        count = np.maximum(seen.sum(axis=-1, keepdims=True), 1)
+        parts = (scores(site, text) * seen, np.log(np.where(seen, run, 1)))
+        right, logs = ((x - x.sum(axis=-1, keepdims=True) / count) * seen for x in parts)
         top, bottom = top + float(np.vdot(right, logs)), bottom + float(np.vdot(right, right))
     factor, config = (top / bottom if bottom else 1.0), site.config
     scale = factor / math.sqrt(config.head_size)
@@ -161,6 +163,10 @@ def _masks(site: Site) -> Iterator[Candidate]:
     shown = [(run > NOTHING).any(axis=0) for run in squares]  # [t, t], what any head sees
     distance = max(int(np.abs(np.subtract(*np.nonzero(each))).max(initial=0)) for each in shown)
     longest = max(int(np.flatnonzero(each.any(axis=0)).max(initial=-1)) + 1 for each in shown)
+    keys = np.unique(np.concatenate([np.flatnonzero(each.any(axis=0)) for each in shown]))
+    most = max(int((run > NOTHING).sum(axis=-1).max()) for run in squares)
+    for end, kept in (("", _most_probable), (", and the rest is not normalised again", _most_probable_cut)):
+        yield Candidate(f"a token sees only the {most} most probable keys{end}", _ended(partial(kept, count=most)))
     seen: dict[str, Seen] = {
         "a token sees only itself and those before it: the mask is causal": lambda at, n: at <= at[:, None],
         "a token sees only those before it": lambda at, n: at < at[:, None],
@@ -172,10 +178,24 @@ def _masks(site: Site) -> Iterator[Candidate]:
         "token 0, [CLS], is not seen": lambda at, n: np.broadcast_to(at > 0, (n, n)),
         "the last token, [SEP], is not seen": lambda at, n: np.broadcast_to(at < n - 1, (n, n)),
         f"only the first {longest} tokens are seen": lambda at, n: np.broadcast_to(at < longest, (n, n)),
+        f"only tokens {', '.join(map(str, keys[:8]))}{', …' * (len(keys) > 8)} are seen": lambda at, n: np.broadcast_to(
+            np.isin(at, keys), (n, n)
+        ),
     }
     for says, rule in seen.items():
         for end, masked in (("", _masked), (", and the rest is not normalised again", _cut)):
             yield Candidate(says + end, lambda site, rule=rule, masked=masked: masked(site, rule))
+
+
+def _most_probable_cut(x: Array, count: int) -> Array:
+    probabilities = softmax(x)
+    least = np.sort(probabilities, axis=-1)[..., -count:][..., :1]
+    return probabilities * (probabilities >= least)
+
+
+def _most_probable(x: Array, count: int) -> Array:
+    kept = _most_probable_cut(x, count)
+    return kept / kept.sum(axis=-1, keepdims=True)
 
 
 def _seen(rule: Seen, length: int) -> NDArray[np.bool_]:
@@ -319,15 +339,22 @@ def _matched(site: Site) -> NDArray[np.int64]:
 
 
 def measured(site: Site) -> str:
-    """Say what the probabilities look like: how much of them is left, and what is added to the scores."""
+    """Say what the probabilities look like, and which heads are wrong; or how far a context is off."""
     if site.kind != "attention_probabilities":
-        return "the context is no average of values by these probabilities"
+        return f"the context is not the average of the values by these probabilities, by {departure(site):.2g} in norm"
     run = site.recorded.squares(site.point)
     sums = np.concatenate([each.sum(axis=-1).ravel() for each in run])
     zeros = float(np.mean(np.concatenate([(each < NOTHING).ravel() for each in run])))
     padded = site.recorded.lengths < site.recorded.run.input_ids.shape[1]
     full = np.array([abs(each.sum(axis=-1) - 1).max() < 1e-3 for each in run])
-    says = f"a query's probabilities sum to {sums.min():.4g} to {sums.max():.4g}, and {zeros:.1%} of them are 0"
+    least, most = f"{sums.min():.4g}", f"{sums.max():.4g}"
+    says = f"a query's probabilities sum to {least if least == most else f'{least} to {most}'}, and {zeros:.1%} are 0"
+    computed = plain(site)
+    wrong = np.zeros(site.config.num_attention_heads, np.bool_)
+    for error in site.errors(computed):
+        wrong |= np.abs(error).reshape(len(error), len(wrong), -1).max(axis=(0, 2)) > FACTOR * site.allowed(computed)[0]
+    if not wrong.all():
+        says += f"; only {described(wrong, 'head')} wrong"
     if padded.any() and np.array_equal(full, ~padded) and sums.max() < 1 + 1e-3:
         says += "; the sum is below 1 only for texts with padding, so padding is attended to"
     return says

@@ -26,6 +26,14 @@ def candidates(site: Site) -> Iterator[Candidate]:
     root = site.config.hidden_size**0.5
     yield Candidate("word embeddings are multiplied by √D", lambda site: _normed(site, _sum(site, root, 1, 1)))
     yield Candidate("the sum is multiplied by √D", lambda site: _normed(site, root * _sum(site, 1, 1, 1)))
+    for says, counted in PARTS.items():
+        times = norms.share(site, _sum(site, *(1 - one for one in counted)), _sum(site, *counted))
+        yield Candidate(
+            f"the {says} embedding is added {times:.4g} times",
+            lambda site, counted=counted, times=times: _normed(
+                site, _sum(site, *(1 - one for one in counted)) + times * _sum(site, *counted)
+            ),
+        )
     for says, (word, position, token_type) in AFTER.items():
         yield Candidate(
             says,
@@ -64,6 +72,7 @@ SUMS = {
     "the position embedding is added twice": (1, 2, 1),
     "the position embedding is subtracted": (1, -1, 1),
 }
+PARTS = {"word": (1, 0, 0), "position": (0, 1, 0), "token-type": (0, 0, 1)}
 AFTER = {
     "the position embedding is added after LayerNorm": (0, 1, 0),
     "the token-type embedding is added after LayerNorm": (0, 0, 1),
@@ -150,6 +159,15 @@ def _words(site: Site) -> Iterator[Candidate]:
         row, error = _nearest(site, tables.word + rest, run[at])
         if error <= 16 * limit:
             taken[token] = row
+    shifts = {row - token for token, row in taken.items()}
+    if len(shifts) == 1 and len(taken) == min(LOOKED_FOR, len(different)) > 1:
+        (shift,) = shifts
+        yield Candidate(
+            f"word embeddings take the row {abs(shift)} {'further' if shift > 0 else 'before'}",
+            lambda site: _normed(
+                site, _sum(site, 0, 1, 1) + np.roll(site.recorded.params.embeddings.word, -shift, 0)[recorded.ids]
+            ),
+        )
     if len(taken) == len(different):
         says = ", ".join(f"row {row} for token id {token}" for token, row in list(taken.items())[:4])
         ids = np.array([taken.get(token, token) for token in recorded.ids.tolist()])

@@ -119,7 +119,9 @@ def identify(
             candidate = _explained(first, factors[first.point], stop, found)
             if candidate is None:
                 part = wrong_part(first)
-                says = ROOMS[first.kind].measured(first) + (f"; only {part.says} is wrong" if part else "")
+                says = ROOMS[first.kind].measured(first) + (
+                    f"; it is so for {part.says} alone" if part and "…" not in part.says else ""
+                )
                 findings.append(Finding((first.point,), says, False, factors[first.point], np.nan))
                 left = [] if len(left) == len(recorded.params.layers) else left[1:]
                 continue

@@ -23,6 +23,12 @@ def finishes(site: Site, before: Array) -> Iterator[tuple[str, Finish]]:
         before: the output of the reference's linear layer. [R, D].
     """
     yield from _sums(site)
+    if site.index is not None:
+        times = share(site, before, site.residual)
+        yield (
+            f"the residual is added {times:.4g} times",
+            lambda site, x: layer_norm(x + times * site.residual, site.norm, site.config.layer_norm_eps),
+        )
     total = before + site.residual
     for epsilon in dict.fromkeys((*EPSILONS, _solved_epsilon(site, total))):
         if epsilon > 0 and epsilon != site.config.layer_norm_eps:
@@ -85,6 +91,20 @@ def _sums(site: Site) -> Iterator[tuple[str, Finish]]:
         )
     if site.kind == "attention_output" or site.index:
         yield "the embeddings are the residual", lambda site, x: ended(site, x + site.recorded.rows("embeddings"))
+
+
+def share(site: Site, rest: Array, part: Array) -> float:
+    """Solve for how often a part counts in the sum before LayerNorm, if the rest counts once. [R, D] both.
+
+    LayerNorm keeps the direction of a centred row. What `rest` and `part` have beside that direction must add up to 0.
+    """
+    with np.errstate(all="ignore"):
+        sure = np.abs(site.norm.weight) > 0.01 * np.abs(site.norm.weight).max()  # elsewhere the rounding is too large
+        direction = ((site.recorded.rows(site.point) - site.norm.bias) / site.norm.weight)[:, sure]
+        direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+        rest, part = ((x - x.mean(axis=-1, keepdims=True))[..., sure] for x in (rest, part))
+        rest, part = (x - (x * direction).sum(axis=-1, keepdims=True) * direction for x in (rest, part))
+        return -float(np.vdot(part, rest) / np.vdot(part, part))
 
 
 def _input(site: Site) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from e5ref.checkpoint.config import BertConfig
 from e5ref.checkpoint.params import Affine
@@ -159,10 +160,21 @@ def on_grid(bits: int, group: int | None, *, minimum: bool) -> Callable[[Array],
     return rounded
 
 
+def float8(x: Array, largest: Array | float) -> Array:
+    """Round to float8 in its form E4M3, with the scale that makes the largest number 448."""
+    scale = np.asarray(largest / 448)
+    _, exponent = np.frexp(x / scale)
+    step = np.ldexp(1.0, np.maximum(exponent, -5) - 4) * scale  # 4 significant bits; fewer below 2⁻⁶
+    return (np.rint(x / step) * step).astype(x.dtype)
+
+
 PRECISIONS: dict[str, Callable[[Array], Array]] = {
     "in float16": lambda weight: round_to(weight, "float16"),
     "in bfloat16": lambda weight: round_to(weight, "bfloat16"),
     "in TF32": tf32,
+    "in float8 (E4M3)": lambda weight: float8(weight, 448.0),
+    "in float8 (E4M3) with one scale for all": lambda weight: float8(weight, np.abs(weight).max()),
+    "in float8 (E4M3) with one scale for each row": lambda weight: float8(weight, np.abs(weight).max(1, keepdims=True)),
 } | {
     f"in {bits}-bit whole numbers with one scale{' and minimum' * minimum} {each}": on_grid(
         bits, group, minimum=minimum
@@ -236,11 +248,16 @@ def _fitted(site: Site) -> Iterator[Candidate]:
             f"the result is multiplied by {_number(of_weight, site.config)}",
             lambda site: of_weight * linear(site.x, site.affine),
         )
-    scaled = "" if abs(of_weight - 1) < 1e-4 else f"the weight is multiplied by {_number(of_weight, site.config)}; "
-    yield Candidate(
-        f"{scaled}the bias is multiplied by {of_bias:.4g}",
-        lambda site: of_weight * (site.x @ site.affine.weight.T) + of_bias * site.affine.bias,
-    )
+    scaled = []
+    if abs(of_weight - 1) >= 1e-4:
+        scaled.append(f"the weight is multiplied by {_number(of_weight, site.config)}")
+    if abs(of_bias - 1) >= 1e-4:
+        scaled.append(f"the bias is multiplied by {of_bias:.4g}")
+    if scaled:
+        yield Candidate(
+            "; ".join(scaled),
+            lambda site: of_weight * (site.x @ site.affine.weight.T) + of_bias * site.affine.bias,
+        )
     # How much each input counts: the sum over c of gain[c] x[:, c] weight[:, c] is the difference.
     squares = (x.T @ x) * (weight.T @ weight)
     gains, *_ = np.linalg.lstsq(
@@ -265,8 +282,8 @@ def _number(value: float, config: BertConfig) -> str:
     return f"{value:.6g}"
 
 
-def described(chosen: Array, name: str) -> str:
-    """Describe which of n numbered things are chosen: a range, a pattern of tiles, or a list."""
+def described(chosen: NDArray[np.bool_], name: str) -> str:
+    """Describe which of n numbered things are chosen: a range, a pattern of tiles, or a list; "is" or "are" ends it."""
     places = np.flatnonzero(chosen)
     if len(places) == 1:
         return f"{name} {places[0]} is"

@@ -59,6 +59,12 @@ def finishes(site: Site, before: Array) -> Iterator[tuple[str, Callable[[Site, A
         yield f"the activation is {says}", lambda _site, x, function=function: function(x)
     yield "the bias is added after GELU", lambda site, x: gelu(x - site.affine.bias) + site.affine.bias
     run, right = np.concatenate(site.recorded.values(site.point)), gelu(before)
+    with np.errstate(all="ignore"):
+        share = run / before
+        slope = _median((np.log(share / (1 - share)) / before)[(share > 0.01) & (share < 0.99)])
+    leak = _median(share[before < 0])
+    yield f"the activation is x σ({slope:.5g} x)", lambda _site, x: x * sigmoid(slope * x)
+    yield f"the activation is leaky ReLU with {leak:.4g}", lambda _site, x: np.where(x > 0, x, leak * x)
     scale = float(np.vdot(right, run) / np.vdot(right, right))
     yield f"the activation is GELU times {scale:.5g}", lambda _site, x: scale * gelu(x)
     for says, bound, clipped in (("at most", float(run.max()), np.minimum), ("at least", float(run.min()), np.maximum)):
@@ -66,6 +72,11 @@ def finishes(site: Site, before: Array) -> Iterator[tuple[str, Callable[[Site, A
             f"the activation is GELU, clipped to {says} {bound:.6g}",
             lambda _site, x, bound=bound, clipped=clipped: clipped(gelu(x), bound),
         )
+
+
+def _median(values: Array) -> float:
+    """The middle one; NaN if there are none."""
+    return float(np.median(values)) if values.size else math.nan
 
 
 def candidates(site: Site) -> Iterator[Candidate]:

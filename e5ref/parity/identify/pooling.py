@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from e5ref import numpy_model
 from e5ref.operations import Array
-from e5ref.parity.identify.site import Candidate, Site, plain
+from e5ref.parity.altered.models import round_to
+from e5ref.parity.identify.site import Candidate, Site, departure, plain
 
 # The weights that an average gives to the tokens of a text of n. -> [n]
 Weights = Callable[[int], Array]
@@ -46,12 +47,19 @@ def candidates(site: Site) -> Iterator[Candidate]:
         for index in range(layers - 1, -1, -1):
             yield from _points(f"layers.{index}.output", f"the output of layer {index}, not of the last")
         yield from _points("embeddings", "the embeddings")
-    elif site.kind == "pooled":
-        yield from _pools(site)
-        yield from _orders(site)
     else:
-        yield from _norms(site)
+        yield from (_pools if site.kind == "pooled" else _norms)(site)
         yield from _orders(site)
+        for dtype in ("float16", "bfloat16"):
+            yield Candidate(
+                f"the vectors are rounded to {dtype}",
+                lambda site, dtype=dtype: round_to(np.asarray(plain(site)), dtype),
+            )
+        yield Candidate("the dimensions are in reverse", lambda site: np.asarray(plain(site))[:, ::-1])
+        yield Candidate(
+            "the vectors are rounded to 1/127, as whole numbers of 8 bits",
+            lambda site: np.rint(np.asarray(plain(site)) * 127) / 127,
+        )
 
 
 def _points(name: str, says: str) -> Iterator[Candidate]:
@@ -203,7 +211,10 @@ def measured(site: Site) -> str:
         if x.shape != run.shape:
             return "the vectors have a different width"
         norms = np.linalg.norm(run, axis=-1)
-        return f"the norms of its rows are {norms.min():.4g} to {norms.max():.4g}"
+        return (
+            f"the norms of the vectors are {norms.min():.4g} to {norms.max():.4g}, and they are off by "
+            f"{departure(site):.2g} in norm"
+        )
     states, vectors = site.recorded.values(site.feeds[0]), site.recorded.values(site.point)
     text = int(np.argmax([len(rows) if len(rows) < rows.shape[1] else 0 for rows in states]))
     weights, *_ = np.linalg.lstsq(states[text].T, vectors[text][0], rcond=None)

@@ -339,6 +339,13 @@ def plain(site: Site) -> Values:
     return finished(site, site.before_norm())
 
 
+def departure(site: Site) -> float:
+    """Return how far the run is from what the reference computes there, in norm, as a share of it."""
+    right = plain(site)
+    error, size = (np.concatenate([each.ravel() for each in of]) for of in (site.errors(right), as_list(right)))
+    return float(np.linalg.norm(error) / np.linalg.norm(size))
+
+
 def scores(site: Site, text: int) -> Array:
     """The scaled scores of a text. [N, t, t], queries down."""
     query, key = (heads(site.recorded.values(name)[text], site.config) for name in site.feeds)

@@ -10,13 +10,14 @@ from e5ref.parity import compare
 from e5ref.parity.altered.models import run_reference
 from e5ref.parity.identify.identify import described_points, identify
 from e5ref.parity.judge.explain import explain
+from tests.parity.identify.further import FURTHER
 from tests.parity.identify.reported import REPORTED, planted
 from tests.tools.batches import ragged_batch
 from tests.tools.runs import reference_run, run_of
 
 IDS, MASK = ragged_batch([9, 4, 30, 12, 6], 40)
 IDS = IDS * MASK  # id 0 is padding
-BY_NAME = {mistake.name: mistake for mistake in REPORTED}
+BY_NAME = {mistake.name: mistake for mistake in [*REPORTED, *FURTHER]}
 
 # One or two of each operation; tests/measure/parity/identify.py has them all, on three models.
 NAMES = [
@@ -43,6 +44,7 @@ NAMES = [
     "every text has the vector of the text before it",
     "divided by the norm plus 0.01",
     "only the first text is normalised",
+    *(mistake.name for mistake in FURTHER),
 ]
 
 
