@@ -24,10 +24,11 @@ Wanted = Literal["normalized", "pooled", "hidden states"]
 # computed the longest first, so a query waits for its whole window: this bounds how long.
 WINDOW_TOKENS = 8
 
-# Whoever was answered may ask again at once. So that one window does for all clients, the next waits as long as texts
-# come at this distance in seconds, or at this share of the last window's time if that is more. It waits at most that
-# window's time, until as many texts are there, or a window is full.
-LINGER_SECONDS, LINGER_SHARE = 0.002, 0.25
+# Whoever was answered may ask again at once. So that one window does for all clients, the next waits these seconds and
+# the time that the event loop has with the answers. It waits on as long as texts come faster than they are computed,
+# until as many are there as were answered, or the window is full.
+LINGER_SECONDS = 0.002
+REQUEST_SECONDS = 0.0003  # of the event loop, to read one or to answer it
 
 
 class FullError(Exception):
@@ -109,8 +110,8 @@ class Batcher:
         self._jobs: deque[Job] = deque()
         self._texts = self._tokens = 0  # of the jobs, those that wait
         self._tokens_done, self._seconds = 0, 0.0  # what the engine has done, and in what time
-        # Texts, a time of `time.perf_counter`, and seconds.
-        self._expected, self._linger_until, self._pause = 0, 0.0, 0.0
+        # How many texts the next window waits for, until when at most, and what one of them will take to compute.
+        self._expected, self._linger_until, self._text_seconds = 0, 0.0, 0.0
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="e5ref-batcher", daemon=True)
@@ -148,6 +149,7 @@ class Batcher:
             self.check_room(len(job.vectors))
             self._jobs.append(job)
             self._count(job, +1)
+            self._linger_until += max(REQUEST_SECONDS, self._text_seconds * len(job.vectors))
             self._changed.notify()
         return job
 
@@ -210,15 +212,15 @@ class Batcher:
                 start = time.perf_counter()
                 for window in finished_windows(engine, run, normalize=wanted == "normalized"):
                     parts = begun.popleft()
-                    # Counted before the answer: whoever has it may ask again at once, and is then among those expected.
-                    self._expected = self._texts + len(window.vectors)
-                    self._hand_over(parts, window.vectors)
-                    jobs.difference_update(part.job for part in parts if part.texts.stop == len(part.job.vectors))
                     end = time.perf_counter()
                     self._seconds += end - start
-                    self._pause = max(LINGER_SECONDS, LINGER_SHARE * (end - start))
-                    self._linger_until = end + max(self._pause, end - start)
+                    # Before the answer: whoever has it may ask again at once, and is then among those expected.
+                    self._expected = self._texts + len(window.vectors)
+                    self._linger_until = end + LINGER_SECONDS + REQUEST_SECONDS * len(parts)
+                    self._text_seconds = (end - start) / len(window.vectors)
                     start = end
+                    self._hand_over(parts, window.vectors)
+                    jobs.difference_update(part.job for part in parts if part.texts.stop == len(part.job.vectors))
         except Exception as error:  # it is theirs who wait; the next run may go well
             for job in jobs:
                 self._drop(job)
@@ -248,10 +250,10 @@ class Batcher:
         return parts
 
     def _linger(self, tokens: int) -> None:
-        """Wait for those who were answered just now, as long as they come one soon after another and there is room."""
+        """Wait for those who were answered just now, as long as they come fast and there is room."""
         while self._texts < self._expected and self._tokens < tokens and not self._closed:
             left = self._linger_until - time.perf_counter()
-            if left <= 0 or not self._changed.wait(min(left, self._pause)):
+            if left <= 0 or not self._changed.wait(left):
                 return
 
     def _hand_over(self, parts: list[Part], vectors: NDArray[np.floating]) -> None:

@@ -44,7 +44,8 @@ def run_wrk(url: str, script: Path, clients: int, seconds: float) -> tuple[float
     options = [f"-c{clients}", "-t1", f"-d{round(seconds)}", "--timeout", "60", "--latency", "-s", str(script)]
     printed = subprocess.run(["wrk", *options, url], capture_output=True, text=True, check=True).stdout
     assert "Non-2xx" not in printed, printed
-    rate, half, most = (re.search(pattern + r"\s*(\S+)", printed)[1] for pattern in ("Requests/sec:", "50%", "99%"))
+    patterns = (r"Requests/sec:", r"^ +50%", r"^ +99%")
+    rate, half, most = (re.search(rf"{pattern}\s*(\S+)", printed, re.MULTILINE)[1] for pattern in patterns)
     return float(rate), half, most
 
 
