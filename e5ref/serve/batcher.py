@@ -215,9 +215,10 @@ class Batcher:
                     end = time.perf_counter()
                     self._seconds += end - start
                     # Before the answer: whoever has it may ask again at once, and is then among those expected.
-                    self._expected = self._texts + len(window.vectors)
-                    self._linger_until = end + LINGER_SECONDS + REQUEST_SECONDS * len(parts)
-                    self._text_seconds = (end - start) / len(window.vectors)
+                    with self._changed:
+                        self._expected = self._texts + len(window.vectors)
+                        self._linger_until = end + LINGER_SECONDS + REQUEST_SECONDS * len(parts)
+                        self._text_seconds = (end - start) / len(window.vectors)
                     start = end
                     self._hand_over(parts, window.vectors)
                     jobs.difference_update(part.job for part in parts if part.texts.stop == len(part.job.vectors))
